@@ -1,0 +1,121 @@
+"""Packing uneven devices into one batch: chunks of like size, padded rows, only the table rows read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clients.batches import Schedule
+from fedsim.types import PAD, Examples, Params, same_width
+
+BYTES = 4  # float32
+
+
+@dataclass(frozen=True)
+class Work:
+    """One device's part in a round."""
+
+    examples: Examples
+    weight: float
+    schedule: Schedule
+    key: int
+    """Names this device and round to dropout."""
+
+    @property
+    def steps(self) -> int:
+        return len(self.schedule.rows)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """K devices side by side, most local steps first, so that those still at work are a prefix."""
+
+    fields: dict[str, Tensor]
+    """Examples [K, n, ...], padded to the largest device."""
+    rows: Tensor
+    """Row numbers of each step's batch [K, steps, batch]."""
+    mask: Tensor
+    """Which of them are real [K, steps, batch]."""
+    active: list[int]
+    """Devices at work in each step."""
+    weights: Tensor
+    """[K], float64."""
+    keys: Tensor
+    """[K], int64."""
+    table_rows: dict[str, Tensor]
+    """For each table that is read by ids: the rows that each device holds, [K, rows]."""
+
+
+def plan_chunks(costs: Sequence[int], limit: int) -> list[list[int]]:
+    """Group devices, dearest first, so that (devices × dearest device) stays within `limit` bytes.
+
+    A pure function of sizes and limit. A device that is dearer than the limit is a chunk of its own.
+    """
+    chunks: list[list[int]] = []
+    for device in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        if chunks and (len(chunks[-1]) + 1) * costs[chunks[-1][0]] <= limit:
+            chunks[-1].append(device)
+        else:
+            chunks.append([device])
+    return chunks
+
+
+def pack(works: Sequence[Work], tables: Mapping[str, str], device: torch.device) -> Chunk:
+    """Stack the works of a chunk. `tables` maps a table parameter to the field of ids that reads it."""
+    works = sorted(works, key=lambda work: -work.steps)
+    wide = same_width([w.examples for w in works])
+    fields = {
+        name: torch.nn.utils.rnn.pad_sequence([e.fields[name] for e in wide], batch_first=True)
+        for name in wide[0].fields
+    }
+    if "tokens" in fields:
+        fields |= _trim(fields)
+    table_rows = {}
+    for table, field in tables.items():
+        table_rows[table], fields[field] = _compact(fields[field])
+    steps, batch = works[0].steps, max(w.schedule.rows.shape[1] for w in works)
+    rows = np.zeros((len(works), steps, batch), dtype=np.int64)
+    mask = np.zeros((len(works), steps, batch), dtype=bool)
+    for k, work in enumerate(works):
+        s, b = work.schedule.rows.shape
+        rows[k, :s, :b], mask[k, :s, :b] = work.schedule.rows, work.schedule.mask
+    return Chunk(
+        fields={name: f.to(device) for name, f in fields.items()},
+        rows=torch.from_numpy(rows).to(device),
+        mask=torch.from_numpy(mask).to(device),
+        active=[sum(w.steps > step for w in works) for step in range(steps)],
+        weights=torch.tensor([w.weight for w in works], dtype=torch.float64, device=device),
+        keys=torch.tensor([w.key for w in works], device=device),
+        table_rows={name: r.to(device) for name, r in table_rows.items()},
+    )
+
+
+def device_cost(params: Params, tables: Mapping[str, str], examples: Examples, copies: int) -> int:
+    """Return the bytes that a device's parameters take, `copies` times, with only the rows it reads."""
+    count = 0
+    for name, p in params.items():
+        if name in tables:
+            ids = examples.fields[tables[name]]
+            count += min(len(p), ids.numel()) * p[0].numel()
+        else:
+            count += p.numel()
+    return count * copies * BYTES
+
+
+def _trim(fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cut padding that no example of the chunk needs."""
+    longest = int((fields["tokens"] != PAD).sum(-1).max().clamp(min=1))
+    names = [name for name in ("tokens", "tags") if name in fields]
+    return {name: fields[name][..., :longest] for name in names}
+
+
+def _compact(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct ids of each device [K, rows], PAD first, and `ids` as positions in them.
+
+    Rows are filled up with PAD, whose positions are never read and so never change.
+    """
+    sets = [torch.unique(torch.cat([one.flatten(), one.new_tensor([PAD])])) for one in ids]
+    positions = [torch.searchsorted(s, one.contiguous()) for s, one in zip(sets, ids, strict=True)]
+    return torch.nn.utils.rnn.pad_sequence(sets, batch_first=True), torch.stack(positions)

@@ -1,0 +1,205 @@
+"""The command line: `fedsim run | show | report | runs | export`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedsim.config import Config, load
+from fedsim.errors import RunFailed, WrongInput
+
+cli = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # its tracebacks print local variables: people's data
+    rich_markup_mode="rich",
+    help="Find out, before you ship, what a federated model learns and what it leaks.\n\n"
+    "Start with [bold]fedsim run experiments/quickstart.toml[/bold]; look first with "
+    "[bold]fedsim show[/bold]; change any setting with [bold]--set section.key=value[/bold].",
+)
+out = Console()
+err = Console(stderr=True)
+
+Experiment = Annotated[Path, typer.Argument(help="The experiment's TOML file.", metavar="EXPERIMENT.toml")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."),
+]
+DataDir = Annotated[
+    str | None,
+    typer.Option("--data-dir", help="Folder that holds the data sets; else place.data_dir, FEDSIM_DATA."),
+]
+Out = Annotated[str | None, typer.Option("--out", help="Folder of the run directories [runs].")]
+
+
+@cli.command()
+def run(
+    experiment: Experiment,
+    settings: Settings = None,
+    backend: Annotated[str, typer.Option(help="Where the nodes are: local (this process).")] = "local",
+    nodes: Annotated[int, typer.Option(min=1, max=1024, help="In-process nodes.")] = 1,
+    data_dir: DataDir = None,
+    device: Annotated[str | None, typer.Option(help="auto | cpu | cuda")] = None,
+    out_dir: Out = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, nothing else.")] = False,
+    fresh: Annotated[bool, typer.Option(help="Start over; an earlier run is kept aside.")] = False,
+) -> None:
+    """Train an experiment; repeated, resume an unfinished run or say that it is done."""
+    from fedsim.app.local import run_local
+    from fedsim.app.rundir import RunDir
+
+    if backend != "local":
+        raise WrongInput(f"--backend {backend!r} is not known; choose local")
+    config = resolve(experiment, settings, data_dir=data_dir, device=device, out=out_dir)
+    before = RunDir.of(config)
+    done = before.summary is not None and not fresh
+    with Watcher(config, quiet=as_json or done) as watch:
+        finished = run_local(config, nodes, fresh, watch)
+    summary = finished.summary
+    assert summary is not None
+    if as_json:
+        print(json.dumps(summary))
+        return
+    if done:
+        out.print("This run was done already; --fresh starts it over.")
+    out.print(summary_table(summary))
+    out.print(f"Results: {finished.path}", soft_wrap=True)
+    out.print(f"Look at them: fedsim report '{finished.path}'", soft_wrap=True)
+
+
+@cli.command()
+def show(experiment: Experiment, settings: Settings = None, data_dir: DataDir = None) -> None:
+    """Print the resolved config, the federation's statistics and what a run will do; train nothing."""
+    from fedsim.app.describe import describe
+
+    describe(resolve(experiment, settings, data_dir=data_dir), out)
+
+
+@cli.command()
+def report(run_path: Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN")]) -> None:
+    """Write RUN/report.html, one self-contained page, and its figures."""
+    from fedsim.app.report import write_report
+    from fedsim.app.rundir import open_run
+
+    print(write_report(open_run(run_path)))
+
+
+@cli.command()
+def runs(out_dir: Out = None) -> None:
+    """List the runs that there are, with their state."""
+    from fedsim.app.rundir import find_runs
+
+    folder = Path(out_dir or Config().place.out)
+    table = Table("run", "state", "rounds", "metrics")
+    for found in find_runs(folder):
+        rows, summary = found.rows(), found.summary
+        state = summary["status"] if summary else "unfinished: run it again to go on"
+        metrics = summary["metrics"] if summary else {}
+        table.add_row(
+            str(found.path.relative_to(folder)),
+            state,
+            f"{len(rows)}/{found.config.train.rounds}",
+            ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()),
+        )
+    out.print(table if table.row_count else f"No run below {str(folder)!r} yet.")
+
+
+@cli.command()
+def export(
+    run_path: Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN")],
+    to: Annotated[Path | None, typer.Option(help="Target folder [RUN/model].")] = None,
+) -> None:
+    """Write the trained model as model.npz and model.json (no pickle)."""
+    from fedsim.app.export import export_model
+    from fedsim.app.rundir import open_run
+
+    found = open_run(run_path)
+    print(export_model(found, to or found.path / "model"))
+
+
+def resolve(experiment: Path, settings: list[str] | None, **place: str | None) -> Config:
+    """Return the config of an experiment with `--set` and the place options applied."""
+    from fedsim.config import from_flat, to_flat
+
+    config = load(experiment, settings or [])
+    named = {f"place.{key}": value for key, value in place.items() if value is not None}
+    return from_flat(to_flat(config) | named)
+
+
+class Watcher:
+    """A progress bar on stderr over the rounds; its `watch` takes each round's row."""
+
+    def __init__(self, config: Config, quiet: bool) -> None:
+        self.bar = Progress(
+            TextColumn("round"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metric]}"),
+            console=err,
+            disable=quiet,
+        )
+        self.task = self.bar.add_task("rounds", total=config.train.rounds, metric="setting up")
+        self.text = ""
+
+    def __enter__(self) -> Any:
+        self.bar.start()
+        return self.watch
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def watch(self, row: dict[str, Any]) -> None:
+        shown = ("intent_accuracy", "slot_f1", "accuracy", "loss")
+        text = "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
+        self.text = text or self.text
+        self.bar.update(self.task, completed=row["round"], metric=self.text)
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """The summary for people."""
+    table = Table(
+        title=f"{summary['name']}, seed {summary['seed']}: {summary['status']}", title_justify="left"
+    )
+    table.add_column("")
+    table.add_column("federated", justify="right")
+    reference = summary["reference"].get("centralised", {})
+    if reference:
+        table.add_column("centralised", justify="right")
+    for name, value in summary["metrics"].items():
+        table.add_row(name, f"{value:.4f}", *([f"{reference[name]:.4f}"] if name in reference else []))
+    table.add_row("rounds", str(summary["rounds"]))
+    table.add_row("devices with examples", f"{summary['devices']} of {summary['devices_all']}")
+    table.add_row("training time", f"{summary['time']['train_s']:.1f} s")
+    table.add_row("devices a second", f"{summary['time']['devices_per_s']:.0f}")
+    if summary["test_labels_unseen"]:
+        table.add_row("test labels unseen in training", str(summary["test_labels_unseen"]))
+    if "stopped_early" in summary:
+        table.caption = summary["stopped_early"]
+    return table
+
+
+def main() -> None:
+    """Run the command line: exit code 0 done, 2 wrong input, 1 anything else."""
+    sys.path.insert(0, os.getcwd())  # own code by "package.module:function" is sought where one stands
+    try:
+        cli()
+    except WrongInput as error:
+        err.print(f"[bold red]error:[/] {error}", soft_wrap=True, markup=True)
+        sys.exit(2)
+    except RunFailed as error:
+        err.print(f"[bold red]failed:[/] {error}", soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

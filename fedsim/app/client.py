@@ -1,0 +1,79 @@
+"""The Flower ClientApp: a node announces the devices that it hosts and trains those that are asked for."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+
+from clients.training import Assignment, Trainer
+from fedsim.app.place import chunk_bytes, data_dir, torch_device
+from fedsim.config import Config, from_flat
+from fedsim.data.activity import public_activity
+from fedsim.data.federation import FederatedDataset, load_federation
+from fedsim.models import build_model
+from fedsim.models.tasks import make_task
+from fedsim.wire import (
+    Announcement,
+    pack_announcement,
+    pack_update,
+    unpack_task,
+)
+
+app = ClientApp()
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node keeps between messages; all of it can be made anew from the config."""
+
+    config: Config
+    federation: FederatedDataset
+    trainer: Trainer
+    share: slice
+    """The devices that the node hosts, out of the federation's sorted ones."""
+
+    @property
+    def devices(self) -> NDArray[np.str_]:
+        return self.federation.devices[self.share]
+
+
+@app.query()
+def announce(message: Message, context: Context) -> Message:
+    """Answer with the node's devices and their public activity."""
+    node = _node(context)
+    activity = public_activity(node.federation.activity[node.share], node.config.data.activity_public)
+    return Message(pack_announcement(Announcement(node.devices, activity)), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the devices that the message names, as one batch, and answer with their weighted sum."""
+    node = _node(context)
+    params, cohort = unpack_task(message.content)
+    assigned = [
+        Assignment(device, node.federation.train(device), float(weight))
+        for device, weight in zip(cohort.devices.tolist(), cohort.weights, strict=True)
+    ]
+    update = node.trainer.train(params, assigned, node.config.seed, cohort.round)
+    return Message(pack_update(update, cohort.round), reply_to=message)
+
+
+def _node(context: Context) -> Node:
+    config = from_flat(context.run_config)
+    folder = data_dir(config.place, context.node_config)
+    if "data-path" in context.node_config:  # a real node hosts all that its own data hold
+        return _make_node(config, folder, 0, 1)
+    first = int(context.node_config.get("partition-id", 0))
+    return _make_node(config, folder, first, int(context.node_config.get("num-partitions", 1)))
+
+
+@lru_cache(maxsize=64)
+def _make_node(config: Config, folder: Path | None, first: int, step: int) -> Node:
+    federation = load_federation(config.data, folder)
+    module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
+    trainer = Trainer(module, make_task(federation.spec), config.train, chunk_bytes(config.place))
+    return Node(config, federation, trainer, slice(first, None, step))

@@ -1,0 +1,101 @@
+"""What an experiment is and will do, in tables and sentences, before anything trains."""
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from fedsim.app.place import data_dir
+from fedsim.config import Config, to_flat
+from fedsim.data.activity import public_activity
+from fedsim.data.federation import FederatedDataset, count_unseen_labels, load_federation
+from fedsim.data.statistics import activity_statistics, label_skew
+from fedsim.models import build_model, parameters_of
+from fedsim.seeds import generator
+from fedsim.types import View
+from strategies.aggregation import make_aggregator
+from strategies.selection import select
+
+
+def describe(config: Config, console: Console) -> None:
+    """Print config, federation and plan. Raises WrongInput for what a run would refuse."""
+    console.print(config_table(config))
+    federation = load_federation(config.data, data_dir(config.place, {}))
+    console.print(federation_table(config, federation))
+    console.print(plan_sentences(config, federation))
+
+
+def config_table(config: Config) -> Table:
+    """Every setting with its value; those that differ from the default are marked."""
+    table = Table("setting", "value", title="Config (* differs from the default)", title_justify="left")
+    default = to_flat(Config())
+    for key, value in to_flat(config).items():
+        mark = "" if value == default[key] else " *"
+        table.add_row(key + mark, str(value) if value != "" else '""')
+    return table
+
+
+def federation_table(config: Config, federation: FederatedDataset) -> Table:
+    """Sizes, unevenness of activity and of labels."""
+    table = Table("federation", "", title="Federation", title_justify="left")
+    for name, value in activity_statistics(federation.activity).items():
+        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+    spec = federation.spec
+    table.add_row("labels / tags", f"{len(spec.labels)} / {len(spec.tags)}")
+    if spec.vocabulary:
+        table.add_row("token ids", str(spec.vocabulary))
+    table.add_row("test / dev examples", f"{_size(federation.test)} / {_size(federation.dev)}")
+    table.add_row("test examples with a label unseen in training", str(count_unseen_labels(federation)))
+    skew = label_skew(federation, config.data.seed)
+    if skew is not None:
+        where = f"a seeded sample of {skew.devices} devices" if skew.sampled else "all devices"
+        table.add_row(
+            "label skew (Jensen-Shannon, bits)",
+            f"{skew.measured:.3f}, by chance alone {skew.by_chance:.3f} ({where})",
+        )
+    for note in federation.notes:
+        table.add_row("note", note)
+    return table
+
+
+def plan_sentences(config: Config, federation: FederatedDataset) -> RenderableType:
+    """What a run will do, from the selection's own first draw."""
+    activity = public_activity(federation.activity, config.data.activity_public)
+    view = View(
+        round=1,
+        devices=federation.devices,
+        activity=activity,
+        reachable=np.ones(len(activity), dtype=bool),
+        participation=np.zeros(len(activity), dtype=np.int64),
+    )
+    first = select(view, config.selection, generator(config.seed, "select", 1))
+    params = parameters_of(build_model(federation.spec, config.model, config.seed))
+    make_aggregator(config.aggregation)
+    count = sum(p.numel() for p in params.values())
+    train = config.train
+    work = f"{train.local_steps} steps" if train.local_steps else f"{train.local_epochs} epoch(s)"
+    lines = [
+        f"{train.rounds} rounds; about {config.selection.cohort} devices each ({config.selection.rule}, "
+        f"{config.selection.sampling}); the first cohort would have {len(first)}.",
+        f"Each device trains {work} with batches of {train.batch_size} by {train.optimizer}, lr {train.lr}.",
+        f"The model {config.model.name!r} has {count:,} parameters ({count * 4 / 1e6:.1f} MB).",
+        f"The server aggregates by {config.aggregation.rule} with weights {config.aggregation.weights!r}.",
+        "No differential privacy: nothing bounds what the model reveals.",
+    ]
+    if first.probabilities is not None and len(first):
+        sure = int((first.probabilities >= 1.0).sum())
+        lines.append(
+            f"Inclusion probabilities in that cohort: {first.probabilities.min():.4f} to "
+            f"{first.probabilities.max():.4f}; {sure} devices would train in every round."
+        )
+    if config.selection.rule == "activity" and config.aggregation.weights in ("auto", "examples"):
+        lines.append(
+            "[yellow]Activity counts twice: active devices are chosen more often and weigh more. "
+            'aggregation.weights = "equal" counts it once.[/yellow]'
+        )
+    if config.train.patience:
+        lines.append("Early stopping looks at the dev part; that choice is outside any epsilon.")
+    return Group("", *lines)
+
+
+def _size(examples: object) -> int:
+    return 0 if examples is None else len(examples)  # type: ignore[arg-type]

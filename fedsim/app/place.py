@@ -1,0 +1,40 @@
+"""Where a run happens: the data directory, the torch device, the threads, the memory for a chunk."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedsim.config import Place
+from fedsim.errors import WrongInput
+
+DATA_VARIABLE = "FEDSIM_DATA"
+GIB = 2**30
+DEFAULT_CHUNK_GIB = 0.25
+"""What pays on a CPU: small enough for its caches, large enough to fill its vector units."""
+
+
+def data_dir(place: Place, node_config: Mapping[str, Any]) -> Path | None:
+    """Return the data directory: node-config `data-path`, then place.data_dir, then FEDSIM_DATA."""
+    named = node_config.get("data-path") or place.data_dir or os.environ.get(DATA_VARIABLE, "")
+    return Path(str(named)).expanduser() if named else None
+
+
+def torch_device(place: Place) -> torch.device:
+    """Return the device that the place names. Raises WrongInput for cuda without a GPU."""
+    if place.device == "cuda" and not torch.cuda.is_available():
+        raise WrongInput("place.device = 'cuda' but torch sees no GPU; use --device cpu or auto")
+    cuda = place.device == "cuda" or (place.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def threads(place: Place) -> int:
+    """Return the torch threads to use: as named, else one a core."""
+    return place.threads or os.cpu_count() or 1
+
+
+def chunk_bytes(place: Place) -> int:
+    """Return the memory that a chunk of stacked devices may take."""
+    return int((place.memory_gib or DEFAULT_CHUNK_GIB) * GIB)

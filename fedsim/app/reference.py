@@ -1,0 +1,38 @@
+"""The same model trained centrally on the pooled data: what a federation is compared with."""
+
+import numpy as np
+
+from clients.training import Assignment, Trainer
+from fedsim.app.place import torch_device
+from fedsim.config import Config
+from fedsim.data.federation import FederatedDataset
+from fedsim.models import build_model, parameters_of
+from fedsim.models.evaluation import evaluate
+from fedsim.models.tasks import make_task
+from fedsim.types import concatenate
+
+
+def train_centralised(config: Config, federation: FederatedDataset) -> dict[str, float]:
+    """Return the test metrics of the model after `train.centralised_epochs` of Adam on all examples.
+
+    A federation of one device that holds everything, from the same first parameters.
+    """
+    if federation.test is None:
+        return {}
+    owners = federation.devices[federation.activity > 0]
+    pooled = concatenate([federation.train(str(device)) for device in np.sort(owners)])
+    settings = config.train.model_copy(
+        update={
+            "optimizer": "adam",
+            "lr": config.train.centralised_lr,
+            "batch_size": config.train.centralised_batch,
+            "local_epochs": config.train.centralised_epochs,
+            "local_steps": 0,
+        }
+    )
+    module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
+    task, params = make_task(federation.spec), parameters_of(module)
+    trainer = Trainer(module, task, settings)
+    update = trainer.train(params, [Assignment("pooled", pooled, 1.0)], config.seed, round=0)
+    trained = {name: (p.double() + update.delta[name]).float() for name, p in params.items()}
+    return evaluate(module, task, trained, federation.test)

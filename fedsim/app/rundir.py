@@ -1,0 +1,213 @@
+"""A run's folder: config, manifest, rows, checkpoints, summary. Files are the truth.
+
+Everything is written so that a kill at any moment loses at most the round at work: rows are appended
+and cut back to the last checkpoint on resume, all other files are written aside and renamed.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from fedsim.config import Config, load, to_toml
+from fedsim.errors import WrongInput
+from fedsim.types import Params
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The server's state after a round: named tensors, and nothing that randomness was drawn from."""
+
+    round: int
+    params: Params
+    aggregator: Params
+    participation: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """`<out>/<name>/<hash8>/seed=<n>`."""
+
+    path: Path
+
+    @staticmethod
+    def of(config: Config) -> "RunDir":
+        name = config.name or "unnamed"
+        return RunDir(Path(config.place.out) / name / config.hash / f"seed={config.seed}")
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "manifest.json").is_file()
+
+    @property
+    def config(self) -> Config:
+        return load(self.path / "config.toml")
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return read_json(self.path / "manifest.json")
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run, else None."""
+        path = self.path / "summary.json"
+        return read_json(path) if path.is_file() else None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process. Raises WrongInput when another one has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path / "lock", timeout=0):
+                yield
+        except Timeout:
+            raise WrongInput(f"another process is working on {self.path}; wait for it, or end it") from None
+        finally:
+            self._remove_if_empty()
+
+    def create(self, config: Config, manifest: Mapping[str, Any]) -> None:
+        write_text(self.path / "config.toml", to_toml(config))
+        self.write_manifest(manifest)
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        write_json(self.path / "manifest.json", manifest)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_json(self.path / "summary.json", summary)
+
+    def set_aside(self) -> Path | None:
+        """Move the run's files to a folder beside it; return that folder, or None without a run."""
+        if not self.exists:
+            return None
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        aside = self.path.with_name(f"{self.path.name}.before-{stamp}")
+        aside.mkdir()
+        for entry in self.path.iterdir():
+            if entry.name != "lock":
+                os.replace(entry, aside / entry.name)
+        return aside
+
+    def rows(self) -> list[Row]:
+        """Return the rows of `rounds.jsonl`; a torn last line is left out."""
+        path = self.path / "rounds.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def append_row(self, row: Row) -> None:
+        with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row, allow_nan=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def cut_rows(self, round: int) -> None:
+        """Keep only whole rows up to `round`: what stands behind the checkpoint is done again."""
+        kept = [json.dumps(row) + "\n" for row in self.rows() if row["round"] <= round]
+        write_text(self.path / "rounds.jsonl", "".join(kept))
+
+    def write_checkpoint(self, checkpoint: Checkpoint, keep: str) -> None:
+        """Write the state after a round; with `keep = "last"` the earlier ones go."""
+        folder = self.path / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        arrays = {f"params/{n}": p.cpu().numpy() for n, p in checkpoint.params.items()}
+        arrays |= {f"aggregator/{n}": p.cpu().numpy() for n, p in checkpoint.aggregator.items()}
+        arrays |= {"participation": checkpoint.participation, "round": np.array(checkpoint.round)}
+        with replaced(folder / f"round-{checkpoint.round:06d}.npz") as path, path.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+        if keep == "last":
+            for old in self._checkpoints()[:-1]:
+                old.unlink()
+
+    def last_checkpoint(self) -> Checkpoint | None:
+        """Return the newest checkpoint, None before the first."""
+        found = self._checkpoints()
+        return _read_checkpoint(found[-1]) if found else None
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.path / "checkpoints").glob("round-*.npz"))
+
+    def _remove_if_empty(self) -> None:
+        """Leave no folder behind for a run that never began."""
+        if self.exists or not self.path.is_dir():
+            return
+        for left in self.path.iterdir():
+            if left.name != "lock":
+                return
+        shutil.rmtree(self.path)
+        for folder in list(self.path.parents)[:3]:
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+
+
+def find_runs(out: Path) -> list[RunDir]:
+    """Return the runs below a folder, oldest path order."""
+    return [RunDir(p.parent) for p in sorted(out.glob("**/manifest.json"))]
+
+
+def open_run(path: Path) -> RunDir:
+    """Return the run in a folder. Raises WrongInput when there is none or more than one."""
+    run = RunDir(path)
+    if run.exists:
+        return run
+    below = find_runs(path) if path.is_dir() else []
+    if len(below) == 1:
+        return below[0]
+    if not below:
+        raise WrongInput(f"{str(path)!r} holds no run; `fedsim runs` lists those that there are")
+    raise WrongInput(f"{str(path)!r} holds {len(below)} runs; name one, as in {str(below[0].path)!r}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    with replaced(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Give a path to write to; put it in place of `path`, whole and synced, when the block ends."""
+    aside = path.with_name(f".{path.name}.part")
+    yield aside
+    with aside.open("rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(aside, path)
+
+
+def _read_checkpoint(path: Path) -> Checkpoint:
+    with np.load(path, allow_pickle=False) as arrays:
+        tensors = {name: arrays[name] for name in arrays.files}
+    return Checkpoint(
+        round=int(tensors.pop("round")),
+        participation=tensors.pop("participation"),
+        params=_under("params/", tensors),
+        aggregator=_under("aggregator/", tensors),
+    )
+
+
+def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> Params:
+    return {
+        name.removeprefix(prefix): torch.from_numpy(a)
+        for name, a in arrays.items()
+        if name.startswith(prefix)
+    }

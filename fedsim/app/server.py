@@ -1,0 +1,81 @@
+"""The Flower ServerApp, and the run that it does: set up, rounds, reference, summary."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedsim.app.manifest import check_resume, make_manifest, now, with_plan
+from fedsim.app.place import data_dir, threads, torch_device
+from fedsim.app.reference import train_centralised
+from fedsim.app.rounds import Server, Watch, ask_roster, check_patience, run_rounds
+from fedsim.app.rundir import RunDir, replaced, write_text
+from fedsim.app.summary import summarise
+from fedsim.config import Config, from_flat
+from fedsim.data.federation import FederatedDataset, load_federation
+from fedsim.models import build_model, parameters_of
+from fedsim.models.tasks import make_task
+from strategies.federated import Federated
+from strategies.roster import Roster
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment that the run config describes; results are in its run directory."""
+    serve(grid, from_flat(context.run_config), context.node_config)
+
+
+def serve(
+    grid: Grid, config: Config, node_config: Mapping[str, Any], watch: Watch = lambda row: None
+) -> RunDir:
+    """Run or resume the experiment on the nodes of `grid`; `watch` sees each round's row.
+
+    A finished run is left as it is. Raises WrongInput before anything is written, RunFailed later.
+    """
+    run = RunDir.of(config)
+    with run.locked():
+        if run.summary is None:
+            _run(grid, config, node_config, run, watch)
+    return run
+
+
+def _run(grid: Grid, config: Config, node_config: Mapping[str, Any], run: RunDir, watch: Watch) -> None:
+    start = time.perf_counter()
+    if run.exists:
+        config = config.model_copy(update={"place": with_plan(config.place, run.manifest["plan"])})
+    torch.set_num_threads(threads(config.place))
+    federation = load_federation(config.data, data_dir(config.place, node_config))
+    server = _make_server(grid, config, federation, run)
+    check_patience(server)
+    if run.exists:
+        check_resume(run, config, federation)
+    else:
+        run.create(config, make_manifest(config, federation, len(list(grid.get_node_ids()))))
+        _write_federation(run, federation, server.strategy.roster)
+    setup_s = time.perf_counter() - start
+    run_rounds(server, watch)
+    reference = train_centralised(config, federation) if config.train.centralised else {}
+    run.write_manifest(run.manifest | {"finished": now()})
+    run.write_summary(summarise(server, reference, setup_s))
+
+
+def _make_server(grid: Grid, config: Config, federation: FederatedDataset, run: RunDir) -> Server:
+    module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
+    strategy = Federated(config, ask_roster(grid), parameters_of(module))
+    strategy.select(1)  # a selector that cannot work is told before anything is written
+    return Server(config, federation, module, make_task(federation.spec), strategy, grid, run)
+
+
+def _write_federation(run: RunDir, federation: FederatedDataset, roster: Roster) -> None:
+    """Keep what the model's inputs and outputs mean, and who was there."""
+    write_text(run.path / "spec.json", json.dumps(asdict(federation.spec), indent=1) + "\n")
+    with replaced(run.path / "devices.npz") as path, path.open("wb") as stream:
+        np.savez_compressed(stream, devices=roster.devices, activity=roster.activity)

@@ -1,0 +1,61 @@
+"""The summary of a finished run."""
+
+from typing import Any
+
+from fedsim.app.rounds import Server
+from fedsim.app.rundir import Row
+from fedsim.data.federation import count_unseen_labels
+from fedsim.models.tasks import Task
+
+NOT_METRICS = {"round", "cohort", "devices", "steps", "train_loss"}
+
+
+def summarise(server: Server, reference: dict[str, float], setup_s: float) -> dict[str, Any]:
+    """Return `summary.json`; metrics are those of the last evaluated round."""
+    config, federation, rows = server.config, server.federation, server.run.rows()
+    train_s = sum(row["time_train_s"] for row in rows)
+    summary: dict[str, Any] = {
+        "schema": config.schema_,
+        "name": config.name,
+        "status": "completed",
+        "config_hash": config.hash,
+        "seed": config.seed,
+        "rounds": len(rows),
+        "devices": int((federation.activity > 0).sum()),
+        "devices_all": len(federation.devices),
+        "devices_empty": int((federation.activity == 0).sum()),
+        "examples": int(federation.activity.sum()),
+        "test_labels_unseen": count_unseen_labels(federation),
+        "metrics": last_metrics(rows),
+        "reference": {"centralised": reference} if reference else {},
+        "time": {
+            "setup_s": setup_s,
+            "train_s": train_s,
+            "devices_per_s": sum(row["devices"] for row in rows) / train_s if train_s else 0.0,
+        },
+        "privacy": {},
+        "attacks": {"membership": [], "canary": [], "audit": []},
+    }
+    if len(rows) < config.train.rounds:
+        summary["stopped_early"] = early_sentence(config.train.patience, server.task, rows)
+    return summary
+
+
+def last_metrics(rows: list[Row]) -> dict[str, float]:
+    """Return the test metrics of the last row that has any."""
+    for row in reversed(rows):
+        metrics = {
+            name: value
+            for name, value in row.items()
+            if name not in NOT_METRICS and not name.startswith(("time_", "dev_"))
+        }
+        if metrics:
+            return metrics
+    return {}
+
+
+def early_sentence(patience: int, task: Task, rows: list[Row]) -> str:
+    return (
+        f"stopped after round {rows[-1]['round']}: the dev metric had not improved for {patience} "
+        "evaluations; this choice looked at the dev part and is outside any epsilon"
+    )

@@ -1,0 +1,257 @@
+"""The configuration of an experiment: frozen sections of scalars, nested once.
+
+One `Config` maps one to one onto an experiment's TOML, onto `--set section.key=value` and onto
+Flower's flat `run_config`. What changes results is hashed into the run's identity; the section
+`[place]` (folders, torch device, threads) is not.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedsim.errors import WrongInput
+from fedsim.names import suggestion
+
+Scalar = str | int | float | bool
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0, le=1e9)]
+NonNegative = Annotated[float, Field(ge=0.0, le=1e9)]
+
+
+class Section(BaseModel):
+    """A frozen group of scalar settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Data(Section):
+    """Where the examples come from and how they become numbers."""
+
+    source: str = Field("requests", description="requests | files | hub | package.module:function")
+    task: Literal["intent_slots", "classification", "image"] = Field(
+        "intent_slots", description="what is learned from an example"
+    )
+    path: str = Field("", description="folder below the data directory, or the hub's name")
+    train: str = Field("", description="training files, comma-separated globs below path")
+    dev: str = Field("", description="files for early stopping, globs; empty = by the split column")
+    test: str = Field("", description="test files, globs; empty = by the split column")
+    columns: str = Field(
+        "text=text,tokens=tokens,label=intent,tags=tags,image=image,device=client,time=,split=split",
+        description="role=column pairs; a pair that is not given keeps its default",
+    )
+    devices: Count = Field(200, description="devices that the generator makes")
+    activity: Literal["zipf", "lognormal", "equal"] = Field(
+        "zipf", description="law of the examples per device in the generator"
+    )
+    activity_shape: Positive = Field(1.2, description="Zipf exponent over the rank, or the lognormal's sigma")
+    examples: Count = Field(5000, description="training examples that the generator makes, in all")
+    activity_public: Literal["exact", "power2"] = Field(
+        "power2", description="activity as server and weights see it: exact | power2 (rounded down)"
+    )
+    vocabulary: Literal["training", "hashed"] = Field(
+        "training", description="words from the training text (reveals them) | hashed buckets"
+    )
+    buckets: int = Field(10000, ge=1, le=10**7, description="hash buckets for words")
+    max_length: int = Field(64, ge=1, le=10000, description="tokens; longer examples are cut")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of generator and partition")
+
+
+class Model(Section):
+    """The model that all devices share."""
+
+    name: str = Field("bag", description="bag | bilstm | mlp | package.module:function")
+    embedding: int = Field(64, ge=1, le=10000, description="width of the word embedding")
+    hidden: int = Field(128, ge=1, le=100000, description="width of a hidden layer, each direction")
+    layers: int = Field(1, ge=1, le=100, description="recurrent or hidden layers")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of inputs dropped in training")
+
+
+class Train(Section):
+    """What a device does with the model that it gets."""
+
+    rounds: Count = Field(20, description="rounds in all")
+    lr: Positive = Field(0.1, description="learning rate of the device's optimiser")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="the device's optimiser")
+    momentum: float = Field(0.0, ge=0.0, lt=1.0, description="momentum of sgd")
+    weight_decay: NonNegative = Field(0.0, description="L2 penalty (sgd, adam), decay (adamw)")
+    batch_size: Count = Field(10, description="examples a local step")
+    local_epochs: Count = Field(1, description="passes over a device's examples a round")
+    local_steps: int = Field(0, ge=0, le=10**6, description="steps a round; 0 = by local_epochs")
+    centralised: bool = Field(False, description="also train the same model on the pooled data")
+    centralised_epochs: Count = Field(10, description="passes of the centralised reference")
+    centralised_lr: Positive = Field(0.003, description="Adam's learning rate of that reference")
+    centralised_batch: Count = Field(64, description="examples a step of that reference")
+    patience: int = Field(
+        0, ge=0, le=10**6, description="stop after so many evaluations on dev without gain; 0 = never"
+    )
+    patience_metric: str = Field("", description="metric that patience watches; empty = the task's")
+
+
+class Evaluation(Section):
+    """How often the model is measured on the server's test examples."""
+
+    every: Count = Field(1, description="rounds between two evaluations; the last is always done")
+
+
+class Selection(Section):
+    """Which devices train in a round."""
+
+    rule: str = Field("activity", description="uniform | activity | package.module:function")
+    cohort: Count = Field(50, description="devices a round, expected (poisson) or exact (fixed)")
+    sampling: Literal["poisson", "fixed"] = Field(
+        "poisson", description="independent coins | exactly `cohort` devices"
+    )
+    power: float = Field(1.0, ge=0.0, le=10.0, description="exponent of the activity")
+
+
+class Aggregation(Section):
+    """How the devices' updates become the next model."""
+
+    rule: str = Field("fedadam", description="fedavg | fedadam | package.module:function")
+    lr: Positive = Field(0.01, description="server learning rate (1.0 is plain FedAvg)")
+    weights: Literal["auto", "equal", "examples"] = Field(
+        "auto", description="equal | examples (public activity); auto = examples without DP"
+    )
+    beta1: Fraction = Field(0.9, description="FedAdam: decay of the first moment")
+    beta2: Fraction = Field(0.99, description="FedAdam: decay of the second moment")
+    tau: Positive = Field(0.001, description="FedAdam: what is added to the root of the second moment")
+
+
+class Place(Section):
+    """Where and on what the experiment runs; changes no result and is never hashed."""
+
+    data_dir: str = Field("", description="folder that holds data.path; else FEDSIM_DATA")
+    out: str = Field("runs", description="folder of the run directories")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="torch device")
+    threads: int = Field(0, ge=0, le=1024, description="torch threads; 0 = one a core")
+    memory_gib: NonNegative = Field(0.0, description="memory for a chunk of devices; 0 = 1 GiB")
+    keep: Literal["last", "all"] = Field("last", description="which checkpoints stay")
+
+
+class Config(Section):
+    """One experiment. Scalars only, one level of sections."""
+
+    schema_: int = Field(1, alias="schema", ge=1, le=1, description="raised when a meaning changes")
+    name: str = Field("", pattern=r"^[\w.-]*$", description="folder under runs/; empty = file's stem")
+    seed: int = Field(1, ge=0, lt=2**63, description="seed of init, selection, batches")
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Train()
+    evaluation: Evaluation = Evaluation()
+    selection: Selection = Selection()
+    aggregation: Aggregation = Aggregation()
+    place: Place = Place()
+
+    @property
+    def hash(self) -> str:
+        """Eight hex digits over `schema` and every value that differs from its default.
+
+        `name`, `seed` and `[place]` stay outside, so a key that a later version adds with a
+        neutral default keeps old hashes.
+        """
+        neutral = to_flat(Config())
+        changed = {
+            key: value
+            for key, value in to_flat(self).items()
+            if value != neutral[key] and key not in ("name", "seed") and not key.startswith("place.")
+        }
+        text = json.dumps({"schema": self.schema_, **changed}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def load(path: Path, settings: Iterable[str] = ()) -> Config:
+    """Read an experiment's TOML and apply `section.key=value` settings on top.
+
+    Raises WrongInput for a missing or malformed file, an unknown key or a value out of bounds.
+    """
+    try:
+        nested = tomllib.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise WrongInput(f"the experiment file {str(path)!r} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise WrongInput(f"the experiment file {str(path)!r} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise WrongInput(f"{path} is not valid TOML: {error}") from error
+    flat = _flatten(nested) | dict(parse_setting(setting) for setting in settings)
+    if not flat.get("name"):
+        flat["name"] = path.stem
+    return from_flat(flat)
+
+
+def from_flat(flat: Mapping[str, Any]) -> Config:
+    """Build the config from dotted keys, as Flower's `run_config` holds them. Raises WrongInput."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        _check_key(key)
+        section, _, field = key.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[field] = value
+    try:
+        return Config.model_validate(nested)
+    except ValidationError as error:
+        raise WrongInput(_sentence(error)) from None
+
+
+def to_flat(config: Config) -> dict[str, Scalar]:
+    """Return every setting under its dotted key; `from_flat` turns it back."""
+    return _flatten(config.model_dump(by_alias=True))
+
+
+def to_toml(config: Config) -> str:
+    """Return the fully resolved config as TOML."""
+    return tomli_w.dumps(config.model_dump(by_alias=True))
+
+
+def parse_setting(setting: str) -> tuple[str, Scalar]:
+    """Split `section.key=value`; a value that is no TOML scalar is taken as a string."""
+    key, equals, text = setting.partition("=")
+    if not equals:
+        raise WrongInput(f"--set wants section.key=value, got {setting!r}; try --set train.lr=0.05")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    return key.strip(), value
+
+
+def parse_pairs(key: str, text: str) -> dict[str, str]:
+    """Parse `"a=b,c="` into `{"a": "b", "c": ""}`; `key` names the setting in errors."""
+    pairs = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise WrongInput(f"{key} wants name=value pairs with commas between, got {part!r}")
+        pairs[name.strip()] = value.strip()
+    return pairs
+
+
+def known_keys() -> list[str]:
+    """Return every dotted key that a config has."""
+    return list(to_flat(Config()))
+
+
+def _flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{field}": inner for field, inner in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _check_key(key: str) -> None:
+    if key not in known_keys():
+        raise WrongInput(f"unknown config key {key!r}{suggestion(key, known_keys())}")
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"{key} = {first['input']!r} is not allowed: {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -1,0 +1,58 @@
+"""How many examples each device has: made, measured, and told to others."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.config import Data
+from fedsim.errors import WrongInput
+from fedsim.seeds import generator
+
+Counts = NDArray[np.int64]
+
+
+def make_activity(data: Data) -> Counts:
+    """Return examples per device [devices], at least 1 each and `data.examples` in all.
+
+    Sizes follow the named law and are handed to devices in a seeded order, so that a device's id says
+    nothing of its size. Raises WrongInput when there are fewer examples than devices.
+    """
+    if data.examples < data.devices:
+        raise WrongInput(
+            f"data.devices = {data.devices} needs at least as many examples, got data.examples = "
+            f"{data.examples}; raise data.examples or lower data.devices"
+        )
+    rng = generator(data.seed, "activity")
+    if data.activity == "zipf":
+        share = np.arange(1, data.devices + 1, dtype=np.float64) ** -data.activity_shape
+    elif data.activity == "lognormal":
+        share = rng.lognormal(0.0, data.activity_shape, data.devices)
+    else:
+        share = np.ones(data.devices)
+    sizes = 1 + _apportion(share, data.examples - data.devices)
+    return rng.permutation(sizes)
+
+
+def public_activity(activity: Counts, rule: str) -> Counts:
+    """Return activity as others see it: `exact`, or `power2` (the largest power of two not above it)."""
+    if rule == "exact":
+        return activity
+    exponent = np.floor(np.log2(np.maximum(activity, 1))).astype(np.int64)
+    return np.where(activity > 0, np.left_shift(np.int64(1), exponent), 0)
+
+
+def gini(activity: Counts) -> float:
+    """Return the Gini coefficient of activity: 0 when all devices are alike, near 1 when one has all."""
+    ordered = np.sort(activity).astype(np.float64)
+    n, total = len(ordered), ordered.sum()
+    if total == 0:
+        return 0.0
+    return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total))
+
+
+def _apportion(share: NDArray[np.float64], total: int) -> Counts:
+    """Split `total` in proportion to `share` by largest remainders."""
+    exact = share / share.sum() * total
+    whole = np.floor(exact).astype(np.int64)
+    missing = total - int(whole.sum())
+    whole[np.argsort(whole - exact, kind="stable")[:missing]] += 1
+    return whole

@@ -1,0 +1,85 @@
+"""Words, labels and tags to ids."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.config import Data
+from fedsim.types import UNKNOWN
+
+Tokens = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Word -> id. Built from training text it *reveals that text's words* to whoever gets the model
+    or the vocabulary, and no DP guarantee covers that; hashed buckets reveal nothing."""
+
+    words: dict[str, int]
+    buckets: int
+    """Hash buckets; 0 where `words` holds the ids."""
+
+    @property
+    def size(self) -> int:
+        """How many ids there are: padding, the unknown word, and words or buckets."""
+        return UNKNOWN + 1 + (self.buckets or len(self.words))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The words in the order of their ids, from the first that is a word."""
+        return tuple(sorted(self.words, key=self.words.__getitem__))
+
+    def ids(self, tokens: Tokens) -> list[int]:
+        if self.buckets:
+            return [UNKNOWN + 1 + _hash(token) % self.buckets for token in tokens]
+        return [self.words.get(token, UNKNOWN) for token in tokens]
+
+
+def make_vocabulary(data: Data, texts: Iterable[Tokens]) -> Vocabulary:
+    """Return hashed buckets, or every word of `texts` in alphabetical order."""
+    if data.vocabulary == "hashed":
+        return Vocabulary({}, data.buckets)
+    known = sorted({token for text in texts for token in text})
+    return Vocabulary({word: UNKNOWN + 1 + i for i, word in enumerate(known)}, 0)
+
+
+def tokenize(text: str) -> list[str]:
+    """Split into lower-case words and punctuation marks."""
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+def encode_tokens(vocabulary: Vocabulary, texts: Sequence[Tokens], length: int) -> Tensor:
+    """Return ids [n, longest text, at most `length`], PAD behind the last token."""
+    return pad([vocabulary.ids(text[:length]) for text in texts], fill=0)
+
+
+def encode_tags(tags: Sequence[Tokens], names: Sequence[str], length: int) -> Tensor:
+    """Return tag ids [n, longest text, at most `length`], -1 behind the last token."""
+    position = {name: i for i, name in enumerate(names)}
+    return pad([[position[tag] for tag in row[:length]] for row in tags], fill=-1)
+
+
+def encode_labels(labels: Sequence[str], names: Sequence[str]) -> Tensor:
+    """Return label ids [n]."""
+    position = {name: i for i, name in enumerate(names)}
+    return torch.tensor([position[label] for label in labels], dtype=torch.int64)
+
+
+def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Stack ragged rows into int64 [n, longest], at least one column."""
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    out = np.full((len(rows), max(1, int(lengths.max(initial=1)))), fill, dtype=np.int64)
+    flat = np.fromiter((value for row in rows for value in row), np.int64, int(lengths.sum()))
+    out[np.arange(out.shape[1]) < lengths[:, None]] = flat
+    return torch.from_numpy(out)
+
+
+@lru_cache(maxsize=1 << 18)
+def _hash(token: str) -> int:
+    return int.from_bytes(hashlib.blake2b(token.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,69 @@
+"""A federation of devices: who they are, how active, what they hold, and what the server may test on."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.config import Data
+from fedsim.data.files import files
+from fedsim.data.hub import hub
+from fedsim.data.requests import Requests
+from fedsim.errors import WrongInput
+from fedsim.names import lookup
+from fedsim.types import DeviceId, Examples, Spec
+
+
+class FederatedDataset(Protocol):
+    """Devices and their examples. A device's examples are made or viewed when they are asked for."""
+
+    spec: Spec
+    devices: NDArray[np.str_]
+    """Device ids, sorted, each once; also those without training examples."""
+    activity: NDArray[np.int64]
+    """Training examples per device, aligned with `devices`."""
+    dev: Examples | None
+    """Examples for early stopping."""
+    test: Examples | None
+    """Examples for central evaluation."""
+    fingerprint: dict[str, str]
+    """Name -> SHA-256 of what the data were read or made from."""
+    notes: tuple[str, ...]
+    """Sentences on what was odd in the data but usable."""
+
+    def train(self, device: DeviceId) -> Examples:
+        """Return the training examples of a device, at least one."""
+
+
+Source = Callable[[Data, Path | None], FederatedDataset]
+SOURCES: dict[str, Source] = {
+    "requests": Requests,
+    "files": files,
+    "hub": hub,
+}
+
+
+@lru_cache(maxsize=2)
+def load_federation(data: Data, data_dir: Path | None) -> FederatedDataset:
+    """Return the federation that the config names; the same object for the same arguments.
+
+    `data_dir` is the folder that holds `data.path`, None where none was named.
+    Raises WrongInput when the data cannot be used.
+    """
+    federation = lookup("data.source", data.source, SOURCES)(data, data_dir)
+    if not len(federation.devices) or federation.activity.sum() == 0:
+        raise WrongInput(
+            f"the federation has no training example ({len(federation.devices)} devices); "
+            "check data.train, data.columns and the split column"
+        )
+    return federation
+
+
+def count_unseen_labels(federation: FederatedDataset) -> int:
+    """Return how many test examples have a label that training never saw."""
+    if federation.test is None or "label" not in federation.test.fields:
+        return 0
+    return int((federation.test.fields["label"] >= len(federation.spec.labels)).sum())

@@ -1,0 +1,188 @@
+"""An embedded generator of voice-assistant requests: no download, any number of devices.
+
+A small grammar of intents, slots and synonyms makes the requests; each device has habits of its own: a
+few intents that it uses most, favourite slot values, a favourite wording and a degree of politeness.
+A device's requests are a pure function of (data.seed, device), made when they are asked for, so a
+federation of a million devices costs only its vector of activities.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.config import Data
+from fedsim.data.activity import make_activity
+from fedsim.data.encode import encode_labels, encode_tags, encode_tokens, make_vocabulary
+from fedsim.seeds import generator
+from fedsim.types import DeviceId, Examples, Spec
+
+SLOTS = {
+    "artist": "the beatles|nina simone|daft punk|adele|miles davis|queen|bob dylan|aretha franklin",
+    "genre": "jazz|rock|classical|blues|hip hop|folk|techno|reggae",
+    "room": "kitchen|bedroom|living room|bathroom|hall|garage|office|garden",
+    "device": "lights|lamp|heater|fan|radio|television|coffee machine|oven",
+    "colour": "red|blue|green|warm white|purple|orange",
+    "time": "seven am|noon|half past eight|six in the evening|five thirty|midnight|quarter to nine",
+    "duration": "five minutes|ten minutes|half an hour|two hours|ninety seconds|an hour",
+    "date": "today|tomorrow|on monday|on friday|this weekend|next week|on the third",
+    "person": "mum|dad|anna|doctor lee|my brother|the office|john|grandma|sam",
+    "place": "paris|berlin|the station|the airport|new york|work|home|the beach",
+    "item": "milk|bread|eggs|batteries|apples|washing powder|coffee|bananas|olive oil",
+    "list": "shopping|to do|groceries|birthday|packing",
+    "event": "dentist|team meeting|birthday party|yoga class|dinner|school concert",
+    "topic": "politics|sports|science|technology|business|the elections",
+    "percent": "ten percent|half|fifty percent|maximum|twenty percent",
+    "food": "pizza|sushi|curry|burgers|noodles|salad",
+}
+INTENTS = {
+    "music_play": "(play|put on|start) {artist}|(play|put on) some {genre}|i want to hear {artist}|"
+    "(play|put on) {genre} in the {room}|play something by {artist}",
+    "music_like": "i (like|love) this song|save this {genre} song|remember this one by {artist}",
+    "light_on": "(turn|switch) on the {device} in the {room}|{room} lights on|"
+    "(turn|switch) the {device} on|make it bright in the {room}",
+    "light_off": "(turn|switch) off the {device} in the {room}|{room} lights off|"
+    "(turn|switch) the {device} off|make it dark in the {room}",
+    "light_colour": "(make|turn) the {room} lights {colour}|set the {device} to {colour}|"
+    "i want {colour} light in the {room}",
+    "volume_set": "(set|turn) the volume to {percent}|volume {percent}|make it {percent} loud",
+    "alarm_set": "(wake me|set an alarm) at {time}|set an alarm for {time} {date}|wake me {date} at {time}",
+    "alarm_remove": "(delete|cancel|remove) my {time} alarm|(delete|cancel) the alarm {date}",
+    "timer_set": "(set|start) a timer for {duration}|remind me in {duration}|count down {duration}",
+    "weather": "(what is|how is) the weather (in {place}|{date})|will it rain {date} in {place}|"
+    "do i need a coat {date}|how (cold|hot|warm) is it in {place}",
+    "calendar_add": "(add|put) {event} to my calendar {date}|i have {event} {date} at {time}|"
+    "schedule {event} with {person} {date}",
+    "calendar_ask": "(what is|what do i have) on my calendar {date}|when is my {event}|"
+    "do i have {event} {date}",
+    "call": "(call|ring|phone) {person}|(call|phone) {person} at {place}|get {person} on the phone",
+    "message": "(text|message) {person} i am late|send {person} a message|tell {person} i am at {place}",
+    "list_add": "(add|put) {item} (to|on) my {list} list|we need {item}|put {item} and {item} on the list",
+    "list_ask": "(read|what is on) my {list} list|is {item} on my {list} list",
+    "route": "(how do i get|take me|navigate) to {place}|how long to {place}|traffic to {place} {date}",
+    "news": "(tell me|read) the news about {topic}|what is new in {topic}|any news on {topic} {date}",
+    "food_order": "order {food} for {time}|get me {food} {date}|i want {food} from {place}",
+    "joke": "tell me a joke|make me laugh|do you know a joke about {topic}",
+}
+POLITE = ("please", "could you", "hey", "can you")
+TEST_REQUESTS = 1000
+MISHEARD = 0.08
+"""Chance that a word is replaced by a random one; its tag stays."""
+_PHRASE = re.compile(r"\(([^()]*)\)")
+
+
+def _templates(text: str) -> list[str]:
+    """Split alternatives at top level and expand each `(a|b)` into its wordings."""
+    parts = re.split(r"\|(?![^()]*\))", text)
+    out: list[str] = []
+    while parts:
+        part = parts.pop(0)
+        choice = _PHRASE.search(part)
+        if choice is None:
+            out.append(part)
+        else:
+            parts += [part[: choice.start()] + w + part[choice.end() :] for w in choice[1].split("|")]
+    return sorted(out)
+
+
+_INTENTS = tuple(sorted(INTENTS))
+_TEMPLATES = {intent: _templates(text) for intent, text in INTENTS.items()}
+_VALUES = {slot: text.split("|") for slot, text in SLOTS.items()}
+_TAGS = ("O", *(f"{prefix}-{slot}" for slot in sorted(SLOTS) for prefix in "BI"))
+
+
+def _all_words() -> list[str]:
+    phrases = [*POLITE, *chain(*_TEMPLATES.values()), *chain(*_VALUES.values())]
+    return sorted({word for phrase in phrases for word in phrase.split() if not word.startswith("{")})
+
+
+_WORDS = _all_words()
+
+
+@dataclass(frozen=True)
+class _Habits:
+    """How one device speaks: odds of intents, wordings and slot values, and of a polite word."""
+
+    intents: NDArray[np.float64]
+    wording: dict[str, NDArray[np.float64]]
+    values: dict[str, NDArray[np.float64]]
+    politeness: float
+
+
+class Requests:
+    """A federation of generated requests; its words and labels are the grammar's, known to all."""
+
+    def __init__(self, data: Data, data_dir: Path | None = None) -> None:
+        self._data = data
+        self._vocabulary = make_vocabulary(data, [_WORDS])
+        self._width = len(str(data.devices - 1))
+        self.activity = make_activity(data)
+        self.devices: NDArray[np.str_] = np.char.add(
+            "d", np.char.zfill(np.arange(data.devices).astype(str), self._width)
+        )
+        tags = _TAGS if data.task == "intent_slots" else ()
+        self.spec = Spec(data.task, self._vocabulary.size, self._vocabulary.names, labels=_INTENTS, tags=tags)
+        self.fingerprint = {"requests": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
+        self.notes: tuple[str, ...] = ()
+        self.dev: Examples | None = self._population("dev")
+        self.test: Examples | None = self._population("test")
+
+    def train(self, device: DeviceId) -> Examples:
+        """Return the device's examples, made from (data.seed, device) alone."""
+        rng = generator(self._data.seed, "requests", device)
+        habits = _habits(rng)
+        return self._examples([_request(habits, rng) for _ in range(self._size(device))])
+
+    def _size(self, device: DeviceId) -> int:
+        return int(self.activity[int(device[1:])])
+
+    def _population(self, split: str) -> Examples:
+        """Return requests of as many devices that stand outside the federation."""
+        requests = []
+        for i in range(TEST_REQUESTS):
+            rng = generator(self._data.seed, "requests", split, i)
+            requests.append(_request(_habits(rng), rng))
+        return self._examples(requests)
+
+    def _examples(self, requests: list[tuple[str, list[str], list[str]]]) -> Examples:
+        intents, tokens, tags = zip(*requests, strict=True)
+        fields = {
+            "tokens": encode_tokens(self._vocabulary, tokens, self._data.max_length),
+            "label": encode_labels(intents, _INTENTS),
+        }
+        if self.spec.tags:
+            fields["tags"] = encode_tags(tags, _TAGS, self._data.max_length)
+        return Examples(fields)
+
+
+def _habits(rng: np.random.Generator) -> _Habits:
+    return _Habits(
+        intents=rng.dirichlet(np.full(len(_INTENTS), 0.3)),
+        wording={name: rng.dirichlet(np.full(len(t), 0.5)) for name, t in _TEMPLATES.items()},
+        values={slot: rng.dirichlet(np.full(len(v), 0.5)) for slot, v in _VALUES.items()},
+        politeness=rng.beta(0.5, 1.5),
+    )
+
+
+def _request(habits: _Habits, rng: np.random.Generator) -> tuple[str, list[str], list[str]]:
+    """Return (intent, tokens, tags) of one request."""
+    intent = _INTENTS[rng.choice(len(_INTENTS), p=habits.intents)]
+    template = _TEMPLATES[intent][rng.choice(len(_TEMPLATES[intent]), p=habits.wording[intent])]
+    polite = POLITE[rng.integers(len(POLITE))] if rng.random() < habits.politeness else ""
+    tokens, tags = polite.split(), ["O"] * len(polite.split())
+    for word in template.split():
+        slot = word.strip("{}")
+        if slot == word:
+            tokens.append(word)
+            tags.append("O")
+            continue
+        value = _VALUES[slot][rng.choice(len(_VALUES[slot]), p=habits.values[slot])].split()
+        tokens += value
+        tags += [f"B-{slot}"] + [f"I-{slot}"] * (len(value) - 1)
+    wrong = rng.random(len(tokens)) < MISHEARD
+    heard = [_WORDS[rng.integers(len(_WORDS))] if w else t for t, w in zip(tokens, wrong, strict=True)]
+    return intent, heard, tags

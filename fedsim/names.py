@@ -1,0 +1,52 @@
+"""Looks a name up in a table, or imports the object that `"package.module:function"` names."""
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from fedsim.errors import WrongInput
+
+T = TypeVar("T")
+
+
+def lookup(key: str, name: str, table: Mapping[str, T]) -> T:
+    """Return `table[name]`, or the object behind `"package.module:function"`.
+
+    `key` is the config key that held the name; it only serves the error message.
+    Raises WrongInput when the name is not in the table or cannot be imported.
+    """
+    if is_own_code(name):
+        return import_object(key, name)
+    if name in table:
+        return table[name]
+    raise WrongInput(
+        f"{key} = {name!r} is not known; choose one of {', '.join(sorted(table))}"
+        f' or name your own code as "package.module:function"{suggestion(name, table)}'
+    )
+
+
+def is_own_code(name: str) -> bool:
+    """Whether the name points to user code rather than to an entry of a table."""
+    return ":" in name
+
+
+def import_object(key: str, name: str) -> Any:
+    """Import the object that `"package.module:function"` names. Raises WrongInput."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise WrongInput(
+            f"{key} = {name!r}: the module {module_name!r} could not be imported ({error}); "
+            "start the command in the folder that holds it"
+        ) from error
+    if not hasattr(module, attribute):
+        raise WrongInput(f"{key} = {name!r}: {module.__file__} has no {attribute!r}")
+    return getattr(module, attribute)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,154 @@
+"""The values that travel between data, selection, training and aggregation."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+DeviceId = str
+Params = dict[str, Tensor]
+"""A model's parameters by name, float32 in `state_dict` order."""
+
+PAD, UNKNOWN = 0, 1
+"""Token ids that are no word: filling behind the last token, and a word that training never saw."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Records as tensors that share their first axis, one row an example.
+
+    Text has `tokens` [n, length] (int64, PAD behind the last token); requests have `label` [n] and
+    `tags` [n, length] (-1 at PAD); images have `image` [n, channels, height, width] and `label`.
+    """
+
+    fields: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.fields.values())))
+
+    def __getitem__(self, index: slice | Tensor) -> "Examples":
+        """Return the rows at `index`; a slice gives views of the same memory."""
+        return Examples({name: tensor[index] for name, tensor in self.fields.items()})
+
+    def to(self, device: torch.device) -> "Examples":
+        return Examples({name: tensor.to(device) for name, tensor in self.fields.items()})
+
+
+def same_width(parts: Sequence[Examples]) -> list[Examples]:
+    """Fill token rows up with PAD (and tags with -1) to the longest of all parts."""
+    width = max((p.fields["tokens"].shape[1] for p in parts if "tokens" in p.fields), default=0)
+    return [
+        Examples(
+            {
+                name: torch.nn.functional.pad(t, (0, width - t.shape[1]), value=_FILL[name])
+                if name in _FILL and t.shape[1] < width
+                else t
+                for name, t in part.fields.items()
+            }
+        )
+        for part in parts
+    ]
+
+
+_FILL = {"tokens": PAD, "tags": -1}
+
+
+def concatenate(parts: Sequence[Examples]) -> Examples:
+    """Join examples row-wise."""
+    wide = same_width(parts)
+    return Examples({name: torch.cat([p.fields[name] for p in wide]) for name in wide[0].fields})
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a model must know of the data: sizes and names, no examples.
+
+    `labels` and `tags` are those that training examples hold; `labels_unseen` and `tags_unseen`
+    stand only in test or dev examples and have the ids behind them, which no model can predict.
+    """
+
+    task: str
+    vocabulary: int = 0
+    """How many token ids there are."""
+    words: tuple[str, ...] = ()
+    """The words of ids 2, 3, ...; empty for hashed buckets."""
+    labels: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    labels_unseen: tuple[str, ...] = ()
+    tags_unseen: tuple[str, ...] = ()
+    image: tuple[int, int, int] = (0, 0, 0)
+    """Channels, height and width; zeros for text."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What the server may look at when it selects a cohort. Frozen; rows are sorted by device id."""
+
+    round: int
+    devices: NDArray[np.str_]
+    activity: NDArray[np.int64]
+    """Public activity: examples per device as `data.activity_public` gives it."""
+    reachable: NDArray[np.bool_]
+    participation: NDArray[np.int64]
+    """Rounds in which each device has trained so far."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The devices of a round, sorted by id, with the chance that each had of being in it."""
+
+    round: int
+    devices: NDArray[np.str_]
+    probabilities: NDArray[np.float64] | None
+    """Inclusion probabilities, aligned with `devices`; None where they are not known exactly."""
+    weights: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    """Each device's public weight in the sum of updates."""
+
+    def __len__(self) -> int:
+        return len(self.devices)
+
+
+@dataclass(frozen=True)
+class Update:
+    """A weighted sum of what devices learned; one device's work and a node's share are the same thing.
+
+    delta = local - global parameters, each times the device's weight, summed in float64.
+    """
+
+    delta: Params
+    weight: float
+    devices: int
+    metrics: dict[str, float]
+    """Sums over devices, as `loss_sum`, `examples` and `steps`."""
+
+    def __add__(self, other: "Update") -> "Update":
+        return Update(
+            delta={name: self.delta[name] + other.delta[name] for name in self.delta},
+            weight=self.weight + other.weight,
+            devices=self.devices + other.devices,
+            metrics={
+                name: self.metrics.get(name, 0.0) + other.metrics.get(name, 0.0)
+                for name in {**self.metrics, **other.metrics}
+            },
+        )
+
+
+def no_update(params: Params) -> Update:
+    """Return the sum over no devices: the zero of `+`."""
+    zero = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in params.items()}
+    return Update(delta=zero, weight=0.0, devices=0, metrics={})
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a run that evaluators look at."""
+
+    round: int
+    params: Params
+
+
+Evaluator = Callable[[Snapshot], dict[str, float]]
+"""Measures a snapshot; accuracy, attacks and fairness all have this shape."""

@@ -1,0 +1,101 @@
+"""Cohorts, updates and announcements to and from Flower messages.
+
+The only place that knows the keys of records. Everything travels as arrays and scalars: no pickle.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedsim.errors import RunFailed
+from fedsim.types import Cohort, Params, Update
+
+WIRE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """The devices that a node hosts, and their public activity."""
+
+    devices: NDArray[np.str_]
+    activity: NDArray[np.int64]
+
+
+def pack_announcement(announcement: Announcement) -> RecordDict:
+    config = ConfigRecord({"wire_version": WIRE_VERSION, "devices": "\n".join(announcement.devices.tolist())})
+    arrays = ArrayRecord({"activity": Array(announcement.activity.astype(np.int64))})
+    return RecordDict({"announcement": config, "activity": arrays})
+
+
+def unpack_announcement(content: RecordDict) -> Announcement:
+    config = _versioned(content, "announcement")
+    return Announcement(_names(config), content.array_records["activity"]["activity"].numpy())
+
+
+def pack_task(arrays: ArrayRecord, cohort: Cohort) -> RecordDict:
+    """Pack the current parameters and a node's part of the cohort."""
+    config = ConfigRecord(
+        {
+            "wire_version": WIRE_VERSION,
+            "round": cohort.round,
+            "devices": "\n".join(cohort.devices.tolist()),
+            "weights": cohort.weights.tolist(),
+        }
+    )
+    return RecordDict({"params": arrays, "cohort": config})
+
+
+def unpack_task(content: RecordDict) -> tuple[Params, Cohort]:
+    config = _versioned(content, "cohort")
+    cohort = Cohort(
+        round=int(config["round"]),  # type: ignore[arg-type]
+        devices=_names(config),
+        probabilities=None,  # the server's business; devices are not told
+        weights=np.array(config["weights"], dtype=np.float64),
+    )
+    return unpack_params(content.array_records["params"]), cohort
+
+
+def pack_update(update: Update, round: int) -> RecordDict:
+    config = ConfigRecord({"wire_version": WIRE_VERSION, "round": round})
+    metrics = MetricRecord({"weight": update.weight, "devices": update.devices, **update.metrics})
+    return RecordDict({"update": config, "delta": pack_params(update.delta), "metrics": metrics})
+
+
+def unpack_update(content: RecordDict) -> Update:
+    _versioned(content, "update")
+    metrics = {name: float(value) for name, value in content.metric_records["metrics"].items()}  # type: ignore[arg-type]
+    return Update(
+        delta=unpack_params(content.array_records["delta"]),
+        weight=metrics.pop("weight"),
+        devices=int(metrics.pop("devices")),
+        metrics=metrics,
+    )
+
+
+def pack_params(params: Params) -> ArrayRecord:
+    return ArrayRecord({name: Array(p.detach().cpu().numpy()) for name, p in params.items()})
+
+
+def unpack_params(arrays: ArrayRecord) -> Params:
+    return {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
+
+
+def _names(config: ConfigRecord) -> NDArray[np.str_]:
+    names = config["devices"]
+    assert isinstance(names, str), "device ids travel as one string"
+    return np.array(names.split("\n") if names else [], dtype=np.str_)
+
+
+def _versioned(content: RecordDict, name: str) -> ConfigRecord:
+    config = content.config_records[name]
+    version = config.get("wire_version")
+    if version != WIRE_VERSION:
+        raise RunFailed(
+            f"a message has wire version {version!r}, this is {WIRE_VERSION}; "
+            "run the same release of fedsim on server and nodes"
+        )
+    return config

@@ -1,0 +1,88 @@
+"""How updates become a model: weights for the devices, and a server rule over their weighted sum.
+
+`Aggregator.init/step`: values in, values out. All of the server's state is one flat dict of tensors,
+which a checkpoint holds as it is.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedsim.config import Aggregation
+from fedsim.names import lookup
+from fedsim.types import Cohort, Params, Update, View
+
+State = Params
+
+
+class Aggregator(Protocol):
+    """A server rule; the mean update of a round is its pseudo-gradient."""
+
+    def init(self, params: Params) -> State:
+        """Return the state before the first round."""
+
+    def step(self, params: Params, total: Update, state: State) -> tuple[Params, State]:
+        """Return the next parameters and state. A total of no weight changes neither."""
+
+
+class FedAvg:
+    """params += lr · mean delta (McMahan et al., 2017, at lr = 1)."""
+
+    def __init__(self, settings: Aggregation) -> None:
+        self.lr = settings.lr
+
+    def init(self, params: Params) -> State:
+        return {}
+
+    def step(self, params: Params, total: Update, state: State) -> tuple[Params, State]:
+        if total.weight == 0:
+            return params, state
+        scale = self.lr / total.weight
+        moved = {name: (p.double() + scale * total.delta[name]).float() for name, p in params.items()}
+        return moved, state
+
+
+class FedAdam:
+    """Adam on the mean delta, without bias correction (Reddi et al., 2021, algorithm 2).
+
+    m = beta1·m + (1 - beta1)·d; v = beta2·v + (1 - beta2)·d²; params += lr · m / (√v + tau).
+    """
+
+    def __init__(self, settings: Aggregation) -> None:
+        self.lr, self.tau = settings.lr, settings.tau
+        self.beta1, self.beta2 = settings.beta1, settings.beta2
+
+    def init(self, params: Params) -> State:
+        kinds = ("first", "second")
+        return {f"{kind}/{n}": torch.zeros(p.shape).double() for kind in kinds for n, p in params.items()}
+
+    def step(self, params: Params, total: Update, state: State) -> tuple[Params, State]:
+        if total.weight == 0:
+            return params, state
+        moved: Params = {}
+        after: State = {}
+        for name, p in params.items():
+            d = total.delta[name] / total.weight
+            m = self.beta1 * state[f"first/{name}"] + (1 - self.beta1) * d
+            v = self.beta2 * state[f"second/{name}"] + (1 - self.beta2) * d * d
+            moved[name] = (p.double() + self.lr * m / (v.sqrt() + self.tau)).float()
+            after |= {f"first/{name}": m, f"second/{name}": v}
+        return moved, after
+
+
+AGGREGATORS: dict[str, Callable[[Aggregation], Aggregator]] = {"fedavg": FedAvg, "fedadam": FedAdam}
+
+
+def make_aggregator(settings: Aggregation) -> Aggregator:
+    """Return the rule that `aggregation.rule` names."""
+    return lookup("aggregation.rule", settings.rule, AGGREGATORS)(settings)
+
+
+def weights(cohort: Cohort, view: View, settings: Aggregation) -> NDArray[np.float64]:
+    """Return each device's public weight: 1, or its public activity."""
+    if settings.weights == "equal":
+        return np.ones(len(cohort))
+    return view.activity[np.searchsorted(view.devices, cohort.devices)].astype(np.float64)

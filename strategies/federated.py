@@ -1,0 +1,128 @@
+"""The Flower strategy: one message a node and round, answered by one partial sum."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from logging import getLogger
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from fedsim.config import Config
+from fedsim.errors import RunFailed
+from fedsim.seeds import generator
+from fedsim.types import Cohort, Params, Update, View, no_update
+from fedsim.wire import pack_params, pack_task, unpack_update
+from strategies.aggregation import Aggregator, State, make_aggregator, weights
+from strategies.roster import Roster
+from strategies.selection import select
+
+logger = getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """All that the server carries from round to round."""
+
+    round: int
+    params: Params
+    aggregator: State
+    participation: NDArray[np.int64]
+    """Rounds in which each device of the roster was selected."""
+
+
+class Federated(Strategy):
+    """Selects a cohort, sends each node its part with the model, and steps on the sum of the replies.
+
+    Selection is by our own device ids and our own generator, so a seed repeats it on any nodes.
+    """
+
+    def __init__(self, config: Config, roster: Roster, params: Params) -> None:
+        self.config, self.roster = config, roster
+        self.aggregator: Aggregator = make_aggregator(config.aggregation)
+        self.state = ServerState(
+            0, params, self.aggregator.init(params), np.zeros(len(roster.devices), np.int64)
+        )
+        self.cohort: Cohort | None = None
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Return one message for each node that hosts a device of this round's cohort."""
+        self.cohort = self.select(server_round)
+        nodes = self.roster.nodes_of(self.cohort.devices)
+        return [
+            Message(
+                pack_task(arrays, _part(self.cohort, nodes == node)),
+                dst_node_id=int(node),
+                message_type=MessageType.TRAIN,
+                group_id=str(server_round),
+            )
+            for node in np.unique(nodes)
+        ]
+
+    def select(self, round: int) -> Cohort:
+        """Return the cohort of a round, a pure function of (seed, round, roster, participation)."""
+        view = View(
+            round=round,
+            devices=self.roster.devices,
+            activity=self.roster.activity,
+            reachable=np.ones(len(self.roster.devices), dtype=bool),
+            participation=self.state.participation,
+        )
+        cohort = select(view, self.config.selection, generator(self.config.seed, "select", round))
+        return replace(cohort, weights=weights(cohort, view, self.config.aggregation))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Step on the sum of the replies; a node that failed is logged and left out."""
+        assert self.cohort is not None, "aggregate_train comes after configure_train"
+        total = self._sum(replies)
+        params, state = self.aggregator.step(self.state.params, total, self.state.aggregator)
+        if not all(bool(p.isfinite().all()) for p in params.values()):
+            raise RunFailed(
+                f"training diverged in round {server_round}: the model is no longer finite; "
+                "lower train.lr or aggregation.lr"
+            )
+        seen = self.state.participation.copy()
+        seen[np.searchsorted(self.roster.devices, self.cohort.devices)] += 1
+        self.state = ServerState(server_round, params, state, seen)
+        metrics: dict[str, Any] = {"cohort": len(self.cohort), "devices": total.devices, **total.metrics}
+        return pack_params(params), MetricRecord(metrics)
+
+    def _sum(self, replies: Iterable[Message]) -> Update:
+        """Add the updates in the order of node ids, never of arrival."""
+        total = no_update(self.state.params)
+        for reply in sorted(replies, key=lambda r: r.metadata.src_node_id):
+            if reply.has_error():
+                logger.warning("node %s failed: %s", reply.metadata.src_node_id, reply.error.reason)
+            else:
+                total = total + unpack_update(reply.content)
+        return total
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Return no message: the server evaluates on its own test examples."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return nothing: no node was asked."""
+        return None
+
+    def summary(self) -> None:
+        """Log who can be selected and how."""
+        logger.info(
+            "%d devices, %s selection, %s aggregation",
+            len(self.roster.devices),
+            self.config.selection.rule,
+            self.config.aggregation.rule,
+        )
+
+
+def _part(cohort: Cohort, mine: NDArray[np.bool_]) -> Cohort:
+    return replace(cohort, devices=cohort.devices[mine], probabilities=None, weights=cohort.weights[mine])

@@ -1,0 +1,41 @@
+"""Which devices there are, how active they are in public, and which node hosts each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import WrongInput
+from fedsim.wire import Announcement
+
+
+@dataclass(frozen=True)
+class Roster:
+    """All announced devices, sorted by id; arrays are aligned."""
+
+    devices: NDArray[np.str_]
+    activity: NDArray[np.int64]
+    nodes: NDArray[np.uint64]
+
+    def nodes_of(self, devices: NDArray[np.str_]) -> NDArray[np.uint64]:
+        """Return the node that hosts each of `devices`."""
+        return self.nodes[np.searchsorted(self.devices, devices)]
+
+
+def merge(announcements: Mapping[int, Announcement]) -> Roster:
+    """Join the nodes' announcements. Raises WrongInput when two nodes announce one device."""
+    devices = np.concatenate([a.devices for a in announcements.values()])
+    activity = np.concatenate([a.activity for a in announcements.values()])
+    nodes = np.concatenate(
+        [np.full(len(a.devices), node, dtype=np.uint64) for node, a in announcements.items()]
+    )
+    order = np.argsort(devices, kind="stable")
+    devices = devices[order]
+    twice = np.flatnonzero(devices[1:] == devices[:-1])
+    if len(twice):
+        raise WrongInput(
+            f"device {str(devices[twice[0]])!r} is announced by two nodes; a device belongs to one node: "
+            "check the nodes' data folders"
+        )
+    return Roster(devices, activity[order], nodes[order])
