@@ -185,7 +185,8 @@ def summary_table(summary: dict[str, Any]) -> Table:
     reference = summary["reference"].get("centralised", {})
     if reference:
         table.add_column("centralised", justify="right")
-    for name, value in summary["metrics"].items():
+    shown = {name: value for name, value in summary["metrics"].items() if "_decile_" not in name}
+    for name, value in shown.items():
         table.add_row(name, f"{value:.4f}", *([f"{reference[name]:.4f}"] if name in reference else []))
     table.add_row("rounds", str(summary["rounds"]))
     table.add_row("devices with examples", f"{summary['devices']} of {summary['devices_all']}")

@@ -1,19 +1,22 @@
 """What each device holds in each period: its examples that arrived and were kept, less the held-out ones."""
 
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsim.config import Stream
-from fedsim.data.federation import FederatedDataset
+from fedsim.config import Config, Data, Stream
+from fedsim.data.availability import hours_with_records
+from fedsim.data.federation import FederatedDataset, load_federation
 from fedsim.data.stream import Arrivals, by_poisson, by_time, period_of
 from fedsim.errors import WrongInput
 from fedsim.seeds import generator
 from fedsim.types import DeviceId, Examples
 
 Flags = NDArray[np.bool_]
+NAME_THEM = 'the data have none: name their column as in data.columns = "time=COLUMN"'
 
 
 class Holdings:
@@ -50,6 +53,18 @@ class Holdings:
         if self._plain:
             return self.dataset.train(device)
         return self._choose(device, self._kept(period))
+
+    def everything(self, device: DeviceId) -> Examples:
+        """Return all that a device ever trains on, whatever the period and the memory."""
+        return self.dataset.train(device) if self._plain else self._choose(device, ~self._held_out)
+
+    def active_hours(self) -> Flags:
+        """Return [devices, 24]: the hours of the day in which devices have records. Raises WrongInput."""
+        time = self.arrivals.time if self.arrivals is not None else getattr(self.dataset, "time", None)
+        if time is None:
+            raise WrongInput(f'availability.rule = "clock" needs timestamps; {NAME_THEM}')
+        owner = np.repeat(np.arange(len(self.dataset.devices)), self.dataset.activity)
+        return hours_with_records(owner, time, len(self.dataset.devices))
 
     def held_out(self, device: DeviceId) -> Examples:
         """Return the examples that a device never trains on; none where nothing is held out."""
@@ -103,14 +118,26 @@ class Holdings:
         return periods
 
 
+def load_holdings(config: Config, data_dir: Path | None) -> Holdings:
+    """Return the holdings of the federation that the config names; the same object for the same settings.
+
+    Raises WrongInput when the data cannot be used.
+    """
+    return _load(config.data, config.stream, config.evaluation.holdout, data_dir)
+
+
+@lru_cache(maxsize=2)
+def _load(data: Data, stream: Stream, holdout: float, data_dir: Path | None) -> Holdings:
+    return Holdings(load_federation(data, data_dir), stream, holdout, data.seed)
+
+
 def _arrivals(dataset: FederatedDataset, stream: Stream, owner: NDArray[np.int64], seed: int) -> Arrivals:
     if stream.arrivals == "poisson":
         return by_poisson(stream, owner, seed)
     time = getattr(dataset, "time", None)
     if time is None:
         raise WrongInput(
-            'stream.arrivals = "time" needs timestamps, and the data have none; name their column as in '
-            'data.columns = "time=COLUMN", or set stream.arrivals = "poisson"'
+            f'stream.arrivals = "time" needs timestamps; {NAME_THEM}, or set stream.arrivals = "poisson"'
         )
     return by_time(stream, owner, time, seed)
 
