@@ -32,6 +32,16 @@ def test_metrics(evaluate: Evaluate, config: Config, holdings: Holdings, period:
     return row
 
 
+def check_evaluation(config: Config, holdings: Holdings) -> None:
+    """Refuse an evaluation that has no examples. Raises WrongInput."""
+    wanted = config.evaluation.on
+    if wanted != "central" and not holdings.held_out_sizes().any():
+        raise WrongInput(
+            f"evaluation.on = {wanted!r} needs evaluation.holdout, large enough that some device holds an "
+            f"example out; got {config.evaluation.holdout}"
+        )
+
+
 def dev_metrics(evaluate: Evaluate, config: Config, federation: FederatedDataset) -> Row:
     """Return the metrics that early stopping watches, as `dev_...`."""
     if not config.train.patience or federation.dev is None:

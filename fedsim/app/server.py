@@ -12,7 +12,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim.app.manifest import check_resume, make_manifest, now, with_plan
-from fedsim.app.measure import check_patience
+from fedsim.app.measure import check_evaluation, check_patience
 from fedsim.app.place import data_dir, threads, torch_device
 from fedsim.app.reference import train_centralised
 from fedsim.app.rounds import Server, Watch, ask_roster, run_rounds
@@ -58,6 +58,7 @@ def _run(grid: Grid, config: Config, node_config: Mapping[str, Any], run: RunDir
     federation = holdings.dataset
     server = _make_server(grid, config, holdings, run)
     check_patience(server.evaluate, config, federation)
+    check_evaluation(config, holdings)
     if run.exists:
         check_resume(run, config, federation)
     else:
