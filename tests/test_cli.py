@@ -61,7 +61,7 @@ def test_export_writes_npz_and_json_without_pickle(fedsim: Cli, tmp_path: Path) 
 
 def test_help_names_every_command(fedsim: Cli) -> None:
     text = fedsim("--help").stdout
-    assert all(command in text for command in ("run", "show", "report", "runs", "export"))
+    assert all(command in text for command in ("run", "show", "data", "report", "runs", "export"))
 
 
 @pytest.mark.parametrize(

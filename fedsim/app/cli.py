@@ -1,4 +1,4 @@
-"""The command line: `fedsim run | show | report | runs | export`."""
+"""The command line: `fedsim run | show | data | report | runs | export`."""
 
 import json
 import os
@@ -89,6 +89,22 @@ def show(experiment: Experiment, settings: Settings = None, data_dir: DataDir = 
     from fedsim.app.describe import describe
 
     describe(config, out)
+
+
+@cli.command()
+def data(
+    experiment: Experiment,
+    settings: Settings = None,
+    data_dir: DataDir = None,
+    to: Annotated[Path | None, typer.Option(help="Target folder [reports/NAME].")] = None,
+) -> None:
+    """Write a page of figures about the federation: activity, labels, arrivals, availability."""
+    config = resolve(experiment, settings, data_dir=data_dir)
+    from fedsim.app.datapage import write_data_page
+    from fedsim.app.place import data_dir as find_data_dir
+
+    folder = find_data_dir(config.place, {})
+    print(write_data_page(config, folder, experiment, to or Path("reports") / config.name))
 
 
 @cli.command()

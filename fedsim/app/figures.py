@@ -82,6 +82,112 @@ def participation_by_activity(
     return _figure(draw)
 
 
+def by_decile(values: list[float], metric: str) -> Figure:
+    """The mean metric over tenths of the devices, least active first."""
+
+    def draw(axes: Axes) -> None:
+        axes.bar(range(1, len(values) + 1), values, color=SERIES[0])
+        axes.set_ylim(0, 1.02)
+        axes.set_xticks(range(1, len(values) + 1))
+        axes.set_xlabel("decile of activity")
+        axes.set_ylabel(metric.replace("_", " "))
+
+    return _figure(draw)
+
+
+def lorenz_curve(activity: NDArray[np.int64]) -> Figure:
+    """The share of examples that the least active devices hold together."""
+
+    def draw(axes: Axes) -> None:
+        held = np.sort(activity[activity > 0])
+        share = np.concatenate([[0.0], np.cumsum(held) / held.sum()])
+        axes.plot(np.linspace(0, 1, len(share)), share, color=SERIES[0])
+        axes.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=SERIES[1], label="all alike")
+        axes.set_xlabel("share of devices, least active first")
+        axes.set_ylabel("share of examples")
+        axes.legend(loc="upper left")
+
+    return _figure(draw)
+
+
+def heat_map(values: NDArray[np.float64], x: str, y: str) -> Figure:
+    """A matrix as colours from 0 (light) to its largest value (dark)."""
+
+    def draw(axes: Axes) -> None:
+        axes.grid(visible=False)
+        image = axes.imshow(values, cmap="Blues", aspect="auto", vmin=0, interpolation="nearest")
+        assert axes.figure is not None
+        axes.figure.colorbar(image, ax=axes)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+
+    return _figure(draw)
+
+
+def arrivals(sizes: list[NDArray[np.int64]], names: list[str]) -> Figure:
+    """How many examples arrive in, and are held during, each period."""
+
+    def draw(axes: Axes) -> None:
+        for counts, name, colour in zip(sizes, names, SERIES, strict=False):
+            axes.plot(np.arange(1, len(counts) + 1), counts, marker="o", color=colour, label=name)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("period")
+        axes.set_ylabel("examples")
+        axes.legend(loc="best")
+
+    return _figure(draw)
+
+
+def reachable_by_hour(share: NDArray[np.float64]) -> Figure:
+    """The share of devices that can be reached, by hour of the virtual day."""
+
+    def draw(axes: Axes) -> None:
+        axes.step(range(len(share)), share, where="post", color=SERIES[0])
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("hour of the day")
+        axes.set_ylabel("share of devices in reach")
+
+    return _figure(draw)
+
+
+def forgetting_matrix(matrix: NDArray[np.float64], metric: str) -> Figure:
+    """The metric after each period (rows, from untrained) on the test examples of each (columns)."""
+
+    def draw(axes: Axes) -> None:
+        axes.grid(visible=False)
+        axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+        for (i, j), value in np.ndenumerate(matrix):
+            ink = "white" if value > 0.6 else "black"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=11)
+        axes.set_xticks(range(matrix.shape[1]), [str(p + 1) for p in range(matrix.shape[1])])
+        axes.set_yticks(range(matrix.shape[0]), ["none", *(str(p) for p in range(1, matrix.shape[0]))])
+        axes.set_xlabel(f"tested on period ({metric.replace('_', ' ')})")
+        axes.set_ylabel("trained up to period")
+
+    return _figure(draw)
+
+
+def prequential_curve(matrix: NDArray[np.float64], metric: str) -> Figure:
+    """Each period as a test: before it is trained on, right after, and at the end."""
+
+    def draw(axes: Axes) -> None:
+        periods = np.arange(1, matrix.shape[1] + 1)
+        curves = {
+            "before training on it": [matrix[q, q] for q in range(len(periods))],
+            "right after": [matrix[q + 1, q] for q in range(len(periods))],
+            "at the end": list(matrix[-1]),
+        }
+        for (name, values), colour in zip(curves.items(), SERIES, strict=False):
+            axes.plot(periods, values, marker="o", label=name, color=colour)
+        axes.set_xticks(periods)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel("period")
+        axes.set_ylabel(metric.replace("_", " "))
+        axes.legend(loc="best")
+
+    return _figure(draw)
+
+
 def inline_svg(figure: Figure) -> str:
     """Return the figure as an SVG element whose ink is the page's `currentColor`."""
     text = _svg(figure)

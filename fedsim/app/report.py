@@ -4,18 +4,19 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 
 from fedsim.app import figures
-from fedsim.app.rundir import RunDir, write_text
+from fedsim.app.continual import period_matrix
+from fedsim.app.page import render
+from fedsim.app.rundir import Row, RunDir, write_text
 from fedsim.app.summary import last_metrics
 from fedsim.config import Config, to_flat
 from fedsim.data.activity import gini
 from fedsim.errors import WrongInput
 
-SHOWN = ("intent_accuracy", "slot_f1", "frame_accuracy", "accuracy")
+SHOWN = ("intent_accuracy", "slot_f1", "frame_accuracy", "accuracy", "span_f1", "word_accuracy")
 """Metrics in [0, 1] that the learning curve shows, as far as the run has them."""
 
 
@@ -30,7 +31,8 @@ def write_report(run: RunDir) -> Path:
     drawn = _figures(run)
     for name, (figure, _) in drawn.items():
         figures.save(figure, run.path / "figures", name)
-    page = _template().render(
+    page = render(
+        "report.html.jinja",
         config=run.config,
         summary=run.summary or {},
         manifest=run.manifest,
@@ -59,6 +61,7 @@ def _figures(run: RunDir) -> dict[str, tuple[Figure, str]]:
             "Participation: share of rounds in which a device trained, by activity (mean and range).",
         ),
     }
+    drawn |= _decile_figure(rows) | _period_figures(run)
     names = [name for name in SHOWN if name in last_metrics(rows)]
     if names:
         curve = figures.learning_curve(rows, names, _reference(run))
@@ -66,10 +69,43 @@ def _figures(run: RunDir) -> dict[str, tuple[Figure, str]]:
     return drawn
 
 
+def _decile_figure(rows: list[Row]) -> dict[str, tuple[Figure, str]]:
+    """Return the metric on devices by decile of their activity."""
+    found = {name: value for name, value in last_metrics(rows).items() if "_decile_" in name}
+    if not found:
+        return {}
+    metric = next(iter(found)).removeprefix("device_").rpartition("_decile_")[0]
+    figure = figures.by_decile([found[name] for name in sorted(found)], metric)
+    return {"deciles": (figure, "On devices' held-out examples, by decile of activity (least active first).")}
+
+
+def _period_figures(run: RunDir) -> dict[str, tuple[Figure, str]]:
+    """Return the forgetting matrix and the prequential curve of a continual run."""
+    rows = run.rows("periods.jsonl")
+    metric = next((name for name in SHOWN if rows and name in rows[-1]), None)
+    if metric is None:
+        return {}
+    matrix = period_matrix(rows, metric)
+    done = matrix[~np.isnan(matrix).any(axis=1)]
+    drawn = {
+        "forgetting": (
+            figures.forgetting_matrix(done, metric),
+            "Forgetting: after each period of training (rows), tested on each period (columns).",
+        )
+    }
+    if len(done) == len(matrix):
+        drawn["prequential"] = (
+            figures.prequential_curve(matrix, metric),
+            "Each period as a test before it is trained on (prequential), right after, and at the end.",
+        )
+    return drawn
+
+
 def _metric_table(run: RunDir) -> list[tuple[str, str, str, str]]:
     """Return rows of (metric, federated, centralised, gap)."""
     reference, table = _reference(run), []
-    for name, value in last_metrics(run.rows()).items():
+    shown = {name: v for name, v in last_metrics(run.rows()).items() if "_decile_" not in name}
+    for name, value in shown.items():
         central = reference.get(name)
         gap = "" if central is None else f"{value - central:+.4f}"
         table.append((name.replace("_", " "), f"{value:.4f}", _number(central), gap))
@@ -116,10 +152,3 @@ def _command(run: RunDir) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _template() -> jinja2.Template:
-    folder = Path(__file__).parent
-    loader = jinja2.FileSystemLoader(folder)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template("report.html.jinja")

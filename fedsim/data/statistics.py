@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import jensenshannon
+from scipy.special import xlogy
 
 from fedsim.data.activity import gini
 from fedsim.data.federation import FederatedDataset
@@ -40,22 +41,52 @@ def activity_statistics(activity: NDArray[np.int64]) -> dict[str, float]:
     }
 
 
-def label_skew(federation: FederatedDataset, seed: int) -> Skew | None:
-    """Return how much devices' labels differ, over at most 200 devices; None without labels."""
+@dataclass(frozen=True)
+class LabelCounts:
+    """How often each label stands on each device, over at most so many devices."""
+
+    devices: NDArray[np.str_]
+    counts: NDArray[np.int64]
+    """[devices, labels]."""
+    sampled: bool
+    """Whether the devices are a seeded sample of the federation's."""
+
+
+def label_counts(federation: FederatedDataset, seed: int, most: int = SAMPLE) -> LabelCounts | None:
+    """Count labels over at most `most` devices (a seeded sample); None without labels."""
     owners = federation.devices[federation.activity > 0]
+    sampled = len(owners) > most
     rng = generator(seed, "statistics")
-    sampled = len(owners) > SAMPLE
-    chosen = np.sort(rng.choice(owners, SAMPLE, replace=False)) if sampled else owners
+    chosen = np.sort(rng.choice(owners, most, replace=False)) if sampled else owners
     histograms = []
     for device in chosen:
         fields = federation.train(str(device)).fields
         if "label" not in fields:
             return None
         histograms.append(np.bincount(fields["label"], minlength=len(federation.spec.labels)))
-    counts = np.array(histograms, dtype=np.int64)
-    pool = counts.sum(0) / counts.sum()
-    random = np.array([rng.multinomial(n, pool) for n in counts.sum(1)])
-    return Skew(_divergence(counts, pool), _divergence(random, pool), len(chosen), sampled)
+    return LabelCounts(chosen, np.array(histograms, dtype=np.int64), sampled)
+
+
+def divergence_matrix(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the Jensen-Shannon divergence (bits) between every two rows of counts."""
+    shares = counts / counts.sum(1, keepdims=True)
+    mixed = (shares[:, None] + shares[None, :]) / 2
+    entropy = -xlogy(shares, shares).sum(-1)
+    between = -xlogy(mixed, mixed).sum(-1)
+    matrix: NDArray[np.float64] = (between - (entropy[:, None] + entropy[None, :]) / 2) / np.log(2)
+    return np.maximum(matrix, 0.0)
+
+
+def label_skew(federation: FederatedDataset, seed: int) -> Skew | None:
+    """Return how much devices' labels differ, over at most 200 devices; None without labels."""
+    found = label_counts(federation, seed)
+    if found is None:
+        return None
+    pool = found.counts.sum(0) / found.counts.sum()
+    rng = generator(seed, "statistics", "chance")
+    random = np.array([rng.multinomial(n, pool) for n in found.counts.sum(1)])
+    measured, by_chance = _divergence(found.counts, pool), _divergence(random, pool)
+    return Skew(measured, by_chance, len(found.devices), found.sampled)
 
 
 def _divergence(counts: NDArray[np.int64], pool: NDArray[np.float64]) -> float:
