@@ -52,7 +52,10 @@ def write_data_page(config: Config, data_dir: Path | None, experiment: Path, tar
 def _activity(holdings: Holdings) -> Drawn:
     activity = holdings.dataset.activity
     return {
-        "activity": (figures.activity_histogram(activity), "Activity: training examples per device."),
+        "activity": (
+            figures.activity_histogram(activity, "exact"),
+            "Activity: training examples per device.",
+        ),
         "lorenz": (
             figures.lorenz_curve(activity),
             f"Lorenz curve of activity; Gini {gini(activity[activity > 0]):.2f}.",

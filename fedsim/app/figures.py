@@ -48,14 +48,14 @@ def learning_curve(rows: list[Row], names: list[str], reference: dict[str, float
     return _figure(draw)
 
 
-def activity_histogram(activity: NDArray[np.int64]) -> Figure:
+def activity_histogram(activity: NDArray[np.int64], of: str = "public activity") -> Figure:
     """How many devices have how many examples, in powers of two."""
 
     def draw(axes: Axes) -> None:
         held = activity[activity > 0]
         top = int(np.ceil(np.log2(held.max() + 1)))
         axes.hist(held, bins=[2.0**i for i in range(top + 1)], color=SERIES[0], edgecolor="white")
-        _activity_axis(axes)
+        _activity_axis(axes, of)
         axes.set_ylabel("devices")
 
     return _figure(draw)
@@ -130,6 +130,7 @@ def arrivals(sizes: list[NDArray[np.int64]], names: list[str]) -> Figure:
     def draw(axes: Axes) -> None:
         for counts, name, colour in zip(sizes, names, SERIES, strict=False):
             axes.plot(np.arange(1, len(counts) + 1), counts, marker="o", color=colour, label=name)
+        axes.set_xticks(range(1, len(sizes[0]) + 1))
         axes.set_ylim(bottom=0)
         axes.set_xlabel("period")
         axes.set_ylabel("examples")
@@ -201,10 +202,10 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     figure.savefig(folder / f"{name}.png", dpi=150, facecolor="white")
 
 
-def _activity_axis(axes: Axes) -> None:
+def _activity_axis(axes: Axes, of: str = "public activity") -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("examples per device (public activity)")
+    axes.set_xlabel(f"examples per device ({of})")
 
 
 def _figure(draw: Callable[[Axes], None]) -> Figure:

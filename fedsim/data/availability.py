@@ -12,6 +12,8 @@ from fedsim.config import Availability
 from fedsim.seeds import generator
 
 HOURS = 24
+USUAL_BEGIN, SPREAD = 22.0, 3.0
+"""day_cycle: devices come in reach (idle, charging) around 22:00, give or take three hours."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Clock:
             return np.ones(self.devices, dtype=bool)
         if self.settings.rule == "clock" and self.active_hours is not None:
             return self.active_hours[:, int(self.hour(round))]
-        begin = generator(self.seed, "awake").random(self.devices) * HOURS
+        begin = USUAL_BEGIN + SPREAD * generator(self.seed, "awake").standard_normal(self.devices)
         return (self.hour(round) - begin) % HOURS < self.settings.hours
 
     def answers(self, round: int, activity: NDArray[np.int64]) -> NDArray[np.bool_]:
