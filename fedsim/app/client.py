@@ -73,7 +73,7 @@ def _node(context: Context) -> Node:
 
 @lru_cache(maxsize=64)
 def _make_node(config: Config, folder: Path | None, first: int, step: int) -> Node:
-    federation = load_federation(config.data, folder)
+    federation = load_federation(config.data, folder, config.partition)
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
     trainer = Trainer(module, make_task(federation.spec), config.train, chunk_bytes(config.place))
     return Node(config, federation, trainer, slice(first, None, step))

@@ -52,7 +52,7 @@ def _run(grid: Grid, config: Config, node_config: Mapping[str, Any], run: RunDir
     if run.exists:
         config = config.model_copy(update={"place": with_plan(config.place, run.manifest["plan"])})
     torch.set_num_threads(threads(config.place))
-    federation = load_federation(config.data, data_dir(config.place, node_config))
+    federation = load_federation(config.data, data_dir(config.place, node_config), config.partition)
     server = _make_server(grid, config, federation, run)
     check_patience(server)
     if run.exists:
