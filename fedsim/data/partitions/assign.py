@@ -86,7 +86,7 @@ def _owners(
     partitioner = rule.make(Wanted(data, partition, records.size, values, data_dir))
     partitioner.dataset = datasets.Dataset.from_dict(columns)
     try:
-        numbers = _numbers(partitioner)
+        numbers, count = _numbers(partitioner)
     except ValueError as error:  # the library's own refusals
         raise WrongInput(
             f"partition.name = {partition.name!r} failed with data.devices = {data.devices}: "
@@ -94,20 +94,20 @@ def _owners(
         ) from error
     owners = np.empty(records.size, dtype=np.int64)
     owners[np.asarray(column(partitioner.dataset, _INDEX))] = numbers
-    return owners, partitioner.num_partitions
+    return owners, count
 
 
-def _numbers(partitioner: Partitioner) -> Owners:
-    """Return the partition of each row of the partitioner's data set, -1 where it has none."""
+def _numbers(partitioner: Partitioner) -> tuple[Owners, int]:
+    """Return the partition of each row of the data set (-1 for none), and how many partitions there are."""
     if isinstance(partitioner, OwnerPartitioner):
-        return partitioner.owners
+        return partitioner.owners, partitioner.num_partitions
     parts = rows_of(partitioner)
     rows = np.concatenate(parts)
     if np.bincount(rows, minlength=1).max() > 1:
         raise ValueError("an example came to two devices")
     numbers = np.full(partitioner.dataset.num_rows, -1, dtype=np.int64)
     numbers[rows] = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    return numbers
+    return numbers, len(parts)
 
 
 def _own(data: Data, partition: Partition, records: Records) -> Assignment:

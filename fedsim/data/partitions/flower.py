@@ -33,7 +33,7 @@ def rows_of(partitioner: flwr.Partitioner) -> list[NDArray[np.int64]]:
         warnings.simplefilter("ignore")  # unused labels, repeated draws: our notes and errors say it
         partitioner.load_partition(0)
     found = partitioner._partition_id_to_indices
-    return [np.asarray(found[i], dtype=np.int64) for i in range(partitioner.num_partitions)]
+    return [np.asarray(found[i], dtype=np.int64) for i in range(len(found))]
 
 
 def _seed(wanted: Wanted) -> int:
