@@ -27,7 +27,7 @@ from fedsim.data.partitions import (
 from fedsim.data.partitions.assign import RULES, Assignment, assign_devices, device_names
 from fedsim.data.partitions.clusters import embed, find_clusters
 from fedsim.data.partitions.flower import rows_of
-from fedsim.data.partitions.labels import draw_by_label
+from fedsim.data.partitions.labels import _draw, _hand_out, draw_by_label
 from fedsim.data.partitions.owners import dirichlet
 from fedsim.data.partitions.tails import gini_range
 from fedsim.data.partitions.wanted import Wanted
@@ -305,11 +305,26 @@ def test_dirichlet_shares_have_the_law_that_numpy_draws() -> None:
     assert (np.abs(spread.mean(0) - variance) < 4.5 * spread.std(0) / np.sqrt(4000)).all()
 
 
-def test_devices_of_the_label_rule_follow_the_pool_on_average() -> None:
-    # 200 devices of 1 example each, half of them label 0: at most a coin's spread, and exact by covering
-    labels = np.repeat([0, 1], 100)
-    owners = draw_by_label(labels, np.ones(200, np.int64), 1.0, generator(0))
-    assert sorted(owners) == list(range(200))
+def test_a_device_whose_label_is_exhausted_is_refilled_from_what_is_left() -> None:
+    # it likes label 0 alone, of which one row is left, and needs three: the others are label 1
+    taken = _draw(np.array([1.0, 0.0]), np.array([1, 3]), 3, generator(0))
+    assert taken.tolist() == [1, 2]
+
+
+def test_counts_by_device_and_label_are_handed_out_exactly() -> None:
+    labels = np.array([1, 0, 1, 0, 0])
+    # device 2 takes one 0 and two 1, device 0 takes two 0
+    owners = _hand_out(labels, np.array([2, 2, 0]), np.array([0, 1, 0]), np.array([1, 2, 2]), generator(0))
+    assert histograms(owners, labels).tolist() == [[2, 0], [1, 2]]
+
+
+def test_a_concentrated_label_rule_gives_devices_the_pool() -> None:
+    # alpha = 1e9 leaves the multinomial draw alone; devices of 100 rows from shares 1/4 and 3/4:
+    # a standard deviation of 4.3 rows, so they stay within 20 but for a chance below 1e-3; only the last
+    # that draw take what the others left, as in FedNLP
+    labels = np.repeat([0, 1, 1, 1], 1500)
+    owners = draw_by_label(labels, np.full(60, 100), 1e9, generator(2))
+    assert np.sort(np.abs(histograms(owners, labels)[:, 0] - 25))[:-2].max() <= 20
 
 
 def test_late_ids_are_not_those_refilled_from_what_is_left() -> None:

@@ -1,6 +1,8 @@
 """The horizontal partitioners of `flwr_datasets` by name, and the owners that they make.
 
-Its vertical ones divide columns rather than examples and are left out; `natural` stands for its
+All are quick at 10,000 devices but InnerDirichletPartitioner, which draws example by example over all
+devices (about a minute for 100,000 examples); `fednlp_label` is the same idea in a fraction of a second.
+Vertical partitioners divide columns rather than examples and are left out; `natural` stands for
 NaturalIdPartitioner.
 """
 
