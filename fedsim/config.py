@@ -46,7 +46,7 @@ class Data(Section):
         "text=text,tokens=tokens,label=intent,tags=tags,image=image,device=client,time=,split=split",
         description="role=column pairs; a pair that is not given keeps its default",
     )
-    devices: Count = Field(200, description="devices that the generator makes")
+    devices: Count = Field(200, description="devices that generator or partition makes")
     activity: Literal["zipf", "lognormal", "equal"] = Field(
         "zipf", description="law of the examples per device in the generator"
     )
@@ -61,6 +61,56 @@ class Data(Section):
     buckets: int = Field(10000, ge=1, le=10**7, description="hash buckets for words")
     max_length: int = Field(64, ge=1, le=10000, description="tokens; longer examples are cut")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of generator and partition")
+
+
+class Partition(Section):
+    """Who owns which training example, where the records do not say; `data.devices` devices."""
+
+    name: str = Field(
+        "natural",
+        description="natural | iid | dirichlet | inner_dirichlet | pathological | shards | size | linear | "
+        "square | exponential | distribution | grouped_natural | continuous | fednlp_label | quantity | "
+        "cluster | heavy_tail | label_heavy_tail | package.module:function",
+    )
+    by: Literal["", "label", "tags", "device", "time", "length"] = Field(
+        "", description="what the rule looks at; tags = the set of their types; empty = the rule's own"
+    )
+    alpha: Positive = Field(1.0, description="Dirichlet concentration over labels; smaller = more skewed")
+    beta: Positive = Field(1.0, description="quantity: Dirichlet concentration over sizes")
+    min_size: int = Field(1, ge=0, le=10**9, description="fewest examples that a device may have")
+    balance: bool = Field(False, description="dirichlet: full devices get no more (as its paper's code)")
+    classes: Count = Field(2, description="pathological, distribution: labels that each device has")
+    choice: Literal["random", "deterministic", "first-deterministic"] = Field(
+        "random", description="pathological: how devices come to their labels"
+    )
+    shards: Count = Field(2, description="shards: how many each device gets")
+    shard_size: int = Field(
+        0, ge=0, le=10**9, description="examples a shard; 0 = all examples are shared out"
+    )
+    sizes: str = Field(
+        "",
+        pattern=r"^\s*(\d+\s*(,\s*\d+\s*)*)?$",
+        description="size, inner_dirichlet: examples of each device, with commas; empty = as equal as can be",
+    )
+    group: Count = Field(10, description="grouped_natural: natural ids that make one device")
+    remainder: Literal["allow-smaller", "allow-bigger", "drop-reminder", "strict"] = Field(
+        "allow-smaller", description="grouped_natural: what becomes of ids that fill no group"
+    )
+    strictness: Fraction = Field(0.5, description="continuous: 0 = at random, 1 = sorted by the value")
+    clusters: Count = Field(10, description="cluster: groups that k-means makes of the examples")
+    dimensions: int = Field(32, ge=1, le=4096, description="cluster: width of the texts' embedding")
+    tail: Literal["zipf", "lognormal", "power", "copy"] = Field(
+        "zipf", description="heavy tails: law of the examples per device"
+    )
+    tail_shape: Positive = Field(
+        1.2, description="Zipf exponent over the rank, or the lognormal's sigma (distribution's, too)"
+    )
+    gini: float = Field(
+        0.6, ge=0.0, lt=1.0, description="power: Gini coefficient of the sizes, 0 = all alike"
+    )
+    copy_from: str = Field(
+        "", description="copy: file of counts below the data directory (.txt, .json), or FILE.jsonl.gz#COLUMN"
+    )
 
 
 class Stream(Section):
@@ -195,6 +245,7 @@ class Config(Section):
     name: str = Field("", pattern=r"^[\w.-]*$", description="folder under runs/; empty = file's stem")
     seed: int = Field(1, ge=0, lt=2**63, description="seed of init, selection, batches")
     data: Data = Data()
+    partition: Partition = Partition()
     stream: Stream = Stream()
     availability: Availability = Availability()
     model: Model = Model()

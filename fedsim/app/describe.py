@@ -18,7 +18,7 @@ from strategies.selection import select
 
 def describe(config: Config, console: Console) -> None:
     """Print config, federation and plan. Raises WrongInput for what a run would refuse."""
-    federation = load_federation(config.data, data_dir(config.place, {}))
+    federation = load_federation(config.data, data_dir(config.place, {}), config.partition)
     plan = plan_sentences(config, federation)
     console.print(config_table(config), federation_table(config, federation), plan)
 

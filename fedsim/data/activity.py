@@ -28,7 +28,7 @@ def make_activity(data: Data) -> Counts:
         share = rng.lognormal(0.0, data.activity_shape, data.devices)
     else:
         share = np.ones(data.devices)
-    sizes = 1 + _apportion(share, data.examples - data.devices)
+    sizes = 1 + apportion(share, data.examples - data.devices)
     return rng.permutation(sizes)
 
 
@@ -49,7 +49,7 @@ def gini(activity: Counts) -> float:
     return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total))
 
 
-def _apportion(share: NDArray[np.float64], total: int) -> Counts:
+def apportion(share: NDArray[np.float64], total: int) -> Counts:
     """Split `total` in proportion to `share` by largest remainders."""
     exact = share / share.sum() * total
     whole = np.floor(exact).astype(np.int64)

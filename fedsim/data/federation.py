@@ -8,10 +8,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.config import Data
+from fedsim.config import Data, Partition
 from fedsim.data.files import files
 from fedsim.data.hub import hub
+from fedsim.data.records import Splits
 from fedsim.data.requests import Requests
+from fedsim.data.table import Table
 from fedsim.errors import WrongInput
 from fedsim.names import lookup
 from fedsim.types import DeviceId, Examples, Spec
@@ -38,22 +40,35 @@ class FederatedDataset(Protocol):
         """Return the training examples of a device, at least one."""
 
 
-Source = Callable[[Data, Path | None], FederatedDataset]
+Source = Callable[[Data, Path | None], FederatedDataset | Splits]
+"""Makes a federation, or reads records that `[partition]` divides among devices."""
 SOURCES: dict[str, Source] = {
     "requests": Requests,
     "files": files,
     "hub": hub,
 }
 
+NATURAL = Partition()
+
 
 @lru_cache(maxsize=2)
-def load_federation(data: Data, data_dir: Path | None) -> FederatedDataset:
+def load_federation(data: Data, data_dir: Path | None, partition: Partition = NATURAL) -> FederatedDataset:
     """Return the federation that the config names; the same object for the same arguments.
 
-    `data_dir` is the folder that holds `data.path`, None where none was named.
+    `data_dir` is the folder that holds `data.path`, None where none was named; `partition` divides
+    records that have no devices of their own.
     Raises WrongInput when the data cannot be used.
     """
-    federation = lookup("data.source", data.source, SOURCES)(data, data_dir)
+    found = lookup("data.source", data.source, SOURCES)(data, data_dir)
+    if isinstance(found, Splits):
+        federation: FederatedDataset = Table(data, partition, found, data_dir)
+    elif partition.name == "natural":
+        federation = found
+    else:
+        raise WrongInput(
+            f"data.source = {data.source!r} makes devices of its own, so partition.name = {partition.name!r} "
+            'has nothing to divide; leave partition.name = "natural", or read data.source = "files"'
+        )
     if not len(federation.devices) or federation.activity.sum() == 0:
         raise WrongInput(
             f"the federation has no training example ({len(federation.devices)} devices); "

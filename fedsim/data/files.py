@@ -11,7 +11,7 @@ import numpy as np
 
 from fedsim.config import Data
 from fedsim.data.columns import split_records
-from fedsim.data.table import Table
+from fedsim.data.records import Splits
 from fedsim.errors import WrongInput, first_line
 
 FORMATS = {
@@ -26,8 +26,8 @@ FORMATS = {
 }
 
 
-def files(data: Data, data_dir: Path | None) -> Table:
-    """Read the federation from `data.train`, `data.dev` and `data.test` below the data directory.
+def files(data: Data, data_dir: Path | None) -> Splits:
+    """Read the records of `data.train`, `data.dev` and `data.test` below the data directory.
 
     Raises WrongInput for a missing folder, file or column, for text that is not UTF-8 and for files
     that do not parse.
@@ -44,7 +44,7 @@ def files(data: Data, data_dir: Path | None) -> Table:
         for found in paths.values()
         for p in found
     }
-    return Table(data, split_records(data, columns, origins), fingerprint)
+    return Splits(split_records(data, columns, origins), fingerprint)
 
 
 def _folder(data: Data, data_dir: Path | None) -> Path:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsim.config import Config, Data, Stream
+from fedsim.config import Config, Data, Partition, Stream
 from fedsim.data.availability import hours_with_records
 from fedsim.data.federation import FederatedDataset, load_federation
 from fedsim.data.stream import Arrivals, by_poisson, by_time, period_of
@@ -123,12 +123,14 @@ def load_holdings(config: Config, data_dir: Path | None) -> Holdings:
 
     Raises WrongInput when the data cannot be used.
     """
-    return _load(config.data, config.stream, config.evaluation.holdout, data_dir)
+    return _load(config.data, config.partition, config.stream, config.evaluation.holdout, data_dir)
 
 
 @lru_cache(maxsize=2)
-def _load(data: Data, stream: Stream, holdout: float, data_dir: Path | None) -> Holdings:
-    return Holdings(load_federation(data, data_dir), stream, holdout, data.seed)
+def _load(
+    data: Data, partition: Partition, stream: Stream, holdout: float, data_dir: Path | None
+) -> Holdings:
+    return Holdings(load_federation(data, data_dir, partition), stream, holdout, data.seed)
 
 
 def _arrivals(dataset: FederatedDataset, stream: Stream, owner: NDArray[np.int64], seed: int) -> Arrivals:

@@ -7,13 +7,13 @@ import datasets
 
 from fedsim.config import Data
 from fedsim.data.columns import split_records
-from fedsim.data.table import Table
+from fedsim.data.records import Splits
 from fedsim.errors import WrongInput, first_line
 
 SPLITS = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
 
 
-def hub(data: Data, data_dir: Path | None) -> Table:
+def hub(data: Data, data_dir: Path | None) -> Splits:
     """Read `data.path` from the hub; `data.train`, `data.dev`, `data.test` may name its splits.
 
     A local folder in the hub's layout does as well. Raises WrongInput when it cannot be had.
@@ -36,7 +36,7 @@ def hub(data: Data, data_dir: Path | None) -> Table:
             columns[split] = {c: _values(found[chosen], c) for c in found[chosen].column_names}
             origins[split] = f"{data.path}/{chosen}"
     fingerprint = {f"{data.path}/{split}": d._fingerprint for split, d in found.items()}
-    return Table(data, split_records(data, columns, origins), fingerprint)
+    return Splits(split_records(data, columns, origins), fingerprint)
 
 
 def _values(table: Any, column: str) -> Any:

@@ -1,13 +1,13 @@
 """A federation over records in memory: one table sorted by device, each device a view of its rows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsim.config import Data
+from fedsim.config import Data, Partition
 from fedsim.data.encode import (
     Vocabulary,
     encode_labels,
@@ -16,50 +16,41 @@ from fedsim.data.encode import (
     make_vocabulary,
     tokenize,
 )
+from fedsim.data.records import Records, Splits
 from fedsim.errors import WrongInput
 from fedsim.types import DeviceId, Examples, Spec
 
 
-@dataclass(frozen=True)
-class Records:
-    """One split as columns by role (`tokens`, `text`, `label`, `tags`, `image`, `device`)."""
-
-    columns: Mapping[str, Sequence]  # type: ignore[type-arg]
-    size: int
-    origin: str
-    """Where the records were read from, for messages."""
-    available: tuple[str, ...] = ()
-    """The columns that the files have, for messages."""
-
-    def rows(self, keep: NDArray[np.int64]) -> "Records":
-        columns = {
-            role: values[keep] if isinstance(values, np.ndarray) else [values[i] for i in keep]
-            for role, values in self.columns.items()
-        }
-        return Records(columns, len(keep), self.origin, self.available)
-
-
 class Table:
-    """A federation from the records of each split; `splits` has `train` and may have `dev`, `test`."""
+    """A federation from the records of each split, under natural devices or those of `[partition]`."""
 
-    def __init__(self, data: Data, splits: Mapping[str, Records], fingerprint: dict[str, str]) -> None:
-        self.fingerprint = fingerprint
+    def __init__(self, data: Data, partition: Partition, splits: Splits, data_dir: Path | None) -> None:
         notes: list[str] = []
-        clean = {name: _clean(data, name, records, notes) for name, records in splits.items()}
-        train = clean["train"]
-        owners = np.array([str(owner) for owner in train.columns["device"]], dtype=np.str_)
-        everyone = [owners] + [
-            np.array([str(o) for o in r.columns.get("device", []) if o is not None], dtype=np.str_)
-            for r in clean.values()
-        ]
+        owned = partition.name in ("natural", "grouped_natural")
+        clean = {
+            name: _clean(data, name, records, notes, owned and name == "train")
+            for name, records in splits.records.items()
+        }
+        self.devices: NDArray[np.str_]
+        self.fingerprint = splits.fingerprint
+        if partition.name == "natural":
+            owners, self.devices = _natural(clean)
+        else:
+            # imported here because flwr_datasets takes a second that natural federations need not wait
+            from fedsim.data.partitions.assign import assign_devices
+
+            given = assign_devices(data, partition, clean["train"], data_dir)
+            owners, self.devices = given.owners[given.held], given.devices
+            clean["train"] = clean["train"].rows(np.flatnonzero(given.held))
+            self.fingerprint = self.fingerprint | {"partition": given.fingerprint}
+            notes += given.notes
         order = np.argsort(owners, kind="stable")
         owners = owners[order]
-        self.devices: NDArray[np.str_] = np.unique(np.concatenate(everyone))
         self._start = np.searchsorted(owners, self.devices, side="left")
         self.activity = np.searchsorted(owners, self.devices, side="right") - self._start
         encode = _Encoding(data, clean)
         self.spec = encode.spec
-        self._train = encode.examples(train.rows(order)) if len(order) else None
+        self._train = encode.examples(clean["train"].rows(order)) if len(order) else None
         self.dev = encode.examples(clean["dev"]) if "dev" in clean else None
         self.test = encode.examples(clean["test"]) if "test" in clean else None
         self.notes = tuple(notes + encode.notes)
@@ -70,6 +61,15 @@ class Table:
         if i == len(self.devices) or self.devices[i] != device or self._train is None:
             raise WrongInput(f"the federation has no device {device!r}")
         return self._train[int(self._start[i]) : int(self._start[i] + self.activity[i])]
+
+
+def _natural(splits: Mapping[str, Records]) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+    """Return the owner of each training record, and all devices that any split names, sorted."""
+    owners = {
+        name: np.array([str(o) for o in r.columns.get("device", []) if o is not None], dtype=np.str_)
+        for name, r in splits.items()
+    }
+    return owners["train"], np.unique(np.concatenate(list(owners.values())))
 
 
 class _Encoding:
@@ -123,12 +123,17 @@ def _tag_names(train: Records, others: Sequence[Records]) -> tuple[list[str], li
     return sorted(seen, key=lambda tag: (tag != "O", tag)), sorted(unseen)
 
 
-def _clean(data: Data, split: str, records: Records, notes: list[str]) -> Records:
-    """Check the columns that the task needs, tokenize, and drop records that cannot be used."""
-    for role in _NEEDED[data.task] + (("device",) if split == "train" else ()):
+def _clean(data: Data, split: str, records: Records, notes: list[str], owned: bool) -> Records:
+    """Check the columns that the task needs, tokenize, and drop records that cannot be used.
+
+    `owned` records must each name their device.
+    """
+    for role in _NEEDED[data.task]:
         _require(records, role, data)
+    if owned:
+        _require_device(records)
     records = _drop_gaps(records, "label", notes)
-    if split == "train":
+    if owned:
         records = _drop_gaps(records, "device", notes)
     columns = dict(records.columns)
     if data.task != "image":
@@ -155,6 +160,14 @@ def _require(records: Records, role: str, data: Data) -> None:
         raise WrongInput(
             f"{records.origin} has no column for {role!r}, which data.task = {data.task!r} needs; it has "
             f'{", ".join(records.available)}: name one as in data.columns = "{role}=COLUMN"'
+        )
+
+
+def _require_device(records: Records) -> None:
+    if "device" not in records.columns:
+        raise WrongInput(
+            f"{records.origin} has no column for 'device'; it has {', '.join(records.available)}: name one "
+            'as in data.columns = "device=COLUMN", or make devices as with partition.name = "fednlp_label"'
         )
 
 
