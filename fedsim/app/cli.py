@@ -159,7 +159,7 @@ class Watcher:
         self.bar.stop()
 
     def watch(self, row: dict[str, Any]) -> None:
-        shown = ("intent_accuracy", "slot_f1", "accuracy", "loss")
+        shown = ("intent_accuracy", "slot_f1", "span_f1", "accuracy", "word_accuracy", "perplexity", "loss")
         text = "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
         self.text = text or self.text
         self.bar.update(self.task, completed=row["round"], metric=self.text)

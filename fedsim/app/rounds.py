@@ -22,6 +22,7 @@ from strategies.federated import Federated, ServerState
 from strategies.roster import Roster, merge
 
 Watch = Callable[[Row], None]
+LOWER_IS_BETTER = {"loss", "perplexity"}
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def stopped_early(config: Config, task: Task, rows: Sequence[Row]) -> bool:
     """
     name = config.train.patience_metric or task.metric
     values = [row[f"dev_{name}"] for row in rows if f"dev_{name}" in row]
-    if name == "loss":
+    if name in LOWER_IS_BETTER:
         values = [-value for value in values]
     best = max(range(len(values)), key=values.__getitem__, default=0)
     return len(values) - 1 - best >= config.train.patience

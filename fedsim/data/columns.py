@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.config import Config, Data, parse_pairs
-from fedsim.data.table import Records
+from fedsim.data.records import Records
 from fedsim.errors import WrongInput
 from fedsim.names import suggestion
 

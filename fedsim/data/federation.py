@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.config import Data
+from fedsim.data.digits import digits
 from fedsim.data.files import files
 from fedsim.data.hub import hub
 from fedsim.data.requests import Requests
@@ -41,6 +42,7 @@ class FederatedDataset(Protocol):
 Source = Callable[[Data, Path | None], FederatedDataset]
 SOURCES: dict[str, Source] = {
     "requests": Requests,
+    "digits": digits,
     "files": files,
     "hub": hub,
 }

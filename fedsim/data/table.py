@@ -1,7 +1,6 @@
 """A federation over records in memory: one table sorted by device, each device a view of its rows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,29 +13,13 @@ from fedsim.data.encode import (
     encode_tags,
     encode_tokens,
     make_vocabulary,
+    next_tokens,
     tokenize,
 )
+from fedsim.data.holdout import hold_out
+from fedsim.data.records import Records
 from fedsim.errors import WrongInput
 from fedsim.types import DeviceId, Examples, Spec
-
-
-@dataclass(frozen=True)
-class Records:
-    """One split as columns by role (`tokens`, `text`, `label`, `tags`, `image`, `device`)."""
-
-    columns: Mapping[str, Sequence]  # type: ignore[type-arg]
-    size: int
-    origin: str
-    """Where the records were read from, for messages."""
-    available: tuple[str, ...] = ()
-    """The columns that the files have, for messages."""
-
-    def rows(self, keep: NDArray[np.int64]) -> "Records":
-        columns = {
-            role: values[keep] if isinstance(values, np.ndarray) else [values[i] for i in keep]
-            for role, values in self.columns.items()
-        }
-        return Records(columns, len(keep), self.origin, self.available)
 
 
 class Table:
@@ -46,6 +29,8 @@ class Table:
         self.fingerprint = fingerprint
         notes: list[str] = []
         clean = {name: _clean(data, name, records, notes) for name, records in splits.items()}
+        if data.test_share:
+            clean |= hold_out(data, clean)
         train = clean["train"]
         owners = np.array([str(owner) for owner in train.columns["device"]], dtype=np.str_)
         everyone = [owners] + [
@@ -79,10 +64,9 @@ class _Encoding:
         self._data = data
         self.notes: list[str] = []
         train, others = splits["train"], [r for n, r in splits.items() if n != "train"]
-        labels = sorted({*map(str, train.columns["label"])})
-        labels_unseen = {str(x) for r in others for x in r.columns["label"]} - set(labels)
+        labels, labels_unseen = _label_names(train, others)
         tags, tags_unseen = _tag_names(train, others)
-        self._labels = [*labels, *sorted(labels_unseen)]
+        self._labels = [*labels, *labels_unseen]
         self._tags = [*tags, *tags_unseen]
         vocabulary = Vocabulary({}, 0)
         shape = torch.Size((0, 0, 0))
@@ -100,21 +84,32 @@ class _Encoding:
             words=vocabulary.names,
             labels=tuple(labels),
             tags=tuple(tags),
-            labels_unseen=tuple(sorted(labels_unseen)),
+            labels_unseen=tuple(labels_unseen),
             tags_unseen=tuple(tags_unseen),
             image=(shape[0], shape[1], shape[2]),
+            length=0 if data.task == "image" else data.max_length,
         )
 
     def examples(self, records: Records) -> Examples:
         columns, length = records.columns, self._data.max_length
-        fields = {"label": encode_labels([str(x) for x in columns["label"]], self._labels)}
-        if self._data.task == "image":
+        fields: dict[str, torch.Tensor] = {}
+        if "image" in columns:
             fields["image"] = _image_tensor(records)
-        else:
+        if "tokens" in columns:
             fields["tokens"] = encode_tokens(self._vocabulary, columns["tokens"], length)
-        if self._data.task == "intent_slots":
+        if self._data.task == "language":
+            fields = next_tokens(fields["tokens"])
+        if "label" in columns:
+            fields["label"] = encode_labels(columns["label"], self._labels)
+        if "tags" in columns:
             fields["tags"] = encode_tags(columns["tags"], self._tags, length)
         return Examples(fields)
+
+
+def _label_names(train: Records, others: Sequence[Records]) -> tuple[list[str], list[str]]:
+    seen = set(train.columns.get("label", []))
+    unseen = {label for r in others for label in r.columns.get("label", [])} - seen
+    return sorted(seen), sorted(unseen)
 
 
 def _tag_names(train: Records, others: Sequence[Records]) -> tuple[list[str], list[str]]:
@@ -124,19 +119,43 @@ def _tag_names(train: Records, others: Sequence[Records]) -> tuple[list[str], li
 
 
 def _clean(data: Data, split: str, records: Records, notes: list[str]) -> Records:
-    """Check the columns that the task needs, tokenize, and drop records that cannot be used."""
-    for role in _NEEDED[data.task] + (("device",) if split == "train" else ()):
-        _require(records, role, data)
-    records = _drop_gaps(records, "label", notes)
+    """Return the columns that the task learns from, and `device`: tokens split, gaps left out."""
+    wanted = COLUMNS[data.task]
+    for role in (*wanted, "device") if split == "train" else wanted:
+        if role != "tokens":
+            _require(records, role, data)
+    if "label" in wanted:
+        records = _drop_gaps(records, "label", notes)
     if split == "train":
         records = _drop_gaps(records, "device", notes)
-    columns = dict(records.columns)
-    if data.task != "image":
+    columns = {role: records.columns[role] for role in (*wanted, "device") if role in records.columns}
+    if "tokens" in wanted:
         columns["tokens"] = [[token.lower() for token in row] for row in _tokens(records, data)]
-    if data.task == "intent_slots":
+    if "label" in wanted:
+        columns["label"] = [str(label) for label in columns["label"]]
+    if "tags" in wanted:
         columns["tags"] = _lists(records, "tags")
         _check_tags(columns["tokens"], columns["tags"], records.origin)
-    return Records(columns, records.size, records.origin, records.available)
+    clean = Records(columns, records.size, records.origin, records.available)
+    return _drop_short(clean, notes) if data.task == "language" else clean
+
+
+COLUMNS = {
+    "image": ("image", "label"),
+    "classification": ("tokens", "label"),
+    "intent_slots": ("tokens", "label", "tags"),
+    "tagging": ("tokens", "tags"),
+    "language": ("tokens",),
+}
+"""What each task learns from; tokens may be given or split from the text."""
+
+
+def _drop_short(records: Records, notes: list[str]) -> Records:
+    keep = np.array([i for i, row in enumerate(records.columns["tokens"]) if len(row) > 1], int)
+    if len(keep) == records.size:
+        return records
+    notes.append(f"{records.size - len(keep)} records of {records.origin} have no next word: left out")
+    return records.rows(keep)
 
 
 def _drop_gaps(records: Records, role: str, notes: list[str]) -> Records:
@@ -145,9 +164,6 @@ def _drop_gaps(records: Records, role: str, notes: list[str]) -> Records:
         return records
     notes.append(f"{records.size - len(keep)} records of {records.origin} have no {role}: left out")
     return records.rows(keep)
-
-
-_NEEDED = {"image": ("image", "label"), "classification": ("label",), "intent_slots": ("label", "tags")}
 
 
 def _require(records: Records, role: str, data: Data) -> None:
@@ -168,7 +184,7 @@ def _tokens(records: Records, data: Data) -> list[list[str]]:
     """Return each record's tokens, given or split from its text."""
     if "tokens" in records.columns:
         return _lists(records, "tokens")
-    if data.task == "intent_slots" or "text" not in records.columns:
+    if "tags" in COLUMNS[data.task] or "text" not in records.columns:
         _require(records, "tokens", data)
     _refuse_gaps(records, "text")
     return [tokenize(str(text)) for text in records.columns["text"]]
