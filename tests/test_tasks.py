@@ -114,6 +114,11 @@ def test_next_tokens_are_views_of_the_same_memory():
     assert fields["tokens"].untyped_storage().data_ptr() == fields["next"].untyped_storage().data_ptr()
 
 
+def test_messages_cut_to_one_token_are_refused():
+    with pytest.raises(WrongInput, match=r"raise data\.max_length"):
+        table(Data(task="language", max_length=1), train={"text": ["one two"], "device": ["a"]})
+
+
 def table(data: Data, **splits: dict[str, list]) -> Table:
     records = {
         name: Records(columns, len(next(iter(columns.values()))), name, tuple(columns))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsim.config import Data
+from fedsim.errors import WrongInput
 from fedsim.types import PAD, UNKNOWN
 
 Tokens = Sequence[str]
@@ -73,8 +74,13 @@ def encode_tags(tags: Sequence[Tokens], names: Sequence[str], length: int) -> Te
 
 
 def next_tokens(tokens: Tensor) -> dict[str, Tensor]:
-    """Return `tokens` and the `next` of each, [n, length - 1] views of tokens [n, length]."""
+    """Return `tokens` and the `next` of each, [n, length - 1] views of tokens [n, length].
+
+    Raises WrongInput where no example has two tokens.
+    """
     if tokens.shape[1] == 1:
+        if len(tokens):
+            raise WrongInput("next words need at least two tokens an example; raise data.max_length")
         tokens = torch.nn.functional.pad(tokens, (0, 1), value=PAD)
     return {"tokens": tokens[:, :-1], "next": tokens[:, 1:]}
 
