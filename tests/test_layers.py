@@ -14,10 +14,12 @@ from fedsim.models.layers import (
     Attention,
     BiLSTM,
     Conv2d,
+    Dropout,
     Embedding,
     GroupNorm,
     LayerNorm,
     Linear,
+    set_dropout_keys,
 )
 from fedsim.models.tasks import make_task
 from fedsim.types import PAD, Params, Spec
@@ -216,6 +218,25 @@ def test_a_language_model_does_not_look_ahead(name: str):
     before, after = module(tokens)["next"][0], module(other)["next"][0]
     torch.testing.assert_close(before[:4], after[:4], **CLOSE)
     assert not torch.allclose(before[4:], after[4:])
+
+
+def test_no_dropout_is_used_twice_in_a_step():
+    torch.manual_seed(12)
+    image = Spec("image", labels=("a",), image=(1, 8, 8))
+    for name, spec in [(n, TEXT[t]) for n, t in PAIRS] + [("mlp", image), ("cnn", image)]:
+        module = build_model(spec, Model(name=name, dropout=0.5, **SMALL), seed=1)
+        calls: list[nn.Module] = []
+        for layer in module.modules():
+            if isinstance(layer, Dropout):
+                layer.register_forward_hook(lambda layer, *_, seen=calls: seen.append(layer))
+        set_dropout_keys(module, torch.arange(K), step=0)
+        inputs = text_batch(spec, K, B)["tokens"] if spec is not image else torch.rand(K, B, 1, 8, 8)
+        functional_call(module, stack(module), (inputs,))
+        assert len(calls) == len(set(calls)) > 0
+
+
+def stack(module: nn.Module) -> Params:
+    return {name: p.expand(K, *p.shape) for name, p in module.named_parameters()}
 
 
 def test_an_empty_text_gives_finite_outputs():

@@ -20,14 +20,14 @@ class Mlp(nn.Module):
         channels, height, width = spec.image
         sizes = [channels * height * width] + [model.hidden] * model.layers
         self.hidden = nn.ModuleList(Linear(a, b) for a, b in pairwise(sizes))
-        self.dropout = Dropout(model.dropout)
+        self.dropouts = nn.ModuleList(Dropout(model.dropout) for _ in self.hidden)
         self.label = Linear(sizes[-1], len(spec.labels))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """image: [..., B, channels, height, width] -> label logits [..., B, labels]."""
         x = image.flatten(-3)
-        for layer in self.hidden:
-            x = self.dropout(layer(x).relu())
+        for layer, dropout in zip(self.hidden, self.dropouts, strict=True):
+            x = dropout(layer(x).relu())
         return {"label": self.label(x)}
 
 

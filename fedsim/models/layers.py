@@ -163,7 +163,8 @@ class Dropout(nn.Module):
     """Dropout whose masks come from names: equal for any packing, any node and after a resume.
 
     In training `keys` [K] holds one int64 a model, set anew for every step; the mask of an element
-    is a hash of its key and its position, so padding and neighbours cannot change it.
+    is a hash of its key and its position, so padding and neighbours cannot change it. One place in a
+    model, one Dropout: used twice in a step, it would drop the same units again.
     """
 
     def __init__(self, p: float) -> None:

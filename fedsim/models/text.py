@@ -66,15 +66,15 @@ class JointBiLSTM(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.3)
         widths = [model.embedding] + [2 * model.hidden] * model.layers
         self.recurrent = nn.ModuleList(BiLSTM(width, model.hidden) for width in widths[:-1])
-        self.dropout = Dropout(model.dropout)
+        self.dropouts = nn.ModuleList(Dropout(model.dropout) for _ in widths)
         self.heads = TextHeads(widths[-1], widths[-1], spec)
 
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
         """tokens: [..., B, T] -> label logits [..., B, labels], tag logits [..., B, T, tags]."""
         mask = tokens != PAD
-        states = self.dropout(self.embedding(tokens))
-        for layer in self.recurrent:
-            states = self.dropout(layer(states, mask))
+        states = self.dropouts[0](self.embedding(tokens))
+        for layer, dropout in zip(self.recurrent, self.dropouts[1:], strict=True):
+            states = dropout(layer(states, mask))
         sentence = states.masked_fill(~mask.unsqueeze(-1), -2.0).amax(-2)  # tanh stays above -1
         return self.heads(sentence, states)
 
