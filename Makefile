@@ -7,8 +7,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 .PHONY: quickstart test install
 
 quickstart: install
-	$(BIN)/fedsim run experiments/quickstart.toml
-	$(BIN)/fedsim report runs/quickstart
+	$(BIN)/fedsim run experiments/quickstart.toml --report
 
 test: install
 	$(BIN)/ruff check .

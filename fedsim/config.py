@@ -72,6 +72,53 @@ class Data(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of generator and partition")
 
 
+class Stream(Section):
+    """When examples arrive, and how long a device keeps them."""
+
+    mode: Literal["static", "continual"] = Field(
+        "static", description="all examples at once | examples arrive by period"
+    )
+    periods: int = Field(1, ge=1, le=10000, description="periods that the rounds are divided into")
+    rounds_per_period: int = Field(0, ge=0, le=10**6, description="0 = train.rounds / periods")
+    arrivals: Literal["time", "poisson"] = Field(
+        "time", description="by the time column | a seeded Poisson process per device"
+    )
+    cut: Literal["duration", "examples"] = Field(
+        "duration", description="periods of equal length | with equally many training examples"
+    )
+    joining: Fraction = Field(0.0, description="share of devices that join later (poisson)")
+    leaving: Fraction = Field(0.0, description="share of devices that leave early (poisson)")
+    memory: Literal["all", "current", "window", "reservoir", "age"] = Field(
+        "all", description="which arrived examples a device still holds"
+    )
+    window: Count = Field(2, description="periods that memory = window reaches back, this one included")
+    reservoir: Count = Field(50, description="examples that memory = reservoir keeps a device")
+    max_age_days: Positive = Field(7.0, description="age at a period's end up to which memory = age keeps")
+    deletions: Fraction = Field(
+        0.0, description="share of records whose owner asks for deletion, one period or more after arrival"
+    )
+
+
+class Availability(Section):
+    """Which devices can be reached in a round, which answer, and how long a round takes."""
+
+    rule: Literal["always", "day_cycle", "clock"] = Field(
+        "always", description="always | seeded hours of the day | hours in which the device has records"
+    )
+    hours: float = Field(
+        8.0, gt=0.0, le=24.0, description="hours a day that day_cycle keeps a device in reach"
+    )
+    round_minutes: Positive = Field(60.0, description="minutes of the day that pass from round to round")
+    dropout: Fraction = Field(0.0, description="chance that a selected device of median size does not answer")
+    dropout_size: float = Field(
+        0.0, ge=-2.0, le=2.0, description="exponent of public activity over its median in that chance"
+    )
+    speed_sigma: float = Field(
+        0.0, ge=0.0, le=5.0, description="lognormal spread of device speeds; 0 = alike"
+    )
+    step_seconds: Positive = Field(1.0, description="virtual seconds of a local step on a median device")
+
+
 class Model(Section):
     """The model that all devices share."""
 
@@ -110,6 +157,12 @@ class Evaluation(Section):
     """How often the model is measured on the server's test examples."""
 
     every: Count = Field(1, description="rounds between two evaluations; the last is always done")
+    on: Literal["central", "devices", "both"] = Field(
+        "central", description="the server's test examples | each device's held-out part | both"
+    )
+    holdout: float = Field(
+        0.0, ge=0.0, le=0.9, description="share of a device's examples held out of training"
+    )
 
 
 class Selection(Section):
@@ -154,6 +207,8 @@ class Config(Section):
     name: str = Field("", pattern=r"^[\w.-]*$", description="folder under runs/; empty = file's stem")
     seed: int = Field(1, ge=0, lt=2**63, description="seed of init, selection, batches")
     data: Data = Data()
+    stream: Stream = Stream()
+    availability: Availability = Availability()
     model: Model = Model()
     train: Train = Train()
     evaluation: Evaluation = Evaluation()

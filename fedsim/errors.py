@@ -7,3 +7,9 @@ class WrongInput(Exception):
 
 class RunFailed(Exception):
     """A run that started could not go on; its files stay as they were. Exit code 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a library said, or the error's type where it said nothing."""
+    said = str(error.__cause__ or error).strip().splitlines()
+    return said[0] if said else type(error.__cause__ or error).__name__

@@ -114,7 +114,9 @@ class View:
     """Public activity: examples per device as `data.activity_public` gives it."""
     reachable: NDArray[np.bool_]
     participation: NDArray[np.int64]
-    """Rounds in which each device has trained so far."""
+    """Rounds in which each device has been selected so far."""
+    period: int = 1
+    """The period of the stream in which the round lies, from 1; activity is that of this period."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ class Cohort:
     """Inclusion probabilities, aligned with `devices`; None where they are not known exactly."""
     weights: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     """Each device's public weight in the sum of updates."""
+    period: int = 1
+    """The period of the stream, which decides what the devices hold."""
 
     def __len__(self) -> int:
         return len(self.devices)

@@ -24,6 +24,24 @@ class Announcement:
     activity: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class DeviceScores:
+    """What devices measured on their held-out examples: one metric, one value a device."""
+
+    devices: NDArray[np.str_]
+    metric: str
+    values: NDArray[np.float64]
+
+
+def pack_question(period: int) -> RecordDict:
+    """Pack the question for a node's devices and their activity in a period."""
+    return RecordDict({"question": ConfigRecord({"wire_version": WIRE_VERSION, "period": period})})
+
+
+def unpack_question(content: RecordDict) -> int:
+    return _integer(_versioned(content, "question"), "period")
+
+
 def pack_announcement(announcement: Announcement) -> RecordDict:
     config = ConfigRecord({"wire_version": WIRE_VERSION, "devices": "\n".join(announcement.devices.tolist())})
     arrays = ArrayRecord({"activity": Array(announcement.activity.astype(np.int64))})
@@ -41,6 +59,7 @@ def pack_task(arrays: ArrayRecord, cohort: Cohort) -> RecordDict:
         {
             "wire_version": WIRE_VERSION,
             "round": cohort.round,
+            "period": cohort.period,
             "devices": "\n".join(cohort.devices.tolist()),
             "weights": cohort.weights.tolist(),
         }
@@ -51,7 +70,8 @@ def pack_task(arrays: ArrayRecord, cohort: Cohort) -> RecordDict:
 def unpack_task(content: RecordDict) -> tuple[Params, Cohort]:
     config = _versioned(content, "cohort")
     cohort = Cohort(
-        round=int(config["round"]),  # type: ignore[arg-type]
+        round=_integer(config, "round"),
+        period=_integer(config, "period"),
         devices=_names(config),
         probabilities=None,  # the server's business; devices are not told
         weights=np.array(config["weights"], dtype=np.float64),
@@ -76,12 +96,36 @@ def unpack_update(content: RecordDict) -> Update:
     )
 
 
+def pack_scores(scores: DeviceScores) -> RecordDict:
+    config = ConfigRecord(
+        {
+            "wire_version": WIRE_VERSION,
+            "devices": "\n".join(scores.devices.tolist()),
+            "metric": scores.metric,
+        }
+    )
+    return RecordDict({"scores": config, "values": ArrayRecord({"values": Array(scores.values)})})
+
+
+def unpack_scores(content: RecordDict) -> DeviceScores:
+    config = _versioned(content, "scores")
+    metric = config["metric"]
+    assert isinstance(metric, str), "the metric's name travels as a string"
+    return DeviceScores(_names(config), metric, content.array_records["values"]["values"].numpy())
+
+
 def pack_params(params: Params) -> ArrayRecord:
     return ArrayRecord({name: Array(p.detach().cpu().numpy()) for name, p in params.items()})
 
 
 def unpack_params(arrays: ArrayRecord) -> Params:
     return {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
+
+
+def _integer(config: ConfigRecord, key: str) -> int:
+    value = config[key]
+    assert isinstance(value, int), f"{key} travels as a whole number"
+    return value
 
 
 def _names(config: ConfigRecord) -> NDArray[np.str_]:

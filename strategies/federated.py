@@ -6,19 +6,22 @@ from logging import getLogger
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fedsim.config import Config
+from fedsim.data.availability import Clock
+from fedsim.data.stream import period_of_round
 from fedsim.errors import RunFailed
 from fedsim.seeds import generator
 from fedsim.types import Cohort, Params, Update, View, no_update
-from fedsim.wire import pack_params, pack_task, unpack_update
+from fedsim.wire import pack_params, pack_task, unpack_scores, unpack_update
 from strategies.aggregation import Aggregator, State, make_aggregator, weights
 from strategies.roster import Roster
 from strategies.selection import select
+from strategies.spread import spread
 
 logger = getLogger(__name__)
 
@@ -37,11 +40,15 @@ class ServerState:
 class Federated(Strategy):
     """Selects a cohort, sends each node its part with the model, and steps on the sum of the replies.
 
-    Selection is by our own device ids and our own generator, so a seed repeats it on any nodes.
+    Selection is by our own device ids and our own generator, so a seed repeats it on any nodes. `roster`
+    may be replaced between rounds by one of the same devices, as their activity changes with the periods.
     """
 
-    def __init__(self, config: Config, roster: Roster, params: Params) -> None:
+    def __init__(
+        self, config: Config, roster: Roster, params: Params, active_hours: NDArray[np.bool_] | None = None
+    ) -> None:
         self.config, self.roster = config, roster
+        self.clock = Clock(config.availability, config.seed, len(roster.devices), active_hours)
         self.aggregator: Aggregator = make_aggregator(config.aggregation)
         self.state = ServerState(
             0, params, self.aggregator.init(params), np.zeros(len(roster.devices), np.int64)
@@ -53,10 +60,11 @@ class Federated(Strategy):
     ) -> list[Message]:
         """Return one message for each node that hosts a device of this round's cohort."""
         self.cohort = self.select(server_round)
-        nodes = self.roster.nodes_of(self.cohort.devices)
+        answering = self.answering(self.cohort)
+        nodes = self.roster.nodes_of(answering.devices)
         return [
             Message(
-                pack_task(arrays, _part(self.cohort, nodes == node)),
+                pack_task(arrays, _part(answering, nodes == node)),
                 dst_node_id=int(node),
                 message_type=MessageType.TRAIN,
                 group_id=str(server_round),
@@ -70,11 +78,18 @@ class Federated(Strategy):
             round=round,
             devices=self.roster.devices,
             activity=self.roster.activity,
-            reachable=np.ones(len(self.roster.devices), dtype=bool),
+            reachable=self.clock.reachable(round),
             participation=self.state.participation,
+            period=period_of_round(self.config.stream, self.config.train.rounds, round),
         )
         cohort = select(view, self.config.selection, generator(self.config.seed, "select", round))
-        return replace(cohort, weights=weights(cohort, view, self.config.aggregation))
+        public = weights(cohort, view, self.config.aggregation)
+        return replace(cohort, weights=public, period=view.period)
+
+    def answering(self, cohort: Cohort) -> Cohort:
+        """Return the part of a cohort that does not drop out (simulated by `availability.dropout`)."""
+        answers = self.clock.answers(cohort.round, self.roster.activity)
+        return _part(cohort, answers[np.searchsorted(self.roster.devices, cohort.devices)])
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -107,12 +122,29 @@ class Federated(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Return no message: the server evaluates on its own test examples."""
-        return []
+        """Ask every node what its devices measure on their held-out parts, where the config wants it."""
+        if self.config.evaluation.on == "central":
+            return []
+        return [
+            Message(
+                RecordDict({"params": arrays}),
+                dst_node_id=int(node),
+                message_type=MessageType.EVALUATE,
+                group_id=str(server_round),
+            )
+            for node in np.unique(self.roster.nodes)
+        ]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return nothing: no node was asked."""
-        return None
+        """Return how the metrics spread over the devices: mean, worst ones, and by decile of activity."""
+        found = [unpack_scores(reply.content) for reply in replies if not reply.has_error()]
+        found = [scores for scores in found if len(scores.devices)]
+        if not found:
+            return None
+        devices = np.concatenate([scores.devices for scores in found])
+        values = np.concatenate([scores.values for scores in found])
+        activity = self.roster.activity[np.searchsorted(self.roster.devices, devices)]
+        return MetricRecord(spread(found[0].metric, values, activity, devices))
 
     def summary(self) -> None:
         """Log who can be selected and how."""

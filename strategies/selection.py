@@ -57,7 +57,7 @@ def inclusion_probabilities(scores: Scores, expected: float) -> Scores:
         share = expected - certain.sum()
         if share <= 0 or not rest.any():
             break
-        p[rest] = scores[rest] * (share / scores[rest].sum())
+        p[rest] = share * (scores[rest] / scores[rest].sum())
         over = rest & (p >= 1.0)
         if not over.any():
             break

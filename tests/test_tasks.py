@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clients.training import Assignment, Trainer
-from fedsim.app.rounds import stopped_early
+from fedsim.app.measure import stopped_early
 from fedsim.config import Config, Data, Model, Train
 from fedsim.data.encode import make_vocabulary, next_tokens
 from fedsim.data.federation import load_federation

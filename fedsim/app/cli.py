@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -14,8 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedsim.config import Config, load
+from fedsim.config import Config, from_flat, load, to_flat
 from fedsim.errors import RunFailed, WrongInput
+
+if TYPE_CHECKING:  # torch is imported only by the commands that need it
+    from fedsim.app.rundir import RunDir
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -52,20 +55,22 @@ def run(
     out_dir: Out = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, nothing else.")] = False,
     fresh: Annotated[bool, typer.Option(help="Start over; an earlier run is kept aside.")] = False,
+    with_report: Annotated[bool, typer.Option("--report", help="Also write RUN/report.html.")] = False,
 ) -> None:
     """Train an experiment; repeated, resume an unfinished run or say that it is done."""
-    from fedsim.app.local import run_local
-    from fedsim.app.rundir import RunDir
-
     if backend != "local":
         raise WrongInput(f"--backend {backend!r} is not known; choose local")
     config = resolve(experiment, settings, data_dir=data_dir, device=device, out=out_dir)
+    from fedsim.app.local import run_local
+    from fedsim.app.rundir import RunDir
+
     before = RunDir.of(config)
     done = before.summary is not None and not fresh
     with Watcher(config, quiet=as_json or done) as watch:
         finished = run_local(config, nodes, fresh, watch)
     summary = finished.summary
     assert summary is not None
+    page = _report(finished) if with_report else None
     if as_json:
         print(json.dumps(summary))
         return
@@ -73,24 +78,25 @@ def run(
         out.print("This run was done already; --fresh starts it over.")
     out.print(summary_table(summary))
     out.print(f"Results: {finished.path}", soft_wrap=True)
-    out.print(f"Look at them: fedsim report '{finished.path}'", soft_wrap=True)
+    hint = f"Report: {page}" if page else f"Look at them: fedsim report '{finished.path}'"
+    out.print(hint, soft_wrap=True)
 
 
 @cli.command()
 def show(experiment: Experiment, settings: Settings = None, data_dir: DataDir = None) -> None:
     """Print the resolved config, the federation's statistics and what a run will do; train nothing."""
+    config = resolve(experiment, settings, data_dir=data_dir)
     from fedsim.app.describe import describe
 
-    describe(resolve(experiment, settings, data_dir=data_dir), out)
+    describe(config, out)
 
 
 @cli.command()
 def report(run_path: Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN")]) -> None:
     """Write RUN/report.html, one self-contained page, and its figures."""
-    from fedsim.app.report import write_report
     from fedsim.app.rundir import open_run
 
-    print(write_report(open_run(run_path)))
+    print(_report(open_run(run_path)))
 
 
 @cli.command()
@@ -126,10 +132,14 @@ def export(
     print(export_model(found, to or found.path / "model"))
 
 
+def _report(found: "RunDir") -> Path:
+    from fedsim.app.report import write_report  # matplotlib and templates only where a page is wanted
+
+    return write_report(found)
+
+
 def resolve(experiment: Path, settings: list[str] | None, **place: str | None) -> Config:
     """Return the config of an experiment with `--set` and the place options applied."""
-    from fedsim.config import from_flat, to_flat
-
     config = load(experiment, settings or [])
     named = {f"place.{key}": value for key, value in place.items() if value is not None}
     return from_flat(to_flat(config) | named)
@@ -152,13 +162,13 @@ class Watcher:
         self.text = ""
 
     def __enter__(self) -> Any:
-        self.bar.start()
         return self.watch
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
     def watch(self, row: dict[str, Any]) -> None:
+        self.bar.start()  # only now: what is wrong with the input is told without a bar
         shown = ("intent_accuracy", "slot_f1", "span_f1", "accuracy", "word_accuracy", "perplexity", "loss")
         text = "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
         self.text = text or self.text
@@ -175,7 +185,8 @@ def summary_table(summary: dict[str, Any]) -> Table:
     reference = summary["reference"].get("centralised", {})
     if reference:
         table.add_column("centralised", justify="right")
-    for name, value in summary["metrics"].items():
+    shown = {name: value for name, value in summary["metrics"].items() if "_decile_" not in name}
+    for name, value in shown.items():
         table.add_row(name, f"{value:.4f}", *([f"{reference[name]:.4f}"] if name in reference else []))
     table.add_row("rounds", str(summary["rounds"]))
     table.add_row("devices with examples", f"{summary['devices']} of {summary['devices_all']}")

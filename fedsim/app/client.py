@@ -13,13 +13,18 @@ from clients.training import Assignment, Trainer
 from fedsim.app.place import chunk_bytes, data_dir, torch_device
 from fedsim.config import Config, from_flat
 from fedsim.data.activity import public_activity
-from fedsim.data.federation import FederatedDataset, load_federation
+from fedsim.data.holdings import Holdings, load_holdings
 from fedsim.models import build_model
+from fedsim.models.evaluation import evaluate_each
 from fedsim.models.tasks import make_task
 from fedsim.wire import (
     Announcement,
+    DeviceScores,
     pack_announcement,
+    pack_scores,
     pack_update,
+    unpack_params,
+    unpack_question,
     unpack_task,
 )
 
@@ -31,21 +36,22 @@ class Node:
     """What a node keeps between messages; all of it can be made anew from the config."""
 
     config: Config
-    federation: FederatedDataset
+    holdings: Holdings
     trainer: Trainer
     share: slice
     """The devices that the node hosts, out of the federation's sorted ones."""
 
     @property
     def devices(self) -> NDArray[np.str_]:
-        return self.federation.devices[self.share]
+        return self.holdings.dataset.devices[self.share]
 
 
 @app.query()
 def announce(message: Message, context: Context) -> Message:
-    """Answer with the node's devices and their public activity."""
+    """Answer with the node's devices and their public activity in the period that is asked for."""
     node = _node(context)
-    activity = public_activity(node.federation.activity[node.share], node.config.data.activity_public)
+    held = node.holdings.activity(unpack_question(message.content))
+    activity = public_activity(held[node.share], node.config.data.activity_public)
     return Message(pack_announcement(Announcement(node.devices, activity)), reply_to=message)
 
 
@@ -55,11 +61,25 @@ def train(message: Message, context: Context) -> Message:
     node = _node(context)
     params, cohort = unpack_task(message.content)
     assigned = [
-        Assignment(device, node.federation.train(device), float(weight))
+        Assignment(device, node.holdings.train(device, cohort.period), float(weight))
         for device, weight in zip(cohort.devices.tolist(), cohort.weights, strict=True)
     ]
     update = node.trainer.train(params, assigned, node.config.seed, cohort.round)
     return Message(pack_update(update, cohort.round), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Measure the model on what each of the node's devices holds out; answer with the task's metric."""
+    node = _node(context)
+    params = unpack_params(message.content.array_records["params"])
+    held = node.holdings.held_out_sizes()[node.share] > 0
+    devices = node.devices[held]
+    parts = [node.holdings.held_out(device) for device in devices.tolist()]
+    task = node.trainer.task
+    found = evaluate_each(node.trainer.module, task, params, parts)
+    values = np.array([metrics[task.metric] for metrics in found], dtype=np.float64)
+    return Message(pack_scores(DeviceScores(devices, task.metric, values)), reply_to=message)
 
 
 def _node(context: Context) -> Node:
@@ -73,7 +93,8 @@ def _node(context: Context) -> Node:
 
 @lru_cache(maxsize=64)
 def _make_node(config: Config, folder: Path | None, first: int, step: int) -> Node:
-    federation = load_federation(config.data, folder)
+    holdings = load_holdings(config, folder)
+    federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
     trainer = Trainer(module, make_task(federation.spec), config.train, chunk_bytes(config.place))
-    return Node(config, federation, trainer, slice(first, None, step))
+    return Node(config, holdings, trainer, slice(first, None, step))

@@ -18,10 +18,9 @@ from strategies.selection import select
 
 def describe(config: Config, console: Console) -> None:
     """Print config, federation and plan. Raises WrongInput for what a run would refuse."""
-    console.print(config_table(config))
     federation = load_federation(config.data, data_dir(config.place, {}))
-    console.print(federation_table(config, federation))
-    console.print(plan_sentences(config, federation))
+    plan = plan_sentences(config, federation)
+    console.print(config_table(config), federation_table(config, federation), plan)
 
 
 def config_table(config: Config) -> Table:

@@ -5,22 +5,23 @@ import numpy as np
 from clients.training import Assignment, Trainer
 from fedsim.app.place import torch_device
 from fedsim.config import Config
-from fedsim.data.federation import FederatedDataset
+from fedsim.data.holdings import Holdings
 from fedsim.models import build_model, parameters_of
 from fedsim.models.evaluation import evaluate
 from fedsim.models.tasks import make_task
 from fedsim.types import concatenate
 
 
-def train_centralised(config: Config, federation: FederatedDataset) -> dict[str, float]:
+def train_centralised(config: Config, holdings: Holdings) -> dict[str, float]:
     """Return the test metrics of the model after `train.centralised_epochs` of Adam on all examples.
 
     A federation of one device that holds everything, from the same first parameters.
     """
+    federation = holdings.dataset
     if federation.test is None:
         return {}
     owners = federation.devices[federation.activity > 0]
-    pooled = concatenate([federation.train(str(device)) for device in np.sort(owners)])
+    pooled = concatenate([holdings.everything(str(device)) for device in np.sort(owners)])
     settings = config.train.model_copy(
         update={
             "optimizer": "adam",

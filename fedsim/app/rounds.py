@@ -1,28 +1,31 @@
 """The round loop: select, train, aggregate, evaluate, write down. Reads from top to bottom."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+import numpy as np
+from flwr.app import ConfigRecord, Message, MessageType
 from flwr.serverapp import Grid
 from torch import nn
 
+from clients.batches import count_steps
+from fedsim.app.measure import dev_metrics, is_evaluated, stopped_early, test_metrics
 from fedsim.app.rundir import Checkpoint, Row, RunDir
 from fedsim.config import Config
 from fedsim.data.federation import FederatedDataset
-from fedsim.errors import RunFailed, WrongInput
+from fedsim.data.holdings import Holdings
+from fedsim.data.stream import period_of_round
+from fedsim.errors import RunFailed
 from fedsim.models.evaluation import evaluate
 from fedsim.models.tasks import Task
-from fedsim.names import suggestion
-from fedsim.types import Params
-from fedsim.wire import pack_params, unpack_announcement
+from fedsim.types import Examples
+from fedsim.wire import pack_params, pack_question, unpack_announcement
 from strategies.federated import Federated, ServerState
 from strategies.roster import Roster, merge
 
 Watch = Callable[[Row], None]
-LOWER_IS_BETTER = {"loss", "perplexity"}
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,26 @@ class Server:
     """What the rounds need, made once."""
 
     config: Config
-    federation: FederatedDataset
+    holdings: Holdings
     module: nn.Module
     task: Task
     strategy: Federated
     grid: Grid
     run: RunDir
 
+    @property
+    def federation(self) -> FederatedDataset:
+        return self.holdings.dataset
 
-def ask_roster(grid: Grid) -> Roster:
-    """Ask every node for its devices and their public activity."""
+    def evaluate(self, examples: Examples) -> dict[str, float]:
+        """Return the metrics of the current model on some examples."""
+        return evaluate(self.module, self.task, self.strategy.state.params, examples)
+
+
+def ask_roster(grid: Grid, period: int = 1) -> Roster:
+    """Ask every node for its devices and their public activity in a period."""
     messages = [
-        Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY)
+        Message(pack_question(period), dst_node_id=node, message_type=MessageType.QUERY)
         for node in grid.get_node_ids()
     ]
     if not messages:
@@ -58,9 +69,11 @@ def run_rounds(server: Server, watch: Watch) -> None:
     """Train from the last checkpoint, or from the first parameters, to the last round."""
     strategy, run, settings = server.strategy, server.run, server.config.train
     resume(strategy, run)
+    period = 0
     for round in range(strategy.state.round + 1, settings.rounds + 1):
         if settings.patience and stopped_early(server.config, server.task, run.rows()):
             break
+        period = enter_period(server, round, period)
         start = time.perf_counter()
         messages = strategy.configure_train(
             round, pack_params(strategy.state.params), ConfigRecord(), server.grid
@@ -68,7 +81,7 @@ def run_rounds(server: Server, watch: Watch) -> None:
         replies = list(server.grid.send_and_receive(messages)) if messages else []
         _, metrics = strategy.aggregate_train(round, replies)
         trained = time.perf_counter()
-        row = train_row(round, metrics) | evaluation_row(server, round, strategy.state.params)
+        row = train_row(round, metrics) | availability_row(server) | evaluation_row(server, round, period)
         seconds = trained - start
         row |= {
             "time_train_s": seconds,
@@ -78,6 +91,7 @@ def run_rounds(server: Server, watch: Watch) -> None:
         run.append_row(row)
         run.write_checkpoint(as_checkpoint(strategy.state), server.config.place.keep)
         watch(row)
+    measure_periods(server)
 
 
 def resume(strategy: Federated, run: RunDir) -> None:
@@ -86,6 +100,32 @@ def resume(strategy: Federated, run: RunDir) -> None:
     if found is not None:
         strategy.state = ServerState(found.round, found.params, found.aggregator, found.participation)
     run.cut_rows(strategy.state.round)
+    run.cut_rows(strategy.state.round - 1, "periods.jsonl")
+
+
+def enter_period(server: Server, round: int, before: int) -> int:
+    """Return the round's period; where it is a new one, learn its activity and measure what came before."""
+    stream, rounds = server.config.stream, server.config.train.rounds
+    period = period_of_round(stream, rounds, round)
+    if stream.mode == "static" or period == before:
+        return period
+    server.strategy.roster = ask_roster(server.grid, period)
+    if round == 1 or period_of_round(stream, rounds, round - 1) != period:
+        measure_periods(server)
+    return period
+
+
+def measure_periods(server: Server) -> None:
+    """Measure the current model on the test examples of every period, past, present and future."""
+    stream, round = server.config.stream, server.strategy.state.round
+    if stream.mode == "static":
+        return
+    done = period_of_round(stream, server.config.train.rounds, round) if round else 0
+    for period in range(1, stream.periods + 1):
+        test = server.holdings.test(period)
+        if test is not None:
+            row = {"round": round, "after_period": done, "test_period": period} | server.evaluate(test)
+            server.run.append_row(row, "periods.jsonl")
 
 
 def as_checkpoint(state: ServerState) -> Checkpoint:
@@ -105,46 +145,31 @@ def train_row(round: int, metrics: Mapping[str, Any]) -> Row:
     return row
 
 
-def evaluation_row(server: Server, round: int, params: Params) -> Row:
-    """Return the test metrics, and the dev metrics as `dev_...`, where this round is evaluated."""
-    settings, federation = server.config, server.federation
-    if round % settings.evaluation.every and round != settings.train.rounds:
-        return {}
+def availability_row(server: Server) -> Row:
+    """Return who was in reach and the round's time on the virtual clock, where these are simulated."""
+    settings, strategy = server.config.availability, server.strategy
     row: Row = {}
-    if federation.test is not None:
-        row |= evaluate(server.module, server.task, params, federation.test)
-    if settings.train.patience and federation.dev is not None:
-        dev = evaluate(server.module, server.task, params, federation.dev)
-        row |= {f"dev_{name}": value for name, value in dev.items()}
+    if settings.rule != "always":
+        row["reachable"] = int(strategy.clock.reachable(strategy.state.round).sum())
+    if settings.speed_sigma and strategy.cohort is not None:
+        members = np.searchsorted(strategy.roster.devices, strategy.answering(strategy.cohort).devices)
+        sizes = strategy.roster.activity[members].tolist()
+        steps = np.array([count_steps(server.config.train, n) for n in sizes], dtype=np.int64)
+        row["virtual_s"] = strategy.clock.seconds(members, steps)
     return row
 
 
-def check_patience(server: Server) -> None:
-    """Refuse early stopping without examples or a metric to watch. Raises WrongInput."""
-    settings, dev = server.config.train, server.federation.dev
-    if not settings.patience:
-        return
-    if dev is None:
-        raise WrongInput(
-            "train.patience needs examples to watch, and the federation has no dev part; name files in "
-            "data.dev, or set train.patience = 0"
-        )
-    known = evaluate(server.module, server.task, server.strategy.state.params, dev[:16])
-    if settings.patience_metric and settings.patience_metric not in known:
-        raise WrongInput(
-            f"train.patience_metric = {settings.patience_metric!r} is not measured; choose "
-            f"{', '.join(sorted(known))}{suggestion(settings.patience_metric, known)}"
-        )
-
-
-def stopped_early(config: Config, task: Task, rows: Sequence[Row]) -> bool:
-    """Whether the watched dev metric has not improved for `train.patience` evaluations.
-
-    A pure function of the rows, so that a resumed run stops where an undisturbed one does.
-    """
-    name = config.train.patience_metric or task.metric
-    values = [row[f"dev_{name}"] for row in rows if f"dev_{name}" in row]
-    if name in LOWER_IS_BETTER:
-        values = [-value for value in values]
-    best = max(range(len(values)), key=values.__getitem__, default=0)
-    return len(values) - 1 - best >= config.train.patience
+def evaluation_row(server: Server, round: int, period: int) -> Row:
+    """Return the metrics of this round, where it is evaluated: test, this period's, dev, on devices."""
+    config = server.config
+    if not is_evaluated(config, round):
+        return {}
+    row = test_metrics(server.evaluate, config, server.holdings, period)
+    row |= dev_metrics(server.evaluate, config, server.federation)
+    messages = server.strategy.configure_evaluate(
+        round, pack_params(server.strategy.state.params), ConfigRecord(), server.grid
+    )
+    if messages:
+        found = server.strategy.aggregate_evaluate(round, server.grid.send_and_receive(messages))
+        row |= dict(found) if found else {}
+    return row

@@ -99,22 +99,23 @@ class RunDir:
                 os.replace(entry, aside / entry.name)
         return aside
 
-    def rows(self) -> list[Row]:
-        """Return the rows of `rounds.jsonl`; a torn last line is left out."""
-        path = self.path / "rounds.jsonl"
+    def rows(self, name: str = "rounds.jsonl") -> list[Row]:
+        """Return the rows of a file of JSON lines; a torn last line is left out."""
+        path = self.path / name
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    def append_row(self, row: Row) -> None:
-        with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as stream:
+    def append_row(self, row: Row, name: str = "rounds.jsonl") -> None:
+        with (self.path / name).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, allow_nan=False) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
 
-    def cut_rows(self, round: int) -> None:
+    def cut_rows(self, round: int, name: str = "rounds.jsonl") -> None:
         """Keep only whole rows up to `round`: what stands behind the checkpoint is done again."""
-        kept = [json.dumps(row) + "\n" for row in self.rows() if row["round"] <= round]
-        write_text(self.path / "rounds.jsonl", "".join(kept))
+        if (self.path / name).exists():
+            kept = [json.dumps(row) + "\n" for row in self.rows(name) if row["round"] <= round]
+            write_text(self.path / name, "".join(kept))
 
     def write_checkpoint(self, checkpoint: Checkpoint, keep: str) -> None:
         """Write the state after a round; with `keep = "last"` the earlier ones go."""

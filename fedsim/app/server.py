@@ -12,13 +12,15 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim.app.manifest import check_resume, make_manifest, now, with_plan
+from fedsim.app.measure import check_evaluation, check_patience
 from fedsim.app.place import data_dir, threads, torch_device
 from fedsim.app.reference import train_centralised
-from fedsim.app.rounds import Server, Watch, ask_roster, check_patience, run_rounds
+from fedsim.app.rounds import Server, Watch, ask_roster, run_rounds
 from fedsim.app.rundir import RunDir, replaced, write_text
 from fedsim.app.summary import summarise
 from fedsim.config import Config, from_flat
-from fedsim.data.federation import FederatedDataset, load_federation
+from fedsim.data.federation import FederatedDataset
+from fedsim.data.holdings import Holdings, load_holdings
 from fedsim.models import build_model, parameters_of
 from fedsim.models.tasks import make_task
 from strategies.federated import Federated
@@ -52,9 +54,11 @@ def _run(grid: Grid, config: Config, node_config: Mapping[str, Any], run: RunDir
     if run.exists:
         config = config.model_copy(update={"place": with_plan(config.place, run.manifest["plan"])})
     torch.set_num_threads(threads(config.place))
-    federation = load_federation(config.data, data_dir(config.place, node_config))
-    server = _make_server(grid, config, federation, run)
-    check_patience(server)
+    holdings = load_holdings(config, data_dir(config.place, node_config))
+    federation = holdings.dataset
+    server = _make_server(grid, config, holdings, run)
+    check_patience(server.evaluate, config, federation)
+    check_evaluation(config, holdings)
     if run.exists:
         check_resume(run, config, federation)
     else:
@@ -62,16 +66,19 @@ def _run(grid: Grid, config: Config, node_config: Mapping[str, Any], run: RunDir
         _write_federation(run, federation, server.strategy.roster)
     setup_s = time.perf_counter() - start
     run_rounds(server, watch)
-    reference = train_centralised(config, federation) if config.train.centralised else {}
+    reference = train_centralised(config, holdings) if config.train.centralised else {}
     run.write_manifest(run.manifest | {"finished": now()})
     run.write_summary(summarise(server, reference, setup_s))
 
 
-def _make_server(grid: Grid, config: Config, federation: FederatedDataset, run: RunDir) -> Server:
+def _make_server(grid: Grid, config: Config, holdings: Holdings, run: RunDir) -> Server:
+    federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
-    strategy = Federated(config, ask_roster(grid), parameters_of(module))
+    hours = holdings.active_hours() if config.availability.rule == "clock" else None
+    strategy = Federated(config, ask_roster(grid), parameters_of(module), hours)
     strategy.select(1)  # a selector that cannot work is told before anything is written
-    return Server(config, federation, module, make_task(federation.spec), strategy, grid, run)
+    task = make_task(federation.spec)
+    return Server(config, holdings, module, task, strategy, grid, run)
 
 
 def _write_federation(run: RunDir, federation: FederatedDataset, roster: Roster) -> None:

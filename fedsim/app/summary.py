@@ -2,17 +2,22 @@
 
 from typing import Any
 
+from fedsim.app.continual import period_matrix, transfer
 from fedsim.app.rounds import Server
 from fedsim.app.rundir import Row
 from fedsim.data.federation import count_unseen_labels
 from fedsim.models.tasks import Task
 
-NOT_METRICS = {"round", "cohort", "devices", "steps", "train_loss"}
+NOT_METRICS = {
+    "round", "period", "cohort", "devices", "steps", "train_loss", "reachable", "virtual_s", "device_count"
+}  # fmt: skip
+OF_THE_ROUND = ("time_", "dev_", "period_")
 
 
 def summarise(server: Server, reference: dict[str, float], setup_s: float) -> dict[str, Any]:
     """Return `summary.json`; metrics are those of the last evaluated round."""
     config, federation, rows = server.config, server.federation, server.run.rows()
+    matrix = period_matrix(server.run.rows("periods.jsonl"), server.task.metric)
     train_s = sum(row["time_train_s"] for row in rows)
     summary: dict[str, Any] = {
         "schema": config.schema_,
@@ -26,7 +31,7 @@ def summarise(server: Server, reference: dict[str, float], setup_s: float) -> di
         "devices_empty": int((federation.activity == 0).sum()),
         "examples": int(federation.activity.sum()),
         "test_labels_unseen": count_unseen_labels(federation),
-        "metrics": last_metrics(rows),
+        "metrics": last_metrics(rows) | transfer(matrix, server.task.metric),
         "reference": {"centralised": reference} if reference else {},
         "time": {
             "setup_s": setup_s,
@@ -47,7 +52,7 @@ def last_metrics(rows: list[Row]) -> dict[str, float]:
         metrics = {
             name: value
             for name, value in row.items()
-            if name not in NOT_METRICS and not name.startswith(("time_", "dev_"))
+            if name not in NOT_METRICS and not name.startswith(OF_THE_ROUND)
         }
         if metrics:
             return metrics

@@ -12,7 +12,7 @@ import numpy as np
 from fedsim.config import Data
 from fedsim.data.columns import split_records
 from fedsim.data.table import Table
-from fedsim.errors import WrongInput
+from fedsim.errors import WrongInput, first_line
 
 FORMATS = {
     ".jsonl": "json",
@@ -106,10 +106,8 @@ def _read_table(kind: str, paths: Sequence[Path]) -> dict[str, Any]:
     try:
         table = datasets.load_dataset(kind, data_files={"train": names}, split="train")
     except Exception as error:  # the library wraps each reader's own errors in several layers
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise WrongInput(
-            f"{', '.join(p.name for p in paths)} could not be read as {kind}: {reason}"
-        ) from error
+        files = ", ".join(p.name for p in paths)
+        raise WrongInput(f"{files} could not be read as {kind}: {first_line(error)}") from error
     return {name: table[name][:] for name in table.column_names}
 
 

@@ -8,7 +8,7 @@ import datasets
 from fedsim.config import Data
 from fedsim.data.columns import split_records
 from fedsim.data.table import Table
-from fedsim.errors import WrongInput
+from fedsim.errors import WrongInput, first_line
 
 SPLITS = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
 
@@ -24,8 +24,7 @@ def hub(data: Data, data_dir: Path | None) -> Table:
     try:
         found = datasets.load_dataset(data.path)
     except Exception as error:  # the hub's client has dozens of error types
-        reason = str(error).splitlines()[0]
-        raise WrongInput(f"the data set {data.path!r} could not be loaded: {reason}") from error
+        raise WrongInput(f"the data set {data.path!r} could not be loaded: {first_line(error)}") from error
     wanted = {"train": data.train, "dev": data.dev, "test": data.test}
     columns, origins = {}, {}
     for split, name in wanted.items():

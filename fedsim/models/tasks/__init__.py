@@ -13,7 +13,7 @@ from fedsim.models.tasks.tagging import Tagging
 from fedsim.models.tasks.task import Fields, Task
 from fedsim.types import Spec
 
-__all__ = ["TASKS", "Fields", "Task", "make_task"]
+__all__ = ["TASKS", "Classification", "Fields", "IntentSlots", "Language", "Tagging", "Task", "make_task"]
 
 
 def _image(spec: Spec) -> Task:

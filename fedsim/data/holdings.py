@@ -1,0 +1,151 @@
+"""What each device holds in each period: its examples that arrived and were kept, less the held-out ones."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedsim.config import Config, Data, Stream
+from fedsim.data.availability import hours_with_records
+from fedsim.data.federation import FederatedDataset, load_federation
+from fedsim.data.stream import Arrivals, by_poisson, by_time, period_of
+from fedsim.errors import WrongInput
+from fedsim.seeds import generator
+from fedsim.types import DeviceId, Examples
+
+Flags = NDArray[np.bool_]
+NAME_THEM = 'the data have none: name their column as in data.columns = "time=COLUMN"'
+
+
+class Holdings:
+    """A federation's examples by device and period.
+
+    Static and without held-out parts, it hands out the data set's own views and costs nothing; else it
+    keeps a few numbers for each record. Everything is a pure function of (data set, stream, seed).
+    """
+
+    def __init__(self, dataset: FederatedDataset, stream: Stream, holdout: float, seed: int) -> None:
+        self.dataset = dataset
+        self.stream = stream
+        self._plain = stream.mode == "static" and holdout == 0.0
+        self.arrivals: Arrivals | None = None
+        self.test_period: NDArray[np.int64] | None = None
+        if self._plain:
+            return
+        self._start = np.concatenate([[0], np.cumsum(dataset.activity)])
+        self._owner = np.repeat(np.arange(len(dataset.devices)), dataset.activity)
+        self._held_out = _smallest(self._owner, dataset.activity, holdout, seed)
+        if stream.mode == "continual":
+            self.arrivals = _arrivals(dataset, stream, self._owner, seed)
+            self.test_period = self._divide_test(seed)
+        self._kept = lru_cache(maxsize=2)(self._kept_in)
+
+    def activity(self, period: int = 1) -> NDArray[np.int64]:
+        """Return how many training examples each device holds in a period, aligned with `devices`."""
+        if self._plain:
+            return self.dataset.activity
+        return np.bincount(self._owner[self._kept(period)], minlength=len(self.dataset.devices))
+
+    def train(self, device: DeviceId, period: int = 1) -> Examples:
+        """Return the training examples that a device holds in a period."""
+        if self._plain:
+            return self.dataset.train(device)
+        return self._choose(device, self._kept(period))
+
+    def everything(self, device: DeviceId) -> Examples:
+        """Return all that a device ever trains on, whatever the period and the memory."""
+        return self.dataset.train(device) if self._plain else self._choose(device, ~self._held_out)
+
+    def active_hours(self) -> Flags:
+        """Return [devices, 24]: the hours of the day in which devices have records. Raises WrongInput."""
+        time = self.arrivals.time if self.arrivals is not None else getattr(self.dataset, "time", None)
+        if time is None:
+            raise WrongInput(f'availability.rule = "clock" needs timestamps; {NAME_THEM}')
+        owner = np.repeat(np.arange(len(self.dataset.devices)), self.dataset.activity)
+        return hours_with_records(owner, time, len(self.dataset.devices))
+
+    def held_out(self, device: DeviceId) -> Examples:
+        """Return the examples that a device never trains on; none where nothing is held out."""
+        if self._plain:
+            return self.dataset.train(device)[0:0]
+        return self._choose(device, self._held_out)
+
+    def held_out_sizes(self) -> NDArray[np.int64]:
+        """Return how many examples each device holds out."""
+        if self._plain:
+            return np.zeros(len(self.dataset.devices), dtype=np.int64)
+        return np.bincount(self._owner[self._held_out], minlength=len(self.dataset.devices))
+
+    def test(self, period: int) -> Examples | None:
+        """Return the test examples that arrive in a period; None without a test part."""
+        test = self.dataset.test
+        if test is None or self.test_period is None:
+            return test
+        return test[torch.from_numpy(np.flatnonzero(self.test_period == period))]
+
+    def _kept_in(self, period: int) -> Flags:
+        if self.arrivals is None:
+            return ~self._held_out
+        return self.arrivals.held(period) & ~self._held_out
+
+    def _choose(self, device: DeviceId, flags: Flags) -> Examples:
+        i = int(np.searchsorted(self.dataset.devices, device))
+        mine = flags[self._start[i] : self._start[i + 1]]
+        return self.dataset.train(device)[torch.from_numpy(np.flatnonzero(mine))]
+
+    def _divide_test(self, seed: int) -> NDArray[np.int64] | None:
+        """Return the period of each test example: by its time, or at random where arrivals are made up."""
+        assert self.arrivals is not None
+        if self.dataset.test is None:
+            return None
+        size = len(self.dataset.test)
+        if self.stream.arrivals == "poisson":
+            return generator(seed, "test").integers(1, self.stream.periods + 1, size)
+        time = getattr(self.dataset, "test_time", None)
+        if time is None:
+            raise WrongInput(
+                "the test examples have no time; name a time column for them, or hold out a part"
+            )
+        periods = period_of(time, self.arrivals.edges)
+        empty = set(range(1, self.stream.periods + 1)) - set(periods.tolist())
+        if empty:
+            raise WrongInput(
+                f"period {min(empty)} has no test example; use fewer stream.periods, or take test "
+                "examples out of the training files with data.test_share"
+            )
+        return periods
+
+
+def load_holdings(config: Config, data_dir: Path | None) -> Holdings:
+    """Return the holdings of the federation that the config names; the same object for the same settings.
+
+    Raises WrongInput when the data cannot be used.
+    """
+    return _load(config.data, config.stream, config.evaluation.holdout, data_dir)
+
+
+@lru_cache(maxsize=2)
+def _load(data: Data, stream: Stream, holdout: float, data_dir: Path | None) -> Holdings:
+    return Holdings(load_federation(data, data_dir), stream, holdout, data.seed)
+
+
+def _arrivals(dataset: FederatedDataset, stream: Stream, owner: NDArray[np.int64], seed: int) -> Arrivals:
+    if stream.arrivals == "poisson":
+        return by_poisson(stream, owner, seed)
+    time = getattr(dataset, "time", None)
+    if time is None:
+        raise WrongInput(
+            f'stream.arrivals = "time" needs timestamps; {NAME_THEM}, or set stream.arrivals = "poisson"'
+        )
+    return by_time(stream, owner, time, seed)
+
+
+def _smallest(owner: NDArray[np.int64], activity: NDArray[np.int64], share: float, seed: int) -> Flags:
+    """Return flags that hold the given share (rounded down) of each device's records out, by a keyed hash."""
+    rank = generator(seed, "holdout").random(len(owner))
+    order = np.lexsort((rank, owner))
+    position = np.empty(len(owner), dtype=np.int64)
+    position[order] = np.arange(len(owner)) - np.repeat(np.cumsum(activity) - activity, activity)
+    return position < np.floor(share * activity)[owner]

@@ -1,0 +1,140 @@
+"""When a device's examples arrive and how long it keeps them.
+
+A stream gives each training record the period of its arrival and, for some, the period in which its owner
+had it deleted. What a device holds in a period is a pure function of (stream, period): nothing is stored
+on the side, and a resumed run holds what an undisturbed one does.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.config import Stream
+from fedsim.errors import WrongInput
+from fedsim.seeds import generator
+
+DAY = 86400.0
+NEVER = np.iinfo(np.int64).max
+
+Ids = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """When the training records of a federation arrive; arrays are aligned with its rows."""
+
+    settings: Stream
+    owner: Ids
+    """The device of each record, as a number."""
+    period: Ids
+    """From 1."""
+    time: NDArray[np.float64]
+    """Seconds."""
+    deleted: Ids
+    """The period from which the record is gone; NEVER for most."""
+    rank: NDArray[np.float64]
+    """A keyed random number a record: the reservoir keeps the smallest."""
+    edges: NDArray[np.float64]
+    """The periods' limits in seconds, one more than periods."""
+
+    def held(self, period: int) -> Flags:
+        """Return which records their devices hold in a period, by the memory rule."""
+        arrived = self.period <= period
+        alive = arrived & (self.deleted > period)
+        settings = self.settings
+        if settings.memory == "current":
+            return alive & (self.period == period)
+        if settings.memory == "window":
+            return alive & (self.period > period - settings.window)
+        if settings.memory == "age":
+            return alive & (self.edges[period] - self.time <= settings.max_age_days * DAY)
+        if settings.memory == "reservoir":
+            # by rank among all that arrived: what a deletion frees brings nothing back that was let go
+            return alive & (self._position(arrived) < settings.reservoir)
+        return alive
+
+    def _position(self, arrived: Flags) -> Ids:
+        """Return each arrived record's place among its device's, by `rank`."""
+        order = np.lexsort((self.rank, ~arrived, self.owner))
+        first = np.concatenate([[True], np.diff(self.owner[order]) != 0])
+        start = np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
+        position = np.empty(len(order), dtype=np.int64)
+        position[order] = np.arange(len(order)) - start
+        return position
+
+    @cached_property
+    def sizes(self) -> Ids:
+        """Return how many records arrive in each period."""
+        return np.bincount(self.period - 1, minlength=self.settings.periods)
+
+
+def by_time(settings: Stream, owner: Ids, time: NDArray[np.float64], seed: int) -> Arrivals:
+    """Return the stream of records with timestamps (seconds). Raises WrongInput for an empty period."""
+    if settings.cut == "examples":
+        edges = np.quantile(time, np.linspace(0, 1, settings.periods + 1))
+    else:
+        edges = np.linspace(time.min(), time.max(), settings.periods + 1)
+    arrivals = _arrivals(settings, owner, time, edges, seed)
+    empty = np.flatnonzero(arrivals.sizes == 0)
+    if len(empty):
+        raise WrongInput(
+            f"period {empty[0] + 1} of stream.periods = {settings.periods} has no training example; use "
+            'fewer periods, or stream.cut = "examples"'
+        )
+    return arrivals
+
+
+def by_poisson(settings: Stream, owner: Ids, seed: int) -> Arrivals:
+    """Return a synthetic stream: each device's records arrive as a Poisson process of its own rate.
+
+    Given how many records a device has, the arrivals of a Poisson process are independent and uniform over
+    the device's stay, by day more than by night. Some devices join late or leave early. A period lasts a day.
+    """
+    rng = generator(seed, "stream")
+    devices = int(owner.max()) + 1
+    begin = np.where(rng.random(devices) < settings.joining, rng.uniform(0, 0.8, devices), 0.0)
+    end = np.where(rng.random(devices) < settings.leaving, rng.uniform(0.2, 1, devices), 1.0)
+    end = np.maximum(end, begin + 0.1).clip(max=1.0)
+    share = begin[owner] + rng.random(len(owner)) * (end - begin)[owner]
+    day = np.floor(share * settings.periods).clip(max=settings.periods - 1)
+    hour = (14 + 5 * rng.standard_normal(len(owner))) % 24
+    time = (day * DAY + hour * 3600).astype(np.float64)
+    edges = (np.arange(settings.periods + 1) * DAY).astype(np.float64)
+    return _arrivals(settings, owner, time, edges, seed)
+
+
+def _arrivals(
+    settings: Stream, owner: Ids, time: NDArray[np.float64], edges: NDArray[np.float64], seed: int
+) -> Arrivals:
+    rng = generator(seed, "records")
+    period = period_of(time, edges)
+    asked = rng.random(len(owner)) < settings.deletions
+    later = period + rng.integers(1, np.maximum(settings.periods - period, 0) + 2)
+    deleted = np.where(asked, later, NEVER)
+    return Arrivals(settings, owner, period, time, deleted, rng.random(len(owner)), edges)
+
+
+def period_of(time: NDArray[np.float64], edges: NDArray[np.float64]) -> Ids:
+    """Return the period, from 1, in which each time lies; times outside belong to the first or last."""
+    return np.clip(np.searchsorted(edges, time, side="right"), 1, len(edges) - 1)
+
+
+def rounds_per_period(settings: Stream, rounds: int) -> int:
+    """Return how many rounds a period lasts. Raises WrongInput when they do not fill the periods."""
+    if settings.mode == "static":
+        return rounds
+    each = settings.rounds_per_period or rounds // settings.periods
+    if each < 1 or each * settings.periods != rounds:
+        raise WrongInput(
+            f"train.rounds = {rounds} do not fill stream.periods = {settings.periods} evenly "
+            f"({each} rounds each); choose a multiple"
+        )
+    return each
+
+
+def period_of_round(settings: Stream, rounds: int, round: int) -> int:
+    """Return the period, from 1, in which a round lies."""
+    return 1 + (round - 1) // rounds_per_period(settings, rounds)

@@ -1,0 +1,128 @@
+"""Models with a leading device axis equal single ones; dropout depends on names alone."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from fedsim.config import Model
+from fedsim.errors import WrongInput
+from fedsim.models import build_model, parameters_of
+from fedsim.models.layers import BiLSTM, Dropout, set_dropout_keys
+from fedsim.types import Spec
+
+TEXT = Spec("intent_slots", 30, labels=("a", "b", "c"), tags=("O", "B-x", "I-x"))
+IMAGE = Spec("image", labels=("a", "b"), image=(1, 4, 5))
+
+
+def build(name: str, spec: Spec, dropout: float = 0.0) -> nn.Module:
+    settings = Model(name=name, embedding=6, hidden=5, layers=2, dropout=dropout)
+    return build_model(spec, settings, seed=1).double()
+
+
+def inputs(spec: Spec, models: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    if spec.task == "image":
+        return torch.rand(models, 4, *spec.image, generator=generator).double()
+    tokens = torch.randint(2, 30, (models, 4, 7), generator=generator)
+    tokens[:, 1, 3:] = 0
+    tokens[:, 2, :] = 0  # an example without any token
+    return tokens
+
+
+def stacked(module: nn.Module, models: int) -> dict[str, torch.Tensor]:
+    return {n: torch.stack([p * (1 + k) for k in range(models)]) for n, p in module.named_parameters()}
+
+
+@pytest.mark.parametrize(("name", "spec"), [("bag", TEXT), ("bilstm", TEXT), ("mlp", IMAGE)])
+def test_stacked_models_equal_single_ones_in_output_and_gradient(name: str, spec: Spec) -> None:
+    module, x = build(name, spec), inputs(spec, 3)
+    leaves = {n: p.detach().requires_grad_() for n, p in stacked(module, 3).items()}
+    together = functional_call(module, leaves, (x,))
+    grads = torch.autograd.grad(sum(o.square().sum() for o in together.values()), list(leaves.values()))
+    for k in range(3):
+        alone = {n: p[k].detach().requires_grad_() for n, p in leaves.items()}
+        outputs = functional_call(module, alone, (x[k],))
+        for field, output in outputs.items():
+            torch.testing.assert_close(together[field][k], output)
+        single = torch.autograd.grad(sum(o.square().sum() for o in outputs.values()), list(alone.values()))
+        for all_models, one in zip(grads, single, strict=True):
+            torch.testing.assert_close(all_models[k], one, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["bag", "bilstm"])
+def test_padding_changes_nothing(name: str) -> None:
+    module, x = build(name, TEXT), inputs(TEXT, 1)[0]
+    short, long = module(x), module(nn.functional.pad(x, (0, 4)))
+    torch.testing.assert_close(short["label"], long["label"])
+    at_tokens = x != 0
+    torch.testing.assert_close(short["tags"][at_tokens], long["tags"][:, :7][at_tokens])
+
+
+def test_the_bilstm_is_torch_s() -> None:
+    ours, theirs = BiLSTM(4, 3).double(), nn.LSTM(4, 3, bidirectional=True, batch_first=True).double()
+    with torch.no_grad():
+        for d, suffix in enumerate(("", "_reverse")):
+            getattr(theirs, f"weight_ih_l0{suffix}").copy_(ours.weight_input[d])
+            getattr(theirs, f"weight_hh_l0{suffix}").copy_(ours.weight_hidden[d])
+            getattr(theirs, f"bias_ih_l0{suffix}").copy_(ours.bias[d])
+            getattr(theirs, f"bias_hh_l0{suffix}").zero_()
+    x = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0)).double()
+    lengths = torch.tensor([6, 3])
+    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+    expected, _ = nn.utils.rnn.pad_packed_sequence(theirs(packed)[0], batch_first=True)
+    torch.testing.assert_close(ours(x, torch.arange(6) < lengths[:, None]), expected)
+
+
+def test_the_first_parameters_come_from_the_seed() -> None:
+    torch.manual_seed(99)
+    one = parameters_of(build("bag", TEXT))
+    torch.manual_seed(98)
+    again = parameters_of(build("bag", TEXT))
+    other = parameters_of(build_model(TEXT, Model(embedding=6), seed=2))
+    assert all(torch.equal(one[n], again[n]) for n in one)
+    assert not torch.equal(one["embedding.weight"], other["embedding.weight"].double())
+
+
+def dropped(keys: list[int], shape: tuple[int, ...], p: float = 0.3) -> torch.Tensor:
+    layer = Dropout(p)
+    layer.keys = torch.tensor(keys)
+    return layer(torch.ones(len(keys), *shape))
+
+
+def test_dropout_drops_the_stated_share_and_keeps_the_mean() -> None:
+    out = dropped(list(range(8)), (10, 20, 32))
+    n = out.numel()
+    # 5 standard errors: a false alarm in 6 of 10 million keys
+    assert abs(float((out == 0).double().mean()) - 0.3) < 5 * (0.3 * 0.7 / n) ** 0.5
+    assert float(out.max()) == pytest.approx(1 / 0.7)
+
+
+def test_a_device_s_dropout_depends_neither_on_neighbours_nor_on_padding() -> None:
+    alone, packed = dropped([5], (3, 4, 6)), dropped([1, 5, 9], (3, 9, 6))
+    assert torch.equal(alone[0], packed[1, :, :4])
+    assert not torch.equal(packed[0], packed[1])
+
+
+def test_steps_and_layers_have_masks_of_their_own() -> None:
+    module = build("bilstm", TEXT, dropout=0.5)
+    layers = [m for m in module.modules() if isinstance(m, Dropout)]
+    set_dropout_keys(module, torch.tensor([7]), step=0)
+    first = [int(layer.keys[0]) for layer in layers]
+    set_dropout_keys(module, torch.tensor([7]), step=1)
+    second = [int(layer.keys[0]) for layer in layers]
+    assert len(set(first + second)) == 2 * len(layers)
+
+
+def test_batchnorm_is_refused_by_name() -> None:
+    with pytest.raises(WrongInput, match=r"layer '1' is a BatchNorm1d, which mixes the examples"):
+        build_model(IMAGE, Model(name=f"{__name__}:normed"), 1)
+
+
+def normed(spec: Spec, model: Model) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(20), nn.Linear(20, 2))
+
+
+def test_a_text_model_is_refused_for_images() -> None:
+    with pytest.raises(WrongInput, match="'bag' serves intent_slots"):
+        build_model(IMAGE, Model(name="bag"), 1)

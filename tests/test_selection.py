@@ -1,0 +1,121 @@
+"""Selection: inclusion probabilities by hand, and observed inclusion that equals the stated one."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import chi2
+
+from fedsim.config import Selection
+from fedsim.errors import WrongInput
+from fedsim.seeds import generator
+from fedsim.types import Cohort, View
+from strategies.selection import inclusion_probabilities, poisson, select, systematic
+
+ACTIVITY = np.array([1, 2, 4, 8, 64, 0, 3, 16])
+
+
+def view(activity: NDArray[np.int64] = ACTIVITY, **changes: object) -> View:
+    n = len(activity)
+    values: dict[str, object] = {
+        "round": 1,
+        "devices": np.array([f"d{i}" for i in range(n)]),
+        "activity": activity,
+        "reachable": np.ones(n, dtype=bool),
+        "participation": np.zeros(n, dtype=np.int64),
+    }
+    return View(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def cohorts(settings: Selection, trials: int) -> list[Cohort]:
+    return [select(view(), settings, generator(7, "select", i)) for i in range(trials)]
+
+
+def test_probabilities_by_hand() -> None:
+    p = inclusion_probabilities(np.array([1.0, 1.0, 2.0]), 2)
+    assert p.tolist() == [0.5, 0.5, 1.0]
+    # 9 of 12 is over the cap: it is certain, and 1 is left for 1 + 2
+    assert inclusion_probabilities(np.array([1.0, 2.0, 9.0]), 2).tolist() == pytest.approx([1 / 3, 2 / 3, 1])
+    assert inclusion_probabilities(np.array([0.0, 5.0]), 3).tolist() == [0.0, 1.0]
+    assert inclusion_probabilities(np.zeros(3), 3).tolist() == [0.0, 0.0, 0.0]
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=80), st.integers(1, 100))
+def test_probabilities_are_capped_ordered_and_sum_to_the_cohort(scores: list[float], size: int) -> None:
+    s = np.array(scores)
+    p = inclusion_probabilities(s, size)
+    assert ((p >= 0) & (p <= 1)).all()
+    assert p.sum() == pytest.approx(min(size, (s > 0).sum()))
+    assert (np.diff(p[np.argsort(s)]) >= -1e-9).all()
+
+
+@given(st.integers(1, 50), st.integers(1, 50), st.integers(0, 2**32))
+def test_systematic_sampling_has_exactly_the_size(n: int, size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    p = inclusion_probabilities(rng.random(n) + 1e-3, size)
+    chosen = systematic(p, rng)
+    assert len(chosen) == len(set(chosen.tolist())) == min(n, size)
+    assert set(np.flatnonzero(p == 1.0)) <= set(chosen.tolist())
+
+
+def inclusion_p_value(counts: NDArray[np.int64], p: NDArray[np.float64], trials: int) -> float:
+    """P-value of the counts under independent rounds with inclusion `p` (chi-square over devices)."""
+    random = (p > 0) & (p < 1)
+    z2 = (counts - trials * p)[random] ** 2 / (trials * p * (1 - p))[random]
+    return float(chi2.sf(z2.sum(), random.sum()))
+
+
+def observed(rule: str, sampling: str, trials: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    found = cohorts(Selection(rule=rule, cohort=3, sampling=sampling), trials)
+    counts = np.zeros(len(ACTIVITY), dtype=np.int64)
+    stated = np.zeros(len(ACTIVITY))
+    for cohort in found:
+        index = np.array([int(d[1:]) for d in cohort.devices], dtype=np.int64)
+        counts[index] += 1
+        stated[index] = cohort.probabilities
+    return counts, stated
+
+
+@pytest.mark.parametrize("sampling", ["poisson", "fixed"])
+@pytest.mark.parametrize("rule", ["uniform", "activity"])
+def test_observed_inclusion_equals_the_stated_probability(rule: str, sampling: str) -> None:
+    """False alarm 1 in 1,000 for Poisson; fixed sizes are negatively dependent, which only lowers it."""
+    counts, stated = observed(rule, sampling, 20000)
+    assert counts[5] == 0  # a device without examples
+    assert stated.sum() == pytest.approx(3)
+    assert inclusion_p_value(counts, stated, 20000) > 1e-3
+
+
+def test_a_bias_of_three_percent_would_be_seen() -> None:
+    """Sabotage: inclusion 3 % higher than stated is caught at the same threshold."""
+    p = np.full(50, 0.3)
+    rng = generator(7, "bias")
+    counts = sum((poisson(p * 1.03, rng)[:, None] == np.arange(50)).sum(0) for _ in range(20000))
+    assert inclusion_p_value(counts, p, 20000) < 1e-3
+    honest = sum((poisson(p, rng)[:, None] == np.arange(50)).sum(0) for _ in range(20000))
+    assert inclusion_p_value(honest, p, 20000) > 1e-3
+
+
+def test_activity_s_power_zero_is_uniform() -> None:
+    settings = Selection(rule="activity", cohort=7, power=0.0)
+    cohort = select(view(), settings, generator(1, "x"))
+    assert cohort.probabilities is not None
+    assert set(cohort.probabilities.tolist()) == {1.0}
+
+
+def test_who_is_out_of_reach_is_never_selected() -> None:
+    reachable = np.array([True, False] * 4)
+    cohort = select(view(reachable=reachable), Selection(cohort=8), generator(1, "x"))
+    assert cohort.devices.tolist() == ["d0", "d2", "d4", "d6"]
+
+
+def test_cohorts_are_sorted_by_device() -> None:
+    for cohort in cohorts(Selection(rule="uniform", cohort=5, sampling="fixed"), 20):
+        assert cohort.devices.tolist() == sorted(cohort.devices.tolist())
+        assert len(cohort) == 5
+
+
+def test_an_unknown_rule_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(WrongInput, match=r"choose one of activity, uniform.*did you mean 'activity'"):
+        select(view(), Selection(rule="activty"), generator(1, "x"))

@@ -1,0 +1,186 @@
+"""Stacked local training equals the obvious slow loop, however devices are packed."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from clients.batches import count_steps, make_schedule
+from clients.packing import plan_chunks
+from clients.training import Assignment, Trainer, is_stackable
+from fedsim.config import Model, Train
+from fedsim.models import build_model, parameters_of
+from fedsim.models.layers import Dropout
+from fedsim.models.tasks import make_task
+from fedsim.seeds import generator
+from fedsim.types import Examples, Params, Spec
+
+TEXT = Spec("intent_slots", 40, labels=("a", "b", "c"), tags=("O", "B-x", "I-x"))
+SIZES = [1, 23, 7, 10, 11, 4]
+OPTIMIZERS = [
+    {"optimizer": "sgd", "lr": 0.5},
+    {"optimizer": "sgd", "lr": 0.3, "momentum": 0.9},
+    {"optimizer": "sgd", "lr": 0.3, "weight_decay": 0.01},
+    {"optimizer": "adam", "lr": 0.01},
+    {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1},
+]
+
+
+def examples(n: int, seed: int, width: int = 6) -> Examples:
+    g = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(2, 40, (n, width), generator=g)
+    lengths = torch.randint(1, width + 1, (n, 1), generator=g)
+    beyond = torch.arange(width) >= lengths
+    tags = torch.randint(0, 3, (n, width), generator=g)
+    label = torch.randint(0, 3, (n,), generator=g)
+    return Examples(
+        {"tokens": tokens.masked_fill(beyond, 0), "label": label, "tags": tags.masked_fill(beyond, -1)}
+    )
+
+
+def assignments(sizes: list[int] = SIZES) -> list[Assignment]:
+    return [Assignment(f"d{i}", examples(n, i), weight=1.0 + i) for i, n in enumerate(sizes)]
+
+
+def build(name: str = "bag", dropout: float = 0.0) -> nn.Module:
+    return build_model(TEXT, Model(name=name, embedding=5, hidden=4, dropout=dropout), seed=1).double()
+
+
+def double(params: Params) -> Params:
+    return {name: p.double() for name, p in params.items()}
+
+
+def slow_delta(module: nn.Module, a: Assignment, train: Train, seed: int, round: int) -> Params:
+    """One device by torch's own optimiser, one step after another."""
+    local, task = copy.deepcopy(module), make_task(TEXT)
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    momentum = {"momentum": train.momentum} if train.optimizer == "sgd" else {}
+    optimizer = kinds[train.optimizer](
+        local.parameters(), lr=train.lr, weight_decay=train.weight_decay, **momentum
+    )
+    schedule = make_schedule(train, len(a.examples), generator(seed, "batches", round, a.device))
+    for rows, mask in zip(schedule.rows, schedule.mask, strict=True):
+        batch = a.examples[torch.from_numpy(rows[mask])].fields
+        optimizer.zero_grad()
+        task.losses(local(batch["tokens"]), batch).mean().backward()
+        optimizer.step()
+    before = dict(module.named_parameters())
+    return {n: (p - before[n]).detach() * a.weight for n, p in local.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["bag", "bilstm"])
+@pytest.mark.parametrize("settings", OPTIMIZERS, ids=lambda s: "-".join(map(str, s.values())))
+def test_a_stacked_cohort_equals_devices_one_after_another(name: str, settings: dict[str, object]) -> None:
+    train = Train.model_validate({"batch_size": 5, "local_epochs": 2} | settings)
+    module = build(name)
+    update = Trainer(module, make_task(TEXT), train).train(
+        double(parameters_of(module)), assignments(), seed=3, round=2
+    )
+    slow = [slow_delta(module, a, train, 3, 2) for a in assignments()]
+    for parameter, delta in update.delta.items():
+        expected = sum(s[parameter] for s in slow)
+        torch.testing.assert_close(delta, expected, rtol=1e-8, atol=1e-10)
+    assert update.devices == len(SIZES)
+    assert update.weight == sum(a.weight for a in assignments())
+    assert update.metrics["steps"] == sum(count_steps(train, n) for n in SIZES)
+
+
+@pytest.mark.parametrize("name", ["bag", "bilstm"])
+def test_the_sum_depends_neither_on_chunks_nor_on_nodes(name: str) -> None:
+    train, module, task = Train(batch_size=5, lr=0.5), build(name, dropout=0.4), make_task(TEXT)
+    params, all_devices = double(parameters_of(module)), assignments()
+    whole = Trainer(module, task, train).train(params, all_devices, 1, 1)
+    one_by_one = Trainer(module, task, train, memory=0).train(params, all_devices, 1, 1)
+    nodes = [Trainer(module, task, train).train(params, all_devices[i::3], 1, 1) for i in (2, 0, 1)]
+    for other in (one_by_one, nodes[0] + nodes[1] + nodes[2]):
+        assert other.devices == whole.devices
+        for parameter in params:
+            torch.testing.assert_close(other.delta[parameter], whole.delta[parameter], rtol=1e-9, atol=1e-12)
+
+
+def test_changing_one_device_changes_no_other_bitwise() -> None:
+    train, module = Train(batch_size=5, lr=0.5), build("bag")
+    trainer, params = Trainer(module, make_task(TEXT), train), parameters_of(module.float())
+    ours = [a if i != 1 else Assignment(a.device, a.examples, 0.0) for i, a in enumerate(assignments())]
+    other = [a if i != 1 else Assignment(a.device, examples(23, 77), 0.0) for i, a in enumerate(ours)]
+    one, two = trainer.train(params, ours, 1, 1), trainer.train(params, other, 1, 1)
+    assert all(torch.equal(one.delta[n], two.delta[n]) for n in params)
+
+
+def test_rows_that_no_device_reads_do_not_move() -> None:
+    module = build("bag")
+    params = parameters_of(module.float())
+    update = Trainer(module, make_task(TEXT), Train(momentum=0.9)).train(params, assignments(), 1, 1)
+    read = torch.cat([a.examples.fields["tokens"].flatten() for a in assignments()]).unique()
+    moved = update.delta["embedding.weight"].abs().sum(1) > 0
+    assert set(moved.nonzero().flatten().tolist()) == set(read.tolist()) - {0}
+
+
+class Plain(nn.Module):
+    """Of torch's own layers: no device axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(40, 5)
+        self.drop = nn.Dropout(0.5)
+        self.label, self.tag = nn.Linear(5, 3), nn.Linear(5, 3)
+
+    def forward(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        words = self.drop(self.words(tokens)) * (tokens != 0).unsqueeze(-1)
+        return {"label": self.label(words.sum(1)), "tags": self.tag(words)}
+
+
+def test_a_model_of_torch_s_own_layers_trains_device_by_device() -> None:
+    module, train = Plain().double(), Train(batch_size=5, lr=0.5)
+    module.drop.p = 0.0
+    assert not is_stackable(module)
+    update = Trainer(module, make_task(TEXT), train).train(double(parameters_of(module)), assignments(), 3, 2)
+    slow = [slow_delta(module, a, train, 3, 2) for a in assignments()]
+    for name, delta in update.delta.items():
+        torch.testing.assert_close(delta, sum(s[name] for s in slow), rtol=1e-9, atol=1e-12)
+
+
+def test_its_dropout_depends_on_names_alone() -> None:
+    module = Plain()
+    trainer, params = Trainer(module, make_task(TEXT), Train()), parameters_of(module)
+    torch.manual_seed(1)
+    one = trainer.train(params, assignments(), 3, 2)
+    torch.manual_seed(2)
+    two = trainer.train(params, assignments()[::-1], 3, 2)
+    for name in params:
+        torch.testing.assert_close(one.delta[name], two.delta[name], rtol=1e-9, atol=1e-9)
+
+
+def test_dropout_acts_in_training_and_rests_in_evaluation() -> None:
+    train, params = Train(batch_size=5, lr=0.5), parameters_of(build("bag").float())
+    deltas = [
+        Trainer(build("bag", dropout=p).float(), make_task(TEXT), train).train(params, assignments(), 1, 1)
+        for p in (0.0, 0.5)
+    ]
+    assert not torch.equal(deltas[0].delta["heads.label.weight"], deltas[1].delta["heads.label.weight"])
+    module = build("bag", dropout=0.5).eval()
+    assert any(isinstance(m, Dropout) for m in module.modules())
+    tokens = examples(4, 0).fields["tokens"]
+    assert torch.equal(module(tokens)["label"], module(tokens)["label"])
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 3), st.integers(0, 30))
+def test_every_epoch_visits_each_example_once(n: int, batch: int, epochs: int, steps: int) -> None:
+    train = Train(batch_size=batch, local_epochs=epochs, local_steps=steps)
+    schedule = make_schedule(train, n, generator(0, "t"))
+    assert len(schedule.rows) == count_steps(train, n)
+    seen = schedule.rows[schedule.mask]
+    for start in range(0, len(seen) - n + 1, n):
+        assert sorted(seen[start : start + n]) == list(range(n))
+    assert schedule.mask.any(1).all()
+
+
+@given(st.lists(st.integers(1, 1000), max_size=60), st.integers(0, 5000))
+def test_chunks_hold_every_device_once_and_stay_within_the_limit(costs: list[int], limit: int) -> None:
+    chunks = plan_chunks(costs, limit)
+    assert sorted(i for chunk in chunks for i in chunk) == list(range(len(costs)))
+    for chunk in chunks:
+        assert len(chunk) == 1 or len(chunk) * max(costs[i] for i in chunk) <= limit
