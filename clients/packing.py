@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clients.batches import Schedule
-from fedsim.types import PAD, Examples, Params, same_width
+from fedsim.types import PAD, Examples, Params, same_width, trim
 
 BYTES = 4  # float32
 
@@ -70,8 +70,7 @@ def pack(works: Sequence[Work], tables: Mapping[str, str], device: torch.device)
         name: torch.nn.utils.rnn.pad_sequence([e.fields[name] for e in wide], batch_first=True)
         for name in wide[0].fields
     }
-    if "tokens" in fields:
-        fields |= _trim(fields)
+    fields = trim(fields)
     table_rows = {}
     for table, field in tables.items():
         table_rows[table], fields[field] = _compact(fields[field])
@@ -92,8 +91,11 @@ def pack(works: Sequence[Work], tables: Mapping[str, str], device: torch.device)
     )
 
 
-def device_cost(params: Params, tables: Mapping[str, str], examples: Examples, copies: int) -> int:
-    """Return the bytes that a device's parameters take, `copies` times, with only the rows it reads."""
+def device_cost(
+    params: Params, tables: Mapping[str, str], examples: Examples, copies: int, activations: int = 0
+) -> int:
+    """Return the bytes that a device takes: its parameters, `copies` times, with only the table rows
+    that it reads, and `activations`, the floats that its forward and backward hold."""
     count = 0
     for name, p in params.items():
         if name in tables:
@@ -101,14 +103,7 @@ def device_cost(params: Params, tables: Mapping[str, str], examples: Examples, c
             count += min(len(p), ids.numel()) * p[0].numel()
         else:
             count += p.numel()
-    return count * copies * BYTES
-
-
-def _trim(fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Cut padding that no example of the chunk needs."""
-    longest = int((fields["tokens"] != PAD).sum(-1).max().clamp(min=1))
-    names = [name for name in ("tokens", "tags") if name in fields]
-    return {name: fields[name][..., :longest] for name in names}
+    return (count * copies + activations) * BYTES
 
 
 def _compact(ids: Tensor) -> tuple[Tensor, Tensor]:

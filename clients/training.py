@@ -17,12 +17,12 @@ from clients.batches import make_schedule
 from clients.optimizers import make_optimizer
 from clients.packing import Chunk, Work, device_cost, pack, plan_chunks
 from fedsim.config import Train
-from fedsim.models.layers import BiLSTM, Embedding, Linear, set_dropout_keys
+from fedsim.models.layers import STACKABLE, set_dropout_keys
+from fedsim.models.memory import activation_floats
 from fedsim.models.tasks import Task
 from fedsim.seeds import generator
 from fedsim.types import DeviceId, Examples, Params, Update, no_update
 
-STACKABLE = (Linear, Embedding, BiLSTM)
 GIB = 2**30
 DEFAULT_MEMORY = GIB
 """Bytes for a chunk's parameters, gradients and optimiser state where no limit is set."""
@@ -67,10 +67,18 @@ class Trainer:
         self, params: Params, assigned: Sequence[Assignment], seed: int, round: int
     ) -> Iterator[Chunk]:
         copies = 2 + len(self.optimizer.init(params))  # parameters, gradients, optimiser state
-        costs = [device_cost(params, self.tables, a.examples, copies) for a in assigned]
+        costs = [
+            device_cost(params, self.tables, a.examples, copies, self._activations(a.examples))
+            for a in assigned
+        ]
         for members in plan_chunks(costs, self.memory if self.stacked else 0):
             works = [self._work(assigned[i], seed, round) for i in members]
             yield pack(works, self.tables, self.place)
+
+    def _activations(self, examples: Examples) -> int:
+        """Return the floats that one local step on these examples holds."""
+        batch = min(self.settings.batch_size, len(examples))
+        return batch * activation_floats(self.module, self.task.inputs, examples)
 
     def _work(self, a: Assignment, seed: int, round: int) -> Work:
         schedule = make_schedule(self.settings, len(a.examples), generator(seed, "batches", round, a.device))
@@ -115,14 +123,14 @@ class Trainer:
         return losses.detach().double().sum()
 
     def _losses(self, params: Params, batch: Params, chunk: Chunk, step: int) -> Tensor:
-        inputs = batch[self.task.input]
+        inputs = tuple(batch[name] for name in self.task.inputs)
         if self.stacked:
-            return self.task.losses(functional_call(self.module, params, (inputs,)), batch)
+            return self.task.losses(functional_call(self.module, params, inputs), batch)
         # Own modules whose layers know no device axis: chunks of one device, the axis taken off.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed((int(chunk.keys[0]) + step) % 2**62)
             single = {name: p[0] for name, p in params.items()}
-            outputs = functional_call(self.module, single, (inputs[0],))
+            outputs = functional_call(self.module, single, tuple(i[0] for i in inputs))
         return self.task.losses({name: o.unsqueeze(0) for name, o in outputs.items()}, batch)
 
     def _delta(self, start: Params, local: Params, chunk: Chunk) -> Params:

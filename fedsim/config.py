@@ -34,8 +34,8 @@ class Section(BaseModel):
 class Data(Section):
     """Where the examples come from and how they become numbers."""
 
-    source: str = Field("requests", description="requests | files | hub | package.module:function")
-    task: Literal["intent_slots", "classification", "image"] = Field(
+    source: str = Field("requests", description="requests | digits | files | hub | package.module:function")
+    task: Literal["intent_slots", "classification", "tagging", "language", "image"] = Field(
         "intent_slots", description="what is learned from an example"
     )
     path: str = Field("", description="folder below the data directory, or the hub's name")
@@ -45,6 +45,12 @@ class Data(Section):
     columns: str = Field(
         "text=text,tokens=tokens,label=intent,tags=tags,image=image,device=client,time=,split=split",
         description="role=column pairs; a pair that is not given keeps its default",
+    )
+    test_share: float = Field(
+        0.0,
+        ge=0.0,
+        le=0.9,
+        description="share of each device's examples held out where there is no test split",
     )
     devices: Count = Field(200, description="devices that generator or partition makes")
     activity: Literal["zipf", "lognormal", "equal"] = Field(
@@ -59,6 +65,9 @@ class Data(Section):
         "training", description="words from the training text (reveals them) | hashed buckets"
     )
     buckets: int = Field(10000, ge=1, le=10**7, description="hash buckets for words")
+    vocabulary_size: int = Field(
+        0, ge=0, le=10**7, description="words kept, the most frequent in the training text; 0 = all"
+    )
     max_length: int = Field(64, ge=1, le=10000, description="tokens; longer examples are cut")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of generator and partition")
 
@@ -163,10 +172,13 @@ class Availability(Section):
 class Model(Section):
     """The model that all devices share."""
 
-    name: str = Field("bag", description="bag | bilstm | mlp | package.module:function")
+    name: str = Field(
+        "bag", description="bag | bilstm | transformer | lstm | cnn | mlp | package.module:function"
+    )
     embedding: int = Field(64, ge=1, le=10000, description="width of the word embedding")
     hidden: int = Field(128, ge=1, le=100000, description="width of a hidden layer, each direction")
-    layers: int = Field(1, ge=1, le=100, description="recurrent or hidden layers")
+    layers: int = Field(1, ge=1, le=100, description="recurrent, hidden or convolution layers, or blocks")
+    heads: int = Field(4, ge=1, le=1000, description="attention heads of the transformer")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of inputs dropped in training")
 
 

@@ -20,8 +20,9 @@ PAD, UNKNOWN = 0, 1
 class Examples:
     """Records as tensors that share their first axis, one row an example.
 
-    Text has `tokens` [n, length] (int64, PAD behind the last token); requests have `label` [n] and
-    `tags` [n, length] (-1 at PAD); images have `image` [n, channels, height, width] and `label`.
+    Text has `tokens` [n, length] (int64, PAD behind the last token), with `label` [n], `tags`
+    [n, length] (-1 at PAD) or `next` [n, length] (the id of the next token; PAD where there is none);
+    images have `image` [n, channels, height, width] and `label`.
     """
 
     fields: Mapping[str, Tensor]
@@ -37,23 +38,41 @@ class Examples:
         return Examples({name: tensor.to(device) for name, tensor in self.fields.items()})
 
 
+@dataclass(frozen=True)
+class Ragged:
+    """How a field of sequences is filled up behind its end, and which field tells where the end is."""
+
+    fill: int
+    along: str
+
+
+RAGGED = {"tokens": Ragged(PAD, "tokens"), "tags": Ragged(-1, "tokens"), "next": Ragged(PAD, "tokens")}
+"""The fields whose last axis is time; all others have one shape in every example."""
+
+
 def same_width(parts: Sequence[Examples]) -> list[Examples]:
-    """Fill token rows up with PAD (and tags with -1) to the longest of all parts."""
-    width = max((p.fields["tokens"].shape[1] for p in parts if "tokens" in p.fields), default=0)
-    return [
-        Examples(
-            {
-                name: torch.nn.functional.pad(t, (0, width - t.shape[1]), value=_FILL[name])
-                if name in _FILL and t.shape[1] < width
-                else t
-                for name, t in part.fields.items()
-            }
-        )
-        for part in parts
-    ]
+    """Fill the sequences of each part up to the longest of all parts."""
+    widths = {
+        name: max(p.fields[name].shape[-1] for p in parts) for name in parts[0].fields if name in RAGGED
+    }
+    return [Examples({n: _widen(n, t, widths.get(n, 0)) for n, t in p.fields.items()}) for p in parts]
 
 
-_FILL = {"tokens": PAD, "tags": -1}
+def trim(fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cut the filling that no example of the batch needs; leading axes are free."""
+    ends = {name: _longest(name, fields[name]) for name, r in RAGGED.items() if r.along == name in fields}
+    return {n: t[..., : ends[RAGGED[n].along]] if n in RAGGED else t for n, t in fields.items()}
+
+
+def _widen(name: str, field: Tensor, width: int) -> Tensor:
+    missing = width - field.shape[-1]
+    if name not in RAGGED or missing <= 0:
+        return field
+    return torch.nn.functional.pad(field, (0, missing), value=RAGGED[name].fill)
+
+
+def _longest(name: str, field: Tensor) -> int:
+    return int((field != RAGGED[name].fill).sum(-1).max().clamp(min=1))
 
 
 def concatenate(parts: Sequence[Examples]) -> Examples:
@@ -81,6 +100,8 @@ class Spec:
     tags_unseen: tuple[str, ...] = ()
     image: tuple[int, int, int] = (0, 0, 0)
     """Channels, height and width; zeros for text."""
+    length: int = 0
+    """The most tokens that an example can have; 0 for images."""
 
 
 @dataclass(frozen=True)

@@ -124,5 +124,5 @@ def normed(spec: Spec, model: Model) -> nn.Module:
 
 
 def test_a_text_model_is_refused_for_images() -> None:
-    with pytest.raises(WrongInput, match="'bag' reads tokens, but"):
+    with pytest.raises(WrongInput, match="'bag' serves intent_slots"):
         build_model(IMAGE, Model(name="bag"), 1)

@@ -185,7 +185,7 @@ class Watcher:
 
     def watch(self, row: dict[str, Any]) -> None:
         self.bar.start()  # only now: what is wrong with the input is told without a bar
-        shown = ("intent_accuracy", "slot_f1", "accuracy", "loss")
+        shown = ("intent_accuracy", "slot_f1", "span_f1", "accuracy", "word_accuracy", "perplexity", "loss")
         text = "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
         self.text = text or self.text
         self.bar.update(self.task, completed=row["round"], metric=self.text)

@@ -13,6 +13,8 @@ from fedsim.types import Examples
 
 Evaluate = Callable[[Examples], dict[str, float]]
 
+LOWER_IS_BETTER = {"loss", "perplexity"}
+
 
 def is_evaluated(config: Config, round: int) -> bool:
     """Whether this round is measured: every so many, and the last."""
@@ -74,7 +76,7 @@ def stopped_early(config: Config, task: Task, rows: Sequence[Row]) -> bool:
     """
     name = config.train.patience_metric or task.metric
     values = [row[f"dev_{name}"] for row in rows if f"dev_{name}" in row]
-    if name == "loss":
+    if name in LOWER_IS_BETTER:
         values = [-value for value in values]
     best = max(range(len(values)), key=values.__getitem__, default=0)
     return len(values) - 1 - best >= config.train.patience

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fedsim.config import Data
-from fedsim.types import UNKNOWN
+from fedsim.errors import WrongInput
+from fedsim.types import PAD, UNKNOWN
 
 Tokens = Sequence[str]
 
@@ -42,10 +44,16 @@ class Vocabulary:
 
 
 def make_vocabulary(data: Data, texts: Iterable[Tokens]) -> Vocabulary:
-    """Return hashed buckets, or every word of `texts` in alphabetical order."""
+    """Return hashed buckets, or the words of `texts` in alphabetical order.
+
+    With `data.vocabulary_size` only that many words: the most frequent, of equally frequent ones the
+    alphabetically first. All others then are UNKNOWN.
+    """
     if data.vocabulary == "hashed":
         return Vocabulary({}, data.buckets)
-    known = sorted({token for text in texts for token in text})
+    counts = Counter(token for text in texts for token in text)
+    frequent = sorted(counts, key=lambda word: (-counts[word], word))
+    known = sorted(frequent[: data.vocabulary_size or None])
     return Vocabulary({word: UNKNOWN + 1 + i for i, word in enumerate(known)}, 0)
 
 
@@ -63,6 +71,18 @@ def encode_tags(tags: Sequence[Tokens], names: Sequence[str], length: int) -> Te
     """Return tag ids [n, longest text, at most `length`], -1 behind the last token."""
     position = {name: i for i, name in enumerate(names)}
     return pad([[position[tag] for tag in row[:length]] for row in tags], fill=-1)
+
+
+def next_tokens(tokens: Tensor) -> dict[str, Tensor]:
+    """Return `tokens` and the `next` of each, [n, length - 1] views of tokens [n, length].
+
+    Raises WrongInput where no example has two tokens.
+    """
+    if tokens.shape[1] == 1:
+        if len(tokens):
+            raise WrongInput("next words need at least two tokens an example; raise data.max_length")
+        tokens = torch.nn.functional.pad(tokens, (0, 1), value=PAD)
+    return {"tokens": tokens[:, :-1], "next": tokens[:, 1:]}
 
 
 def encode_labels(labels: Sequence[str], names: Sequence[str]) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.config import Data, Partition
+from fedsim.data.digits import digits
 from fedsim.data.files import files
 from fedsim.data.hub import hub
 from fedsim.data.records import Splits
@@ -44,6 +45,7 @@ Source = Callable[[Data, Path | None], FederatedDataset | Splits]
 """Makes a federation, or reads records that `[partition]` divides among devices."""
 SOURCES: dict[str, Source] = {
     "requests": Requests,
+    "digits": digits,
     "files": files,
     "hub": hub,
 }

@@ -25,6 +25,10 @@ class Records:
         }
         return Records(columns, len(keep), self.origin, self.available)
 
+    def only(self, role: str) -> "Records":
+        """Return one column."""
+        return Records({role: self.columns[role]}, self.size, self.origin, self.available)
+
 
 @dataclass(frozen=True)
 class Splits:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from fedsim.config import Data
 from fedsim.data.activity import make_activity
-from fedsim.data.encode import encode_labels, encode_tags, encode_tokens, make_vocabulary
+from fedsim.data.encode import encode_labels, encode_tags, encode_tokens, make_vocabulary, next_tokens
+from fedsim.errors import WrongInput
 from fedsim.seeds import generator
 from fedsim.types import DeviceId, Examples, Spec
 
@@ -117,6 +118,11 @@ class Requests:
     """A federation of generated requests; its words and labels are the grammar's, known to all."""
 
     def __init__(self, data: Data, data_dir: Path | None = None) -> None:
+        if data.task == "image" or data.vocabulary_size:
+            raise WrongInput(
+                f"data.source = 'requests' makes text from a grammar: neither images nor rare words; got "
+                f"data.task = {data.task!r}, data.vocabulary_size = {data.vocabulary_size}"
+            )
         self._data = data
         self._vocabulary = make_vocabulary(data, [_WORDS])
         self._width = len(str(data.devices - 1))
@@ -124,8 +130,14 @@ class Requests:
         self.devices: NDArray[np.str_] = np.char.add(
             "d", np.char.zfill(np.arange(data.devices).astype(str), self._width)
         )
-        tags = _TAGS if data.task == "intent_slots" else ()
-        self.spec = Spec(data.task, self._vocabulary.size, self._vocabulary.names, labels=_INTENTS, tags=tags)
+        self.spec = Spec(
+            data.task,
+            self._vocabulary.size,
+            self._vocabulary.names,
+            labels=_INTENTS if data.task in ("intent_slots", "classification") else (),
+            tags=_TAGS if data.task in ("intent_slots", "tagging") else (),
+            length=data.max_length,
+        )
         self.fingerprint = {"requests": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
         self.notes: tuple[str, ...] = ()
         self.dev: Examples | None = self._population("dev")
@@ -150,10 +162,11 @@ class Requests:
 
     def _examples(self, requests: list[tuple[str, list[str], list[str]]]) -> Examples:
         intents, tokens, tags = zip(*requests, strict=True)
-        fields = {
-            "tokens": encode_tokens(self._vocabulary, tokens, self._data.max_length),
-            "label": encode_labels(intents, _INTENTS),
-        }
+        fields = {"tokens": encode_tokens(self._vocabulary, tokens, self._data.max_length)}
+        if self.spec.task == "language":
+            fields = next_tokens(fields["tokens"])
+        if self.spec.labels:
+            fields["label"] = encode_labels(intents, _INTENTS)
         if self.spec.tags:
             fields["tags"] = encode_tags(tags, _TAGS, self._data.max_length)
         return Examples(fields)

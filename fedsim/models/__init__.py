@@ -7,8 +7,9 @@ from torch import nn
 
 from fedsim.config import Model
 from fedsim.errors import WrongInput
-from fedsim.models.image import Mlp
-from fedsim.models.text import Bag, JointBiLSTM
+from fedsim.models.image import Cnn, Mlp
+from fedsim.models.text import Bag, JointBiLSTM, WordLSTM
+from fedsim.models.transformer import Transformer
 from fedsim.names import is_own_code, lookup
 from fedsim.seeds import torch_generator
 from fedsim.types import Params, Spec
@@ -16,20 +17,31 @@ from fedsim.types import Params, Spec
 MODELS: dict[str, Callable[[Spec, Model], nn.Module]] = {
     "bag": Bag,
     "bilstm": JointBiLSTM,
+    "cnn": Cnn,
+    "lstm": WordLSTM,
     "mlp": Mlp,
+    "transformer": Transformer,
 }
-READS = {"bag": "tokens", "bilstm": "tokens", "mlp": "image"}
+UNDERSTANDING = ("intent_slots", "classification", "tagging")
+SERVES = {
+    "bag": UNDERSTANDING,
+    "bilstm": UNDERSTANDING,
+    "cnn": ("image",),
+    "lstm": ("language",),
+    "mlp": ("image",),
+    "transformer": (*UNDERSTANDING, "language"),
+}
+"""The tasks that each model has outputs for."""
 
 
 def build_model(spec: Spec, model: Model, seed: int) -> nn.Module:
     """Return the module with the first parameters of this seed. Raises WrongInput."""
     make = lookup("model.name", model.name, MODELS)
-    reads = "image" if spec.task == "image" else "tokens"
-    if not is_own_code(model.name) and READS[model.name] != reads:
-        fitting = [name for name, field in READS.items() if field == reads]
+    if not is_own_code(model.name) and spec.task not in SERVES[model.name]:
+        fitting = [name for name, tasks in SERVES.items() if spec.task in tasks]
         raise WrongInput(
-            f"model.name = {model.name!r} reads {READS[model.name]}, but data.task = {spec.task!r} "
-            f"has {reads}; choose {' or '.join(fitting)}"
+            f"model.name = {model.name!r} serves {', '.join(SERVES[model.name])}, not data.task = "
+            f"{spec.task!r}; choose {' or '.join(fitting)}"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_generator(seed, "init").initial_seed())

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedsim.models.memory import activation_floats
 from fedsim.models.tasks import Task
-from fedsim.types import Examples, Params, concatenate
+from fedsim.types import Examples, Params, concatenate, trim
 
 Fields = Mapping[str, Tensor]
+FLOATS = 2**25
+"""Activations that a batch may hold: 128 MiB, which only models with wide outputs reach."""
 
 
 def evaluate(
@@ -32,7 +35,7 @@ def evaluate_each(
     sums: list[Counter[str]] = [Counter() for _ in parts]
     owner = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
     for start, outputs, fields in _batches(module, task, params, concatenate(parts), batch):
-        owners = owner[start : start + batch]
+        owners = owner[start : start + len(next(iter(fields.values())))]
         for part in sorted(set(owners.tolist())):
             mine = (owners == part).nonzero().flatten()
             sums[part].update(task.scores(_rows(outputs, mine), _rows(fields, mine)))
@@ -45,11 +48,13 @@ def _batches(
     """Yield (first row, outputs, fields) of each batch."""
     device = next(module.parameters()).device
     here = {name: p.to(device) for name, p in params.items()}
+    batch = max(1, min(batch, FLOATS // max(1, activation_floats(module, task.inputs, examples))))
     module.eval()
     with torch.inference_mode():
         for start in range(0, len(examples), batch):
-            fields = examples[start : start + batch].to(device).fields
-            yield start, functional_call(module, here, (fields[task.input],)), fields
+            fields = trim(examples[start : start + batch].to(device).fields)
+            outputs = functional_call(module, here, tuple(fields[name] for name in task.inputs))
+            yield start, outputs, fields
     module.train()
 
 

@@ -62,11 +62,109 @@ class BiLSTM(nn.Module):
         return out * mask.unsqueeze(-1)
 
 
+class LSTM(nn.Module):
+    """One LSTM layer from left to right over ragged sequences, gates in torch's order (i, f, g, o).
+
+    x: [..., B, T, in], mask: [..., B, T] (True at tokens, which come first) -> [..., B, T, hidden].
+    A state depends on no later token; outputs behind a sequence's end are zero.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        bound = hidden**-0.5
+        self.weight_input = nn.Parameter(torch.empty(4 * hidden, inputs).uniform_(-bound, bound))
+        self.weight_hidden = nn.Parameter(torch.empty(4 * hidden, hidden).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(4 * hidden).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        hidden = _lstm(
+            x.reshape(-1, *x.shape[-3:]),
+            self.weight_input.view(-1, *self.weight_input.shape[-2:]),
+            self.weight_hidden.view(-1, *self.weight_hidden.shape[-2:]),
+            self.bias.view(-1, self.bias.shape[-1]),
+        )
+        return hidden.view(*x.shape[:-1], -1) * mask.unsqueeze(-1)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Zero mean and unit variance over the last axis, then weight and bias. x: [..., width]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+
+    def forward(self, input: Tensor) -> Tensor:
+        normal = nn.functional.layer_norm(input, input.shape[-1:], eps=self.eps)
+        return normal * _over(self.weight, input.dim()) + _over(self.bias, input.dim())
+
+
+class GroupNorm(nn.GroupNorm):
+    """Zero mean and unit variance over each group of channels of an example, then weight and bias.
+
+    x: [..., B, channels, height, width]. No statistic is shared between examples.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        normal = nn.functional.group_norm(input.flatten(0, -4), self.num_groups, eps=self.eps)
+        weight, bias = (_over(p, input.dim() - 2)[..., None, None] for p in (self.weight, self.bias))
+        return normal.view(input.shape) * weight + bias
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution over images, padded with zeros. x: [..., B, in, height, width].
+
+    Stacked models unfold their patches and multiply them as one batch of matrices.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0) -> None:
+        super().__init__(inputs, outputs, kernel, stride, padding)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.weight.dim() == 4:
+            return super().forward(input)
+        height, width = (
+            (size + 2 * p - k) // s + 1
+            for size, p, k, s in zip(
+                input.shape[-2:], _pair(self.padding), self.kernel_size, self.stride, strict=True
+            )
+        )
+        patches = nn.functional.unfold(
+            input.flatten(0, 1), self.kernel_size, padding=_pair(self.padding), stride=self.stride
+        )  # [K·B, in·kernel², positions]
+        rows = patches.view(*input.shape[:2], *patches.shape[1:]).transpose(-1, -2).flatten(1, 2)
+        bias = self.bias
+        assert bias is not None, "this layer always has a bias"
+        out = torch.baddbmm(bias.unsqueeze(1), rows, self.weight.flatten(2).transpose(1, 2))
+        return out.view(*input.shape[:2], height, width, -1).movedim(-1, -3)
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product attention of each sequence to itself (Vaswani et al., 2017).
+
+    x: [..., B, T, width], visible: broadcastable to [..., B, T, T], True where the position of the
+    second last axis may look at that of the last; each must see at least itself -> [..., B, T, width].
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_key_value = Linear(width, 3 * width)
+        self.output = Linear(width, width)
+
+    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
+        split = self.query_key_value(x).unflatten(-1, (3, self.heads, -1))
+        query, key, value = (part.transpose(-2, -3) for part in split.unbind(-3))  # [..., B, heads, T, d]
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        hidden = torch.finfo(scores.dtype).min
+        seen = scores.masked_fill(~visible.unsqueeze(-3), hidden).softmax(-1) @ value
+        return self.output(seen.transpose(-2, -3).flatten(-2))
+
+
 class Dropout(nn.Module):
     """Dropout whose masks come from names: equal for any packing, any node and after a resume.
 
     In training `keys` [K] holds one int64 a model, set anew for every step; the mask of an element
-    is a hash of its key and its position, so padding and neighbours cannot change it.
+    is a hash of its key and its position, so padding and neighbours cannot change it. One place in a
+    model, one Dropout: used twice in a step, it would drop the same units again.
     """
 
     def __init__(self, p: float) -> None:
@@ -105,6 +203,16 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 31 & 0x1FFFFFFFF)
 
 
+def _over(p: Tensor, dims: int) -> Tensor:
+    """View p [width] or [K, width] as [K, 1, ..., 1, width] of `dims` axes."""
+    return p.view(*p.shape[:-1], *[1] * (dims - p.dim()), p.shape[-1])
+
+
+def _pair(size: int | tuple[int, ...] | str) -> tuple[int, ...]:
+    assert not isinstance(size, str), "padding is a number here"
+    return (size, size) if isinstance(size, int) else size
+
+
 def _lstm(x: Tensor, weight_input: Tensor, weight_hidden: Tensor, bias: Tensor) -> Tensor:
     """x: [M, B, T, in] for M stacked directions -> hidden states [M, B, T, hidden]."""
     models, batch, time, _ = x.shape
@@ -130,3 +238,7 @@ def _reversal(mask: Tensor) -> Tensor:
 
 def _gather_time(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(-2, index.unsqueeze(-1).expand(*index.shape, x.shape[-1]))
+
+
+STACKABLE = (Linear, Embedding, BiLSTM, LSTM, LayerNorm, GroupNorm, Conv2d)
+"""The layers with parameters that take them with a leading device axis."""

@@ -1,23 +1,27 @@
-"""Models over token ids: a bag of embeddings and a BiLSTM, each with intent and tag heads."""
+"""Models over token ids: a bag of embeddings and a BiLSTM with label and tag heads, an LSTM for words."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fedsim.config import Model
-from fedsim.models.layers import BiLSTM, Dropout, Embedding, Linear
+from fedsim.models.layers import LSTM, BiLSTM, Dropout, Embedding, Linear
 from fedsim.types import PAD, Spec
 
 
 class TextHeads(nn.Module):
-    """A label head on the sentence and, where the spec has tags, a tag head on each token."""
+    """A label head on the sentence where the spec has labels, a tag head on each token where it has tags."""
 
     def __init__(self, sentence: int, token: int, spec: Spec) -> None:
         super().__init__()
-        self.label = Linear(sentence, len(spec.labels))
+        self.label = Linear(sentence, len(spec.labels)) if spec.labels else None
         self.tag = Linear(token, len(spec.tags)) if spec.tags else None
 
     def forward(self, sentence: Tensor, token: Tensor) -> dict[str, Tensor]:
-        outputs = {"label": self.label(sentence)}
+        outputs = {}
+        if self.label is not None:
+            outputs["label"] = self.label(sentence)
         if self.tag is not None:
             outputs["tags"] = self.tag(token)
         return outputs
@@ -62,14 +66,41 @@ class JointBiLSTM(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.3)
         widths = [model.embedding] + [2 * model.hidden] * model.layers
         self.recurrent = nn.ModuleList(BiLSTM(width, model.hidden) for width in widths[:-1])
-        self.dropout = Dropout(model.dropout)
+        self.dropouts = nn.ModuleList(Dropout(model.dropout) for _ in widths)
         self.heads = TextHeads(widths[-1], widths[-1], spec)
 
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
         """tokens: [..., B, T] -> label logits [..., B, labels], tag logits [..., B, T, tags]."""
         mask = tokens != PAD
-        states = self.dropout(self.embedding(tokens))
-        for layer in self.recurrent:
-            states = self.dropout(layer(states, mask))
+        states = self.dropouts[0](self.embedding(tokens))
+        for layer, dropout in zip(self.recurrent, self.dropouts[1:], strict=True):
+            states = dropout(layer(states, mask))
         sentence = states.masked_fill(~mask.unsqueeze(-1), -2.0).amax(-2)  # tanh stays above -1
         return self.heads(sentence, states)
+
+
+class WordLSTM(nn.Module):
+    """Embedding and LSTM layers from left to right; each state gives the odds of the next word."""
+
+    tables = {"embedding.weight": "tokens"}
+
+    def __init__(self, spec: Spec, model: Model) -> None:
+        super().__init__()
+        self.embedding = Embedding(spec.vocabulary, model.embedding)
+        nn.init.normal_(self.embedding.weight, std=0.3)
+        widths = [model.embedding] + [model.hidden] * model.layers
+        self.recurrent = nn.ModuleList(LSTM(width, model.hidden) for width in widths[:-1])
+        self.dropouts = nn.ModuleList(Dropout(model.dropout) for _ in widths)
+        self.next = Linear(model.hidden, spec.vocabulary)
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        """tokens: [..., B, T] -> logits of the next token [..., B, T, vocabulary]."""
+        mask = tokens != PAD
+        states = self.dropouts[0](self.embedding(tokens))
+        for layer, dropout in zip(self.recurrent, self.dropouts[1:], strict=True):
+            states = dropout(layer(states, mask))
+        return {"next": self.next(states)}
+
+    def activations(self, tokens: Sequence[int]) -> int:
+        """The logits, their softmax and their gradient outweigh all else."""
+        return 3 * tokens[0] * self.next.out_features

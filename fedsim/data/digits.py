@@ -1,0 +1,33 @@
+"""The handwritten digits that come with scikit-learn: a real image set without any download.
+
+1,797 images of 8 × 8 pixels from 43 writers (Alpaydin and Kaynak, 1998, UCI "Optical Recognition of
+Handwritten Digits", the test part). The writers are not told, so `[partition]` makes the devices.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from fedsim.config import Data
+from fedsim.data.records import Records, Splits
+from fedsim.errors import WrongInput
+
+LARGEST_PIXEL = 16.0
+
+
+def digits(data: Data, data_dir: Path | None) -> Splits:
+    """Return the digits; `data.test_share` of each device's are for testing.
+
+    Raises WrongInput for a task other than `image`.
+    """
+    if data.task != "image":
+        raise WrongInput(f"data.source = 'digits' has images, got data.task = {data.task!r}; want image")
+    found = load_digits()
+    columns = {
+        "image": (found.images / LARGEST_PIXEL).astype(np.float32),
+        "label": found.target.astype(str),
+    }
+    fingerprint = {"digits": hashlib.sha256(found.data.tobytes() + found.target.tobytes()).hexdigest()}
+    return Splits({"train": Records(columns, len(found.target), "digits", ("image", "label"))}, fingerprint)

@@ -1,0 +1,31 @@
+"""One label an example."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fedsim.models.tasks.losses import label_losses, loss_sums, mean_loss
+from fedsim.models.tasks.task import Fields
+from fedsim.types import Spec
+
+
+class Classification:
+    """One label an example; a label that training never saw counts as wrong."""
+
+    metric = "accuracy"
+
+    def __init__(self, spec: Spec, input: str = "tokens") -> None:
+        self.classes = len(spec.labels)
+        self.inputs: tuple[str, ...] = (input,)
+
+    def losses(self, outputs: Fields, batch: Fields) -> Tensor:
+        return label_losses(outputs["label"], batch["label"])
+
+    def scores(self, outputs: Fields, batch: Fields) -> dict[str, float]:
+        right = outputs["label"].argmax(-1) == batch["label"]
+        return loss_sums(self.losses(outputs, batch), batch["label"] < self.classes) | {
+            "right": float(right.sum())
+        }
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        return mean_loss(sums) | {"accuracy": sums["right"] / sums["examples"]}

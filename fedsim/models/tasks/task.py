@@ -1,0 +1,26 @@
+"""The shape of a task: what a new kind of problem must say of itself."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+Fields = Mapping[str, Tensor]
+
+
+class Task(Protocol):
+    """One kind of problem. Tensors may have leading axes; losses never mix examples."""
+
+    inputs: tuple[str, ...]
+    """The fields of the examples that the model's forward reads, in its order."""
+    metric: str
+    """The metric that early stopping watches unless told otherwise."""
+
+    def losses(self, outputs: Fields, batch: Fields) -> Tensor:
+        """Return the loss of each example, [..., B]."""
+
+    def scores(self, outputs: Fields, batch: Fields) -> dict[str, float]:
+        """Return sums over the batch [B]; sums of batches add up."""
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Turn sums into metrics: in [0, 1], save loss (nats an example) and perplexity."""
