@@ -43,7 +43,7 @@ class Data(Section):
     dev: str = Field("", description="files for early stopping, globs; empty = by the split column")
     test: str = Field("", description="test files, globs; empty = by the split column")
     columns: str = Field(
-        "text=text,tokens=tokens,label=intent,tags=tags,image=image,device=client,time=,split=split",
+        "text=text,tokens=tokens,label=intent,tags=tags,image=image,device=client,time=,deleted=,split=split",
         description="role=column pairs; a pair that is not given keeps its default",
     )
     test_share: float = Field(

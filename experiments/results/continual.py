@@ -1,7 +1,8 @@
 """Memory rules on STAR by real time: `python experiments/results/continual.py --data-dir DIR [--out runs]`.
 
-Runs `experiments/continual_star.toml` with each memory rule, and statically with as many rounds, seeds 1 to 3;
-prints the table and puts the forgetting matrix and the prequential curve of memory = "current" beside this file.
+Runs `experiments/continual_star.toml` with each memory rule, and statically with as many rounds, seeds 1
+to 3; prints the table and puts the forgetting matrix and the prequential curve of memory = "current"
+beside this file.
 """
 
 import argparse

@@ -4,11 +4,15 @@ import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from fedsim.app.measure import check_evaluation
 from fedsim.app.place import data_dir
 from fedsim.config import Config, to_flat
 from fedsim.data.activity import public_activity
-from fedsim.data.federation import FederatedDataset, count_unseen_labels, load_federation
+from fedsim.data.availability import Clock
+from fedsim.data.federation import FederatedDataset, count_unseen_labels
+from fedsim.data.holdings import Holdings, load_holdings
 from fedsim.data.statistics import activity_statistics, label_skew
+from fedsim.data.stream import rounds_per_period
 from fedsim.models import build_model, parameters_of
 from fedsim.seeds import generator
 from fedsim.types import View
@@ -18,9 +22,9 @@ from strategies.selection import select
 
 def describe(config: Config, console: Console) -> None:
     """Print config, federation and plan. Raises WrongInput for what a run would refuse."""
-    federation = load_federation(config.data, data_dir(config.place, {}), config.partition)
-    plan = plan_sentences(config, federation)
-    console.print(config_table(config), federation_table(config, federation), plan)
+    holdings = load_holdings(config, data_dir(config.place, {}))
+    plan = plan_sentences(config, holdings)
+    console.print(config_table(config), federation_table(config, holdings.dataset), plan)
 
 
 def config_table(config: Config) -> Table:
@@ -56,14 +60,18 @@ def federation_table(config: Config, federation: FederatedDataset) -> Table:
     return table
 
 
-def plan_sentences(config: Config, federation: FederatedDataset) -> RenderableType:
+def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
     """What a run will do, from the selection's own first draw."""
-    activity = public_activity(federation.activity, config.data.activity_public)
+    federation = holdings.dataset
+    check_evaluation(config, holdings)
+    activity = public_activity(holdings.activity(1), config.data.activity_public)
+    hours = holdings.active_hours() if config.availability.rule == "clock" else None
+    clock = Clock(config.availability, config.seed, len(activity), hours)
     view = View(
         round=1,
         devices=federation.devices,
         activity=activity,
-        reachable=np.ones(len(activity), dtype=bool),
+        reachable=clock.reachable(1),
         participation=np.zeros(len(activity), dtype=np.int64),
     )
     first = select(view, config.selection, generator(config.seed, "select", 1))
@@ -91,9 +99,29 @@ def plan_sentences(config: Config, federation: FederatedDataset) -> RenderableTy
             "[yellow]Activity counts twice: active devices are chosen more often and weigh more. "
             'aggregation.weights = "equal" counts it once.[/yellow]'
         )
+    lines += stream_sentences(config, holdings)
+    if config.availability.rule != "always":
+        lines.append(
+            f"In reach in round 1 ({config.availability.rule}): {int(view.reachable.sum())} of "
+            f"{len(activity)} devices; a round takes {config.availability.round_minutes:g} minutes."
+        )
     if config.train.patience:
         lines.append("Early stopping looks at the dev part; that choice is outside any epsilon.")
     return Group("", *lines)
+
+
+def stream_sentences(config: Config, holdings: Holdings) -> list[str]:
+    """When examples arrive and what devices keep, of a continual run."""
+    if holdings.arrivals is None:
+        return []
+    rounds = rounds_per_period(config.stream, config.train.rounds)
+    periods = range(1, config.stream.periods + 1)
+    return [
+        f"{config.stream.periods} periods of {rounds} rounds; examples that arrive in each: "
+        f"{', '.join(map(str, holdings.arrivals.sizes))}.",
+        f"Devices keep by memory = {config.stream.memory!r}; examples held in each period: "
+        f"{', '.join(str(int(holdings.activity(p).sum())) for p in periods)}.",
+    ]
 
 
 def _size(examples: object) -> int:

@@ -141,7 +141,7 @@ def _arrivals(dataset: FederatedDataset, stream: Stream, owner: NDArray[np.int64
         raise WrongInput(
             f'stream.arrivals = "time" needs timestamps; {NAME_THEM}, or set stream.arrivals = "poisson"'
         )
-    return by_time(stream, owner, time, seed)
+    return by_time(stream, owner, time, seed, getattr(dataset, "deleted_time", None))
 
 
 def _smallest(owner: NDArray[np.int64], activity: NDArray[np.int64], share: float, seed: int) -> Flags:

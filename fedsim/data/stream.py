@@ -5,7 +5,7 @@ had it deleted. What a device holds in a period is a pure function of (stream, p
 on the side, and a resumed run holds what an undisturbed one does.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -71,13 +71,27 @@ class Arrivals:
         return np.bincount(self.period - 1, minlength=self.settings.periods)
 
 
-def by_time(settings: Stream, owner: Ids, time: NDArray[np.float64], seed: int) -> Arrivals:
-    """Return the stream of records with timestamps (seconds). Raises WrongInput for an empty period."""
+def by_time(
+    settings: Stream,
+    owner: Ids,
+    time: NDArray[np.float64],
+    seed: int,
+    deleted_time: NDArray[np.float64] | None = None,
+) -> Arrivals:
+    """Return the stream of records with timestamps (seconds), and with times of deletion requests if given.
+
+    A record is gone from the period in which its deletion is asked for on. Raises WrongInput for an empty
+    period.
+    """
     if settings.cut == "examples":
         edges = np.quantile(time, np.linspace(0, 1, settings.periods + 1))
     else:
         edges = np.linspace(time.min(), time.max(), settings.periods + 1)
     arrivals = _arrivals(settings, owner, time, edges, seed)
+    if deleted_time is not None:
+        asked = np.where(np.isinf(deleted_time), NEVER, period_of(deleted_time, edges))
+        asked = np.where(~np.isinf(deleted_time) & (deleted_time > edges[-1]), NEVER, asked)
+        arrivals = replace(arrivals, deleted=np.minimum(arrivals.deleted, asked))
     empty = np.flatnonzero(arrivals.sizes == 0)
     if len(empty):
         raise WrongInput(

@@ -21,7 +21,7 @@ from fedsim.data.encode import (
 )
 from fedsim.data.holdout import hold_out
 from fedsim.data.records import Records, Splits
-from fedsim.data.times import seconds
+from fedsim.data.times import seconds, seconds_or_never
 from fedsim.errors import WrongInput
 from fedsim.types import DeviceId, Examples, Spec
 
@@ -55,6 +55,8 @@ class Table:
         parts = {name: encode.examples(records) for name, records in clean.items() if records.size}
         self._train, self.dev, self.test = (parts.get(name) for name in ("train", "dev", "test"))
         self._times = {name: r.only("time") for name, r in clean.items() if "time" in r.columns}
+        train = clean["train"]
+        self._deleted = train.only("deleted") if "deleted" in train.columns else None
         self.notes = tuple(notes + encode.notes)
 
     def train(self, device: DeviceId) -> Examples:
@@ -73,6 +75,12 @@ class Table:
     def test_time(self) -> NDArray[np.float64] | None:
         """Seconds of each test record; None without a time column."""
         return seconds(self._times["test"]) if "test" in self._times else None
+
+    @cached_property
+    def deleted_time(self) -> NDArray[np.float64] | None:
+        """Seconds at which each training record's owner asked for its deletion, infinity for never; None
+        without such a column."""
+        return None if self._deleted is None else seconds_or_never(self._deleted, "deleted")
 
     def _divide(
         self, data: Data, partition: Partition, train: Records, data_dir: Path | None, notes: list[str]

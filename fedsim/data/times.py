@@ -1,5 +1,8 @@
 """Timestamps of records as seconds."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,17 +10,35 @@ from fedsim.data.records import Records
 from fedsim.errors import WrongInput
 
 
-def seconds(records: Records) -> NDArray[np.float64]:
+def seconds(records: Records, role: str = "time") -> NDArray[np.float64]:
     """Return each record's time in seconds: numbers are Unix seconds, strings ISO 8601 (UTC).
 
     The order of the records does not matter. Raises WrongInput where a time is missing or unreadable.
     """
-    values = records.columns["time"]
-    for i, value in enumerate(values):
-        if value is None or value == "":
-            raise WrongInput(
-                f"record {i + 1} of {records.origin} (sorted by device) has no time; fill it in or drop it"
-            )
+    values = records.columns[role]
+    gaps = [i for i, value in enumerate(values) if value is None or value == ""]
+    if gaps:
+        raise WrongInput(
+            f"{len(gaps)} records of {records.origin} have no {role}; fill it in, or drop these records"
+        )
+    return _parse(values, records.origin)
+
+
+def seconds_or_never(records: Records, role: str) -> NDArray[np.float64]:
+    """Return each record's time in seconds, infinity where it has none."""
+    values = records.columns[role]
+    known = np.array(
+        [value is not None and value != "" and value == value for value in values]
+    )  # NaN differs
+    times = np.full(len(values), np.inf)
+    if known.any():
+        times[known] = _parse([v for v, k in zip(values, known, strict=True) if k], records.origin)
+    return times
+
+
+def _parse(values: Sequence[Any], origin: str) -> NDArray[np.float64]:
+    if not len(values):
+        return np.zeros(0)
     try:
         if isinstance(values[0], str):
             return np.array([np.datetime64(v.rstrip("Z"), "ms") for v in values]).astype(np.float64) / 1000
@@ -27,9 +48,9 @@ def seconds(records: Records) -> NDArray[np.float64]:
         times = stamps.astype(np.float64)
     except (ValueError, TypeError) as error:
         raise WrongInput(
-            f"a time of {records.origin} cannot be read: {error}; want Unix seconds or ISO 8601, as in "
+            f"a time of {origin} cannot be read: {error}; want Unix seconds or ISO 8601, as in "
             "2004-12-25T09:14"
         ) from error
     if not np.isfinite(times).all():
-        raise WrongInput(f"{records.origin} has times that are no finite numbers; drop these records")
+        raise WrongInput(f"{origin} has times that are no finite numbers; drop these records")
     return times
