@@ -246,7 +246,7 @@ class Place(Section):
     out: str = Field("runs", description="folder of the run directories")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="torch device")
     threads: int = Field(0, ge=0, le=1024, description="torch threads; 0 = one a core")
-    memory_gib: NonNegative = Field(0.0, description="memory for a chunk of devices; 0 = 1 GiB")
+    memory_gib: NonNegative = Field(0.0, description="GiB for a chunk of stacked devices; 0 = 0.25")
     keep: Literal["last", "all"] = Field("last", description="which checkpoints stay")
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fedsim.config import Config
 from fedsim.data.availability import Clock
 from fedsim.data.stream import period_of_round
-from fedsim.errors import RunFailed
+from fedsim.errors import RunFailed, WrongInput
 from fedsim.seeds import generator
 from fedsim.types import Cohort, Params, Update, View, no_update
 from fedsim.wire import pack_params, pack_task, unpack_scores, unpack_update
@@ -83,8 +83,19 @@ class Federated(Strategy):
             period=period_of_round(self.config.stream, self.config.train.rounds, round),
         )
         cohort = select(view, self.config.selection, generator(self.config.seed, "select", round))
+        self._check(cohort)
         public = weights(cohort, view, self.config.aggregation)
         return replace(cohort, weights=public, period=view.period)
+
+    def _check(self, cohort: Cohort) -> None:
+        """Refuse what a selector of somebody's own must not return."""
+        found = np.searchsorted(self.roster.devices, cohort.devices).clip(max=len(self.roster.devices) - 1)
+        strangers = cohort.devices[self.roster.devices[found] != cohort.devices]
+        if len(strangers) or (cohort.devices[1:] <= cohort.devices[:-1]).any():
+            raise WrongInput(
+                f"selection.rule = {self.config.selection.rule!r} must return known devices, sorted, each "
+                f"once; unknown: {', '.join(map(str, strangers[:3])) or 'none'}"
+            )
 
     def answering(self, cohort: Cohort) -> Cohort:
         """Return the part of a cohort that does not drop out (simulated by `availability.dropout`)."""

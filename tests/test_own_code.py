@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedsim.app.local import run_local
 from fedsim.app.manifest import check_resume
 from fedsim.app.rundir import RunDir
-from fedsim.config import Config, load
+from fedsim.config import Config, Data, Selection, load
 from fedsim.data.federation import load_federation
 from fedsim.errors import WrongInput
+from fedsim.types import Cohort, View
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,3 +70,44 @@ def test_a_resume_with_changed_own_code_is_refused(tmp_path: Path) -> None:
     changed.write_manifest(manifest | {"fingerprint": manifest["fingerprint"] | {key: "0"}})
     with pytest.raises(WrongInput, match=r"begun with another selection\.rule"):
         check_resume(changed, config, load_federation(config.data, None))
+
+
+class Bare:
+    """A data set that forgets most of what it should have."""
+
+    devices = np.array(["b", "a"])
+    activity = np.array([1, 1])
+
+
+class Disordered(Bare):
+    spec, dev, test, fingerprint, notes, train = None, None, None, {}, (), None
+
+
+def bare(data: Data, data_dir: Path | None) -> Bare:
+    return Bare()
+
+
+def disordered(data: Data, data_dir: Path | None) -> Bare:
+    return Disordered()
+
+
+def strangers(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    return Cohort(view.round, np.array(["nobody"]), None)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("data.source={}:bare", "gave a Bare without spec, dev, test, fingerprint, notes, train"),
+        ("data.source={}:disordered", "devices must be sorted"),
+        ("selection.rule={}:strangers", "unknown: nobody"),
+        ("aggregation.rule={}:nothing", "has no 'nothing'"),
+    ],
+)
+def test_own_code_that_does_not_fit_is_refused_in_a_sentence(
+    tmp_path: Path, setting: str, sentence: str
+) -> None:
+    with pytest.raises(WrongInput) as caught:
+        run_local(own(tmp_path, setting.format(__name__)))
+    assert sentence in str(caught.value)
+    assert not (tmp_path / "own").exists()

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from fedsim.config import Config, load, to_toml
 from fedsim.errors import WrongInput
-from fedsim.types import Params
+from fedsim.types import Params, Spec
+from strategies.roster import Roster
 
 Row = dict[str, Any]
 
@@ -69,16 +70,23 @@ class RunDir:
     def locked(self) -> Iterator[None]:
         """Hold the run for this process. Raises WrongInput when another one has it."""
         self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / "lock")
         try:
-            with FileLock(self.path / "lock", timeout=0):
-                yield
+            lock.acquire(timeout=0)
         except Timeout:
             raise WrongInput(f"another process is working on {self.path}; wait for it, or end it") from None
+        try:
+            yield
         finally:
             self._remove_if_empty()
+            lock.release()
 
-    def create(self, config: Config, manifest: Mapping[str, Any]) -> None:
+    def create(self, config: Config, manifest: Mapping[str, Any], spec: Spec, roster: Roster) -> None:
+        """Write what is known before the first round; the manifest comes last and makes it a run."""
         write_text(self.path / "config.toml", to_toml(config))
+        write_json(self.path / "spec.json", asdict(spec))
+        with replaced(self.path / "devices.npz") as path, path.open("wb") as stream:
+            np.savez_compressed(stream, devices=roster.devices, activity=roster.activity)
         self.write_manifest(manifest)
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
@@ -94,7 +102,8 @@ class RunDir:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         aside = self.path.with_name(f"{self.path.name}.before-{stamp}")
         aside.mkdir()
-        for entry in self.path.iterdir():
+        # the manifest goes last: a kill on the way leaves a run that begins anew, never old checkpoints
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "manifest.json"):
             if entry.name != "lock":
                 os.replace(entry, aside / entry.name)
         return aside

@@ -1,12 +1,9 @@
 """The Flower ServerApp, and the run that it does: set up, rounds, reference, summary."""
 
-import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -16,15 +13,13 @@ from fedsim.app.measure import check_evaluation, check_patience
 from fedsim.app.place import data_dir, threads, torch_device
 from fedsim.app.reference import train_centralised
 from fedsim.app.rounds import Server, Watch, ask_roster, run_rounds
-from fedsim.app.rundir import RunDir, replaced, write_text
+from fedsim.app.rundir import RunDir
 from fedsim.app.summary import summarise
 from fedsim.config import Config, from_flat
-from fedsim.data.federation import FederatedDataset
 from fedsim.data.holdings import Holdings, load_holdings
 from fedsim.models import build_model, parameters_of
 from fedsim.models.tasks import make_task
 from strategies.federated import Federated
-from strategies.roster import Roster
 
 app = ServerApp()
 
@@ -62,8 +57,8 @@ def _run(grid: Grid, config: Config, node_config: Mapping[str, Any], run: RunDir
     if run.exists:
         check_resume(run, config, federation)
     else:
-        run.create(config, make_manifest(config, federation, len(list(grid.get_node_ids()))))
-        _write_federation(run, federation, server.strategy.roster)
+        manifest = make_manifest(config, federation, len(list(grid.get_node_ids())))
+        run.create(config, manifest, federation.spec, server.strategy.roster)
     setup_s = time.perf_counter() - start
     run_rounds(server, watch)
     reference = train_centralised(config, holdings) if config.train.centralised else {}
@@ -79,10 +74,3 @@ def _make_server(grid: Grid, config: Config, holdings: Holdings, run: RunDir) ->
     strategy.select(1)  # a selector that cannot work is told before anything is written
     task = make_task(federation.spec)
     return Server(config, holdings, module, task, strategy, grid, run)
-
-
-def _write_federation(run: RunDir, federation: FederatedDataset, roster: Roster) -> None:
-    """Keep what the model's inputs and outputs mean, and who was there."""
-    write_text(run.path / "spec.json", json.dumps(asdict(federation.spec), indent=1) + "\n")
-    with replaced(run.path / "devices.npz") as path, path.open("wb") as stream:
-        np.savez_compressed(stream, devices=roster.devices, activity=roster.activity)

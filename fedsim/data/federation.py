@@ -71,6 +71,7 @@ def load_federation(data: Data, data_dir: Path | None, partition: Partition = NA
             f"data.source = {data.source!r} makes devices of its own, so partition.name = {partition.name!r} "
             'has nothing to divide; leave partition.name = "natural", or read data.source = "files"'
         )
+    _check(data.source, federation)
     if not len(federation.devices) or federation.activity.sum() == 0:
         raise WrongInput(
             f"the federation has no training example ({len(federation.devices)} devices); "
@@ -84,3 +85,20 @@ def count_unseen_labels(federation: FederatedDataset) -> int:
     if federation.test is None or "label" not in federation.test.fields:
         return 0
     return int((federation.test.fields["label"] >= len(federation.spec.labels)).sum())
+
+
+def _check(source: str, federation: FederatedDataset) -> None:
+    """Refuse a data set of somebody's own that lacks a part or has its devices in disorder."""
+    wanted = ("spec", "devices", "activity", "dev", "test", "fingerprint", "notes", "train")
+    lacking = [name for name in wanted if not hasattr(federation, name)]
+    if lacking:
+        raise WrongInput(
+            f"data.source = {source!r} gave a {type(federation).__name__} without {', '.join(lacking)}; "
+            "see FederatedDataset in fedsim/data/federation.py"
+        )
+    devices, activity = federation.devices, federation.activity
+    if len(activity) != len(devices) or (devices[1:] <= devices[:-1]).any():
+        raise WrongInput(
+            f"data.source = {source!r}: devices must be sorted, each once, with one activity each; got "
+            f"{len(devices)} devices and {len(activity)} activities"
+        )
