@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.dropout import _DropoutNd
 
 from clients.batches import make_schedule
 from clients.optimizers import make_optimizer
@@ -113,13 +114,17 @@ class Trainer:
         rows, mask = chunk.rows[:active, step], chunk.mask[:active, step]
         which = torch.arange(active, device=self.place).unsqueeze(1)
         batch = {name: field[which, rows] for name, field in chunk.fields.items()}
-        set_dropout_keys(self.module, chunk.keys[:active], step)
+        set_dropout_keys(self.module, chunk.keys[:active], step, stacked=self.stacked)
         leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
         losses = self._losses(leaves, batch, chunk, step) * mask
         mean = losses.sum(-1) / mask.sum(-1)
-        grads = torch.autograd.grad(mean.sum(), list(leaves.values()))
+        found = torch.autograd.grad(mean.sum(), list(leaves.values()), allow_unused=True)
+        grads = {
+            name: torch.zeros_like(leaf) if grad is None else grad  # a parameter that forward does not use
+            for (name, leaf), grad in zip(leaves.items(), found, strict=True)
+        }
         with torch.no_grad():
-            self.optimizer.update(params, dict(zip(leaves, grads, strict=True)), state, step + 1)
+            self.optimizer.update(params, grads, state, step + 1)
         return losses.detach().double().sum()
 
     def _losses(self, params: Params, batch: Params, chunk: Chunk, step: int) -> Tensor:
@@ -150,9 +155,12 @@ class Trainer:
 
 
 def is_stackable(module: nn.Module) -> bool:
-    """Whether every layer that owns parameters takes them with a leading device axis."""
+    """Whether every layer that owns parameters takes them with a leading device axis.
+
+    torch's own Dropout draws from one stream for all devices, so a model that has it is not stacked.
+    """
     return all(
         isinstance(layer, STACKABLE)
+        or (not isinstance(layer, _DropoutNd) and next(layer.parameters(recurse=False), None) is None)
         for layer in module.modules()
-        if next(layer.parameters(recurse=False), None) is not None
     )

@@ -7,6 +7,7 @@ Flower's flat `run_config`. What changes results is hashed into the run's identi
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -254,7 +255,9 @@ class Config(Section):
     """One experiment. Scalars only, one level of sections."""
 
     schema_: int = Field(1, alias="schema", ge=1, le=1, description="raised when a meaning changes")
-    name: str = Field("", pattern=r"^[\w.-]*$", description="folder under runs/; empty = file's stem")
+    name: str = Field(
+        "", pattern=r"^(\.*[\w-][\w.-]*)?$", description="folder under runs/; empty = file's stem"
+    )
     seed: int = Field(1, ge=0, lt=2**63, description="seed of init, selection, batches")
     data: Data = Data()
     partition: Partition = Partition()
@@ -299,7 +302,7 @@ def load(path: Path, settings: Iterable[str] = ()) -> Config:
         raise WrongInput(f"{path} is not valid TOML: {error}") from error
     flat = _flatten(nested) | dict(parse_setting(setting) for setting in settings)
     if not flat.get("name"):
-        flat["name"] = path.stem
+        flat["name"] = re.sub(r"[^\w.-]", "-", path.stem)
     return from_flat(flat)
 
 

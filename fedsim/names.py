@@ -36,14 +36,15 @@ def import_object(key: str, name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, ValueError, TypeError) as error:
         raise WrongInput(
             f"{key} = {name!r}: the module {module_name!r} could not be imported ({error}); "
             "start the command in the folder that holds it"
         ) from error
-    if not hasattr(module, attribute):
-        raise WrongInput(f"{key} = {name!r}: {module.__file__} has no {attribute!r}")
-    return getattr(module, attribute)
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise WrongInput(f"{key} = {name!r}: the module {module_name!r} has no function {attribute!r}")
+    return found
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

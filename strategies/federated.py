@@ -1,6 +1,6 @@
 """The Flower strategy: one message a node and round, answered by one partial sum."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from logging import getLogger
 from typing import Any
@@ -123,12 +123,17 @@ class Federated(Strategy):
     def _sum(self, replies: Iterable[Message]) -> Update:
         """Add the updates in the order of node ids, never of arrival."""
         total = no_update(self.state.params)
+        for reply in self._good(replies):
+            total = total + unpack_update(reply.content)
+        return total
+
+    def _good(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """Yield the replies that are no errors, in the order of node ids; the others are logged."""
         for reply in sorted(replies, key=lambda r: r.metadata.src_node_id):
             if reply.has_error():
                 logger.warning("node %s failed: %s", reply.metadata.src_node_id, reply.error.reason)
             else:
-                total = total + unpack_update(reply.content)
-        return total
+                yield reply
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -148,12 +153,14 @@ class Federated(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return how the metrics spread over the devices: mean, worst ones, and by decile of activity."""
-        found = [unpack_scores(reply.content) for reply in replies if not reply.has_error()]
+        found = [unpack_scores(reply.content) for reply in self._good(replies)]
         found = [scores for scores in found if len(scores.devices)]
         if not found:
             return None
         devices = np.concatenate([scores.devices for scores in found])
         values = np.concatenate([scores.values for scores in found])
+        order = np.argsort(devices)  # by device, never by arrival
+        devices, values = devices[order], values[order]
         activity = self.roster.activity[np.searchsorted(self.roster.devices, devices)]
         return MetricRecord(spread(found[0].metric, values, activity, devices))
 

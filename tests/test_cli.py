@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import Cli
 
+CONTINUAL = [f"--set=stream.{s}" for s in ("mode=continual", "arrivals=poisson", "periods=2")]
 QUICK = ["experiments/quickstart.toml", "--set", "train.rounds=3", "--set", "train.centralised=false"]
 
 
@@ -44,8 +45,8 @@ def test_show_tells_config_federation_and_plan_without_training(fedsim: Cli, tmp
 
 def test_show_warns_when_activity_counts_twice(fedsim: Cli) -> None:
     text = fedsim("show", *QUICK, "--set", "aggregation.weights=examples").stdout
-    assert "Activity counts twice" in text
-    assert "Activity counts twice" not in fedsim("show", *QUICK).stdout
+    assert "activity counts twice" in text
+    assert "activity counts twice" not in fedsim("show", *QUICK).stdout
 
 
 def test_export_writes_npz_and_json_without_pickle(fedsim: Cli, tmp_path: Path) -> None:
@@ -79,6 +80,14 @@ def test_help_names_every_command(fedsim: Cli) -> None:
         (["run", *QUICK, "--backend", "moon"], "choose local"),
         (["run", "experiments/massive.toml", "--data-dir", "nowhere"], "'nowhere' does not exist"),
         (["show", "experiments/massive.toml"], "FEDSIM_DATA"),
+        (["run", "experiments/massive.toml", "--data-dir", "/nope/[/x]"], "'/nope/[/x]' does not exist"),
+        (["run", *QUICK, "--set", "train.lr=[/bold]"], "train.lr = '[/bold]' is not allowed"),
+        (["run", *QUICK, "--set", "model.name=:"], "could not be imported"),
+        (["run", *QUICK, "--set", "selection.rule=math:pi"], "has no function 'pi'"),
+        (["run", *QUICK, "--set", "data.test_share=0.2"], "set data.test_share = 0"),
+        (["run", *QUICK, "--out", "experiments/own.toml/x"], "cannot be made"),
+        (["data", *QUICK, "--to", "experiments/own.toml"], "cannot be made"),
+        (["data", *QUICK, *CONTINUAL], "do not fill"),
         (["report", "nowhere"], "holds no run"),
         (["export", "."], "holds no run"),
     ],

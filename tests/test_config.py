@@ -43,6 +43,10 @@ def test_the_name_is_the_file_s_stem(tmp_path: Path) -> None:
     assert load(write(tmp_path / "mine.toml", "")).name == "mine"
 
 
+def test_a_stem_that_is_no_folder_name_is_made_one(tmp_path: Path) -> None:
+    assert load(write(tmp_path / "my exp (2).toml", "")).name == "my-exp--2-"
+
+
 def test_settings_override_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.toml", "[train]\nlr = 0.5\n")
     config = load(path, ["train.lr=0.25", "seed=4", "model.name=bilstm", "data.columns=label=x,text=y"])
@@ -61,6 +65,7 @@ def test_settings_override_the_file(tmp_path: Path) -> None:
         ({"seed": 2**63}, "seed = 9223372036854775808 is not allowed"),
         ({"train.lr": float("nan")}, "train.lr = nan is not allowed"),
         ({"name": "../up"}, "name = '../up' is not allowed"),
+        ({"name": ".."}, "name = '..' is not allowed"),
     ],
 )
 def test_wrong_values_get_a_sentence(flat: dict[str, object], sentence: str) -> None:

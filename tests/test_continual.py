@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_rounds import Killed, config, final, plain_rows
+from test_rounds import Killed, config, final, plain_rows, stop_after
 
 from fedsim.app.continual import period_matrix, transfer
 from fedsim.app.local import run_local
@@ -60,13 +60,8 @@ def test_an_interrupted_continual_run_resumes_to_the_same_bits(tmp_path: Path) -
     undisturbed = run_local(config(tmp_path / "a", **settings))
     broken = config(tmp_path / "b", **settings)
     for stop in (1, 2, 5):
-
-        def watch(row: dict[str, object], stop: int = stop) -> None:
-            if row["round"] == stop:
-                raise Killed
-
         with pytest.raises(Killed):
-            run_local(broken, watch=watch)
+            run_local(broken, watch=stop_after(stop))
     resumed = run_local(broken)
     assert plain_rows(resumed) == plain_rows(undisturbed)
     assert resumed.rows("periods.jsonl") == undisturbed.rows("periods.jsonl")
@@ -142,6 +137,11 @@ def test_evaluation_on_devices_without_a_held_out_part_is_refused(tmp_path: Path
         ({"stream__arrivals": "time"}, "needs timestamps"),
         ({"stream__periods": 4}, "do not fill"),
         ({"availability__rule": "clock", "stream__mode": "static"}, "needs timestamps"),
+        ({"stream__periods": 300, "train__rounds": 300}, "has no test example|no device holds"),
+        (
+            {"stream__memory": "age", "stream__max_age_days": 1e-7},
+            "no device holds a training example in period",
+        ),
     ],
 )
 def test_impossible_streams_leave_no_run_behind(

@@ -2,14 +2,16 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 
-from fedsim.config import Data
+from fedsim.config import Data, Stream
 from fedsim.data.federation import count_unseen_labels, load_federation
+from fedsim.data.holdings import Holdings
 from fedsim.errors import WrongInput
 
 RECORDS = [
@@ -161,6 +163,13 @@ def test_a_local_folder_in_the_hub_s_layout_is_read_by_the_hub_s_code(tmp_path: 
         ({"train": "cut.jsonl.gz"}, "cut.jsonl.gz cannot be read"),
         ({"train": "train.jsonl,t.csv"}, "one split mixes file types"),
         ({"source": "hub", "path": ""}, "needs the name in data.path"),
+        ({"train": "/train.jsonl"}, "by relative paths"),
+        ({"train": "empty.jsonl"}, "empty.jsonl is empty"),
+        ({"train": "divided.jsonl"}, "has rows of the split test"),
+        ({"train": "words.jsonl"}, "record 1 of train (words.jsonl) has tokens that are no list of words"),
+        ({"train": "odd.jsonl"}, "control characters cannot be in an id"),
+        ({"train": "cut.npz", "task": "image"}, "cut.npz could not be read as npz"),
+        ({"columns": "deleted=client"}, "a 'deleted' of train"),
     ],
 )
 def test_bad_input_gets_one_clear_sentence(folder: Path, settings: dict[str, str], sentence: str) -> None:
@@ -168,14 +177,52 @@ def test_bad_input_gets_one_clear_sentence(folder: Path, settings: dict[str, str
     (folder / "broken.jsonl").write_text('{"client": \n')
     jsonl(folder / "short.jsonl", [RECORDS[0] | {"tags": ["O"]}])
     jsonl(folder / "nobody.jsonl", [RECORDS[0] | {"client": ""}])
+    jsonl(folder / "divided.jsonl", [RECORDS[0] | {"split": "train"}, RECORDS[1] | {"split": "test"}])
+    jsonl(folder / "words.jsonl", [RECORDS[0] | {"tokens": 7}])
+    jsonl(folder / "odd.jsonl", [RECORDS[0] | {"client": "a\nb"}])
+    (folder / "cut.npz").write_bytes(b"PK")
     (folder / "empty.jsonl").touch()
     (folder / "notes.txt").touch()
     (folder / "t.csv").write_text("client,intent\na,b\n")
     (folder / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"client":"a"}\n')[:-9])
     with pytest.raises(WrongInput) as caught:
-        load_federation(files(**settings), folder)
+        Holdings(load_federation(files(**settings), folder), Stream(), 0.0, seed=1)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_tags_may_be_numbers(folder: Path) -> None:
+    jsonl(folder / "numbers.jsonl", [RECORDS[0] | {"tags": [0, 3]}])
+    assert load_federation(files(train="numbers.jsonl"), folder).spec.tags == ("0", "3")
+
+
+def test_a_word_that_looks_like_nothing_is_a_word_in_csv(folder: Path) -> None:
+    (folder / "n.csv").write_text("client,intent,text\nNA,None,null\n")
+    federation = load_federation(files(train="n.csv", test="", task="classification"), folder)
+    assert federation.devices.tolist() == ["NA"]
+    assert federation.spec.labels == ("None",)
+
+
+def test_a_file_that_two_globs_name_is_read_once(folder: Path) -> None:
+    federation = load_federation(files(train="train.jsonl,tr*.jsonl"), folder)
+    assert federation.activity.sum() == 3
+
+
+def test_changed_records_are_seen_even_where_the_time_of_the_file_is_not(folder: Path) -> None:
+    before = (folder / "train.jsonl").stat()
+    assert load_federation(files(), folder).spec.labels == ("play", "stop")
+    text = (folder / "train.jsonl").read_text().replace("stop", "halt")
+    (folder / "train.jsonl").write_text(text)
+    os.utime(folder / "train.jsonl", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert load_federation(files(seed=1), folder).spec.labels == ("halt", "play")
+
+
+def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    for name, width in (("a", 3), ("b", 4)):
+        np.savez(tmp_path / f"{name}.npz", image=np.zeros((2, 5, width)), intent=[0, 1], client=[0, 1])
+    data = Data(source="files", task="image", train="a.npz", test="b.npz")
+    with pytest.raises(WrongInput, match="they must be alike"):
+        load_federation(data, tmp_path)
 
 
 def test_no_data_directory_is_told_with_all_three_ways_to_name_it() -> None:

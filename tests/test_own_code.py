@@ -101,7 +101,7 @@ def strangers(view: View, settings: Selection, rng: np.random.Generator) -> Coho
         ("data.source={}:bare", "gave a Bare without spec, dev, test, fingerprint, notes, train"),
         ("data.source={}:disordered", "devices must be sorted"),
         ("selection.rule={}:strangers", "unknown: nobody"),
-        ("aggregation.rule={}:nothing", "has no 'nothing'"),
+        ("aggregation.rule={}:nothing", "has no function 'nothing'"),
     ],
 )
 def test_own_code_that_does_not_fit_is_refused_in_a_sentence(

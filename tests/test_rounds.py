@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from fedsim.app.client import app as client_app
 from fedsim.app.local import run_local
 from fedsim.app.local_grid import LocalGrid
-from fedsim.app.rounds import ask_roster, stopped_early
+from fedsim.app.rounds import Watch, ask_roster, stopped_early
 from fedsim.app.rundir import RunDir
 from fedsim.app.server import app as server_app
 from fedsim.config import Config, from_flat, to_flat
@@ -95,17 +95,20 @@ class Killed(Exception):
     """Stands for the end of the process in the middle of a run."""
 
 
+def stop_after(round: int) -> Watch:
+    def watch(row: dict[str, object]) -> None:
+        if row["round"] == round:
+            raise Killed
+
+    return watch
+
+
 def test_a_run_that_ended_anywhere_resumes_to_the_same_bits(tmp_path: Path) -> None:
     undisturbed = run_local(config(tmp_path / "a", aggregation__rule="fedadam"))
     broken = config(tmp_path / "b", aggregation__rule="fedadam")
     for stop in (1, 3, 4):
-
-        def watch(row: dict[str, object], stop: int = stop) -> None:
-            if row["round"] == stop:
-                raise Killed
-
         with pytest.raises(Killed):
-            run_local(broken, watch=watch)
+            run_local(broken, watch=stop_after(stop))
         with (RunDir.of(broken).path / "rounds.jsonl").open("a") as rows:
             rows.write('{"round": ' if stop == 3 else json.dumps({"round": stop + 1}) + "\n")  # torn, ahead
     resumed = run_local(broken)
@@ -167,17 +170,26 @@ def test_other_data_are_refused_on_resume(tmp_path: Path) -> None:
 
 
 def test_a_resume_keeps_the_plan(tmp_path: Path) -> None:
-    run = run_local(config(tmp_path), nodes=3)
-    (run.path / "summary.json").unlink()
-    run_local(config(tmp_path, place__threads=2), nodes=1)
-    assert run.manifest["plan"] == {"nodes": 3, "threads": 1, "chunk_bytes": 2**28}
+    """Nodes, threads and chunks: the parameters are those of the undisturbed run to the bit."""
+    small = {"place__memory_gib": 1e-4}
+    undisturbed = run_local(config(tmp_path / "a", **small), nodes=3)
+    with pytest.raises(Killed):
+        run_local(config(tmp_path / "b", **small), nodes=3, watch=stop_after(2))
+    run = run_local(config(tmp_path / "b", place__threads=2), nodes=1)
+    assert run.manifest["plan"] == {"nodes": 3, "threads": 1, "chunk_bytes": int(1e-4 * 2**30)}
     assert torch.get_num_threads() == 1
+    assert all(torch.equal(final(run)[n], p) for n, p in final(undisturbed).items())
 
 
-def test_two_processes_do_not_share_a_run(tmp_path: Path) -> None:
+def test_two_processes_do_not_share_a_run_and_the_first_one_s_folder_stays(tmp_path: Path) -> None:
     run = RunDir.of(config(tmp_path))
-    with run.locked(), pytest.raises(WrongInput, match="another process is working on"):
-        run_local(config(tmp_path))
+    with run.locked():
+        with pytest.raises(WrongInput, match="another process is working on"):
+            run_local(config(tmp_path))
+        assert (run.path / "lock").is_file()
+        with pytest.raises(WrongInput, match="another process is working on"):
+            run_local(config(tmp_path))
+    assert run_local(config(tmp_path)).summary is not None
 
 
 def test_the_server_app_is_a_flower_app(tmp_path: Path) -> None:
@@ -215,6 +227,40 @@ def test_divergence_is_told_in_a_sentence_and_keeps_the_last_good_round(tmp_path
     with pytest.raises(RunFailed, match="training diverged in round"):
         run_local(settings)
     assert RunDir.of(settings).summary is None
+
+
+def test_a_loss_that_is_no_number_is_told_in_a_sentence_too(tmp_path: Path) -> None:
+    """The parameters stay finite here; only what is computed from them does not."""
+    settings = config(tmp_path, train__lr=1e8, aggregation__lr=1e8, train__rounds=3)
+    with pytest.raises(RunFailed, match="training diverged in round"):
+        run_local(settings)
+
+
+def test_a_reference_that_diverges_does_not_spoil_the_run(tmp_path: Path) -> None:
+    deep = {"model.name": "mlp", "model.layers": 6, "data.source": "digits", "data.task": "image"}
+    shared = {"partition.name": "iid", "data.test_share": 0.2, "train.lr": 0.01}
+    reference = {"train.centralised": True, "train.centralised_lr": 1e9}
+    settings = from_flat(TINY | deep | shared | reference | {"place.out": str(tmp_path)})
+    summary = run_local(settings).summary
+    assert summary is not None
+    assert "loss" not in summary["reference"].get("centralised", {})
+
+
+def test_wrong_input_leaves_the_old_run_in_place_even_when_fresh(tmp_path: Path) -> None:
+    run = run_local(config(tmp_path))
+    with pytest.raises(WrongInput, match="torch sees no GPU"):
+        run_local(config(tmp_path, place__device="cuda"), fresh=True)
+    assert run.summary is not None
+    assert [p.name for p in run.path.parent.iterdir()] == ["seed=1"]
+
+
+def test_leftovers_without_a_manifest_are_never_resumed(tmp_path: Path) -> None:
+    run = run_local(config(tmp_path))
+    (run.path / "manifest.json").unlink()
+    (run.path / "summary.json").unlink()
+    again = run_local(config(tmp_path))
+    assert len(again.rows()) == 5
+    assert len(list(run.path.parent.glob("seed=1.before-*"))) == 1
 
 
 def test_early_stopping_is_a_function_of_the_rows(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 
@@ -35,7 +36,7 @@ def test_a_missing_or_unreadable_time_is_told_in_a_sentence() -> None:
         seconds(records(5, None))
     with pytest.raises(WrongInput, match="cannot be read"):
         seconds(records("yesterday"))
-    with pytest.raises(WrongInput, match="no finite numbers"):
+    with pytest.raises(WrongInput, match="no finite number"):
         seconds(records(1.0, float("nan")))
 
 
@@ -58,7 +59,13 @@ def folder(tmp_path: Path) -> Path:
         for i in range(10)
     ]
     rows[3]["gone"] = 6 * 86400
-    lines = [json.dumps(row) for row in [*rows[5:], *rows[:5]]]
+    rows = [*rows[5:], *rows[:5]]
+    for row in rows:  # as ISO strings, which `datasets` turns into date objects
+        row["stamp"] = f"1970-01-{row['time'] // 86400 + 1:02d}T00:00"
+        row["day"] = f"1970-01-{row['time'] // 86400 + 1:02d}"
+        row["zone"] = row["stamp"] + ":00Z"
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "x.parquet")
+    lines = [json.dumps(row) for row in rows]
     (tmp_path / "x.jsonl").write_text("\n".join(lines) + "\n")
     return tmp_path
 
@@ -82,6 +89,19 @@ def test_records_of_a_file_arrive_by_their_time_and_leave_when_deleted(folder: P
     assert holdings.activity(1).tolist() == [2, 1]
     assert holdings.activity(2).tolist() == [3, 3]
     assert holdings.activity(3).tolist() == [5, 4]
+
+
+@pytest.mark.parametrize("column", ["stamp", "day", "zone"])
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_dates_in_files_are_understood_in_utc(folder: Path, column: str, ending: str) -> None:
+    settings = data(train=f"x.{ending}", columns=f"time={column}")
+    assert sorted(load_federation(settings, folder).time) == [i * 86400.0 for i in range(10)]
+
+
+def test_deletion_requests_are_never_passed_over(folder: Path) -> None:
+    for stream in (Stream(), Stream(mode="continual", periods=2, arrivals="poisson")):
+        with pytest.raises(WrongInput, match="times of deletion requests, which only"):
+            Holdings(load_federation(data(), folder), stream, 0.0, seed=1)
 
 
 def test_a_partition_keeps_the_records_times(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Stacked local training equals the obvious slow loop, however devices are packed."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from clients.packing import plan_chunks
 from clients.training import Assignment, Trainer, is_stackable
 from fedsim.config import Model, Train
 from fedsim.models import build_model, parameters_of
-from fedsim.models.layers import Dropout
+from fedsim.models.layers import Dropout, Embedding, Linear
 from fedsim.models.tasks import make_task
 from fedsim.seeds import generator
 from fedsim.types import Examples, Params, Spec
@@ -143,8 +144,39 @@ def test_a_model_of_torch_s_own_layers_trains_device_by_device() -> None:
         torch.testing.assert_close(delta, sum(s[name] for s in slow), rtol=1e-9, atol=1e-12)
 
 
-def test_its_dropout_depends_on_names_alone() -> None:
-    module = Plain()
+class Mixed(nn.Module):
+    """Of our layers, with a dropout of torch's (a stream of its own) or of ours."""
+
+    def __init__(self, dropout: nn.Module) -> None:
+        super().__init__()
+        self.words, self.drop = Embedding(40, 5), dropout
+        self.label, self.tag = Linear(5, 3), Linear(5, 3)
+        self.unused = nn.Parameter(torch.zeros(2))
+
+    def forward(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        words = self.drop(self.words(tokens)) * (tokens != 0).unsqueeze(-1)
+        return {"label": self.label(words.sum(-2)), "tags": self.tag(words)}
+
+
+def test_a_parameter_that_forward_does_not_use_stays_as_it_is() -> None:
+    module = Mixed(Dropout(0.0))
+    update = Trainer(module, make_task(TEXT), Train()).train(parameters_of(module), assignments(), 1, 1)
+    assert not update.delta["unused"].any()
+    assert update.delta["label.weight"].any()
+
+
+def test_our_dropout_differs_between_examples_where_devices_train_one_by_one() -> None:
+    layer = Dropout(0.5)
+    layer.keys, layer.stacked = torch.tensor([3]), False
+    rows = layer(torch.ones(5, 64))
+    assert len({tuple(row.tolist()) for row in rows}) == 5
+    layer.stacked = True
+    assert torch.equal(layer(torch.ones(1, 5, 64))[0], rows)
+
+
+@pytest.mark.parametrize("make", [Plain, lambda: Mixed(nn.Dropout(0.5))], ids=["plain", "mixed"])
+def test_its_dropout_depends_on_names_alone(make: Callable[[], nn.Module]) -> None:
+    module = make()
     trainer, params = Trainer(module, make_task(TEXT), Train()), parameters_of(module)
     torch.manual_seed(1)
     one = trainer.train(params, assignments(), 3, 2)

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from fedsim.config import Config, from_flat, load, to_flat
 from fedsim.errors import RunFailed, WrongInput
@@ -29,8 +30,8 @@ cli = typer.Typer(
     "Start with [bold]fedsim run experiments/quickstart.toml[/bold]; look first with "
     "[bold]fedsim show[/bold]; change any setting with [bold]--set section.key=value[/bold].",
 )
-out = Console()
-err = Console(stderr=True)
+out = Console(markup=False)  # what users and data say is never markup
+err = Console(stderr=True, markup=False)
 
 Experiment = Annotated[Path, typer.Argument(help="The experiment's TOML file.", metavar="EXPERIMENT.toml")]
 Settings = Annotated[
@@ -123,15 +124,7 @@ def runs(out_dir: Out = None) -> None:
     folder = Path(out_dir or Config().place.out)
     table = Table("run", "state", "rounds", "metrics")
     for found in find_runs(folder):
-        rows, summary = found.rows(), found.summary
-        state = summary["status"] if summary else "unfinished: run it again to go on"
-        metrics = summary["metrics"] if summary else {}
-        table.add_row(
-            str(found.path.relative_to(folder)),
-            state,
-            f"{len(rows)}/{found.config.train.rounds}",
-            ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()),
-        )
+        table.add_row(str(found.path.relative_to(folder)), *_state(found))
     out.print(table if table.row_count else f"No run below {str(folder)!r} yet.")
 
 
@@ -146,6 +139,19 @@ def export(
 
     found = open_run(run_path)
     print(export_model(found, to or found.path / "model"))
+
+
+def _state(found: "RunDir") -> tuple[str, str, str]:
+    """Return a run's state, its rounds and its metrics; a config of another version is no reason to stop."""
+    try:
+        rounds = str(found.config.train.rounds)
+    except WrongInput as error:
+        return f"its config cannot be read: {error}", "", ""
+    summary = found.summary
+    state = summary["status"] if summary else "unfinished: run it again to go on"
+    metrics = {k: v for k, v in (summary["metrics"] if summary else {}).items() if "_decile_" not in k}
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+    return state, f"{len(found.rows())}/{rounds}", shown
 
 
 def _report(found: "RunDir") -> Path:
@@ -221,10 +227,10 @@ def main() -> None:
     try:
         cli()
     except WrongInput as error:
-        err.print(f"[bold red]error:[/] {error}", soft_wrap=True, markup=True)
+        err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         sys.exit(2)
     except RunFailed as error:
-        err.print(f"[bold red]failed:[/] {error}", soft_wrap=True)
+        err.print(Text.assemble(("failed: ", "bold red"), str(error)), soft_wrap=True)
         sys.exit(1)
 
 

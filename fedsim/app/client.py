@@ -91,7 +91,7 @@ def _node(context: Context) -> Node:
     return _make_node(config, folder, first, int(context.node_config.get("num-partitions", 1)))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _make_node(config: Config, folder: Path | None, first: int, step: int) -> Node:
     holdings = load_holdings(config, folder)
     federation = holdings.dataset

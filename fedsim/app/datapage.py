@@ -7,13 +7,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedsim.app import figures
+from fedsim.app.measure import check_evaluation
 from fedsim.app.page import render
-from fedsim.app.rundir import write_text
+from fedsim.app.rundir import make_folder, write_text
 from fedsim.config import Config
 from fedsim.data.activity import gini
 from fedsim.data.availability import Clock
 from fedsim.data.holdings import Holdings, load_holdings
 from fedsim.data.statistics import activity_statistics, divergence_matrix, label_counts, label_skew
+from fedsim.data.stream import rounds_per_period
 
 SHOWN_DEVICES = 60
 Drawn = dict[str, tuple[Figure, str]]
@@ -22,11 +24,13 @@ Drawn = dict[str, tuple[Figure, str]]
 def write_data_page(config: Config, data_dir: Path | None, experiment: Path, target: Path) -> Path:
     """Write `data.html` and `figures/` into `target`; return the page. Raises WrongInput for bad data."""
     holdings = load_holdings(config, data_dir)
+    rounds_per_period(config.stream, config.train.rounds)  # refuses what a run would
+    check_evaluation(config, holdings)
     dataset = holdings.dataset
     drawn = (
         _activity(holdings) | _labels(config, holdings) | _stream(holdings) | _availability(config, holdings)
     )
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     for name, (figure, _) in drawn.items():
         figures.save(figure, target / "figures", name)
     facts = [

@@ -96,8 +96,8 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
         )
     if config.selection.rule == "activity" and config.aggregation.weights in ("auto", "examples"):
         lines.append(
-            "[yellow]Activity counts twice: active devices are chosen more often and weigh more. "
-            'aggregation.weights = "equal" counts it once.[/yellow]'
+            "Note: activity counts twice: active devices are chosen more often and weigh more. "
+            'aggregation.weights = "equal" counts it once.'
         )
     lines += stream_sentences(config, holdings)
     if config.availability.rule != "always":

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fedsim import __version__
-from fedsim.app.rundir import RunDir, read_json, replaced, write_json
+from fedsim.app.rundir import RunDir, make_folder, read_json, replaced, write_json
 from fedsim.config import to_flat
 from fedsim.errors import WrongInput
 
@@ -20,7 +20,7 @@ def export_model(run: RunDir, target: Path) -> Path:
     checkpoint = run.last_checkpoint()
     if checkpoint is None:
         raise WrongInput(f"{run.path} has no checkpoint yet; run the experiment first")
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     with replaced(target / "model.npz") as path, path.open("wb") as stream:
         np.savez(stream, **{n: p.numpy() for n, p in checkpoint.params.items()})  # type: ignore[arg-type]
     description = {

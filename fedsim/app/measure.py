@@ -35,7 +35,12 @@ def test_metrics(evaluate: Evaluate, config: Config, holdings: Holdings, period:
 
 
 def check_evaluation(config: Config, holdings: Holdings) -> None:
-    """Refuse an evaluation that has no examples. Raises WrongInput."""
+    """Refuse an evaluation or early stopping that has no examples. Raises WrongInput."""
+    if config.train.patience and holdings.dataset.dev is None:
+        raise WrongInput(
+            "train.patience needs examples to watch, and the federation has no dev part; name files in "
+            "data.dev, or set train.patience = 0"
+        )
     wanted = config.evaluation.on
     if wanted != "central" and not holdings.held_out_sizes().any():
         raise WrongInput(
@@ -52,15 +57,10 @@ def dev_metrics(evaluate: Evaluate, config: Config, federation: FederatedDataset
 
 
 def check_patience(evaluate: Evaluate, config: Config, federation: FederatedDataset) -> None:
-    """Refuse early stopping without examples or a metric to watch. Raises WrongInput."""
+    """Refuse early stopping by a metric that is not measured. Raises WrongInput."""
     settings, dev = config.train, federation.dev
-    if not settings.patience:
+    if not settings.patience or dev is None:
         return
-    if dev is None:
-        raise WrongInput(
-            "train.patience needs examples to watch, and the federation has no dev part; name files in "
-            "data.dev, or set train.patience = 0"
-        )
     known = evaluate(dev[:16])
     if settings.patience_metric and settings.patience_metric not in known:
         raise WrongInput(

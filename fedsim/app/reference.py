@@ -1,5 +1,7 @@
 """The same model trained centrally on the pooled data: what a federation is compared with."""
 
+import math
+
 import numpy as np
 
 from clients.training import Assignment, Trainer
@@ -15,7 +17,8 @@ from fedsim.types import concatenate
 def train_centralised(config: Config, holdings: Holdings) -> dict[str, float]:
     """Return the test metrics of the model after `train.centralised_epochs` of Adam on all examples.
 
-    A federation of one device that holds everything, from the same first parameters.
+    A federation of one device that holds everything, from the same first parameters. Where training
+    diverged, the metrics that are no longer finite are absent.
     """
     federation = holdings.dataset
     if federation.test is None:
@@ -36,4 +39,5 @@ def train_centralised(config: Config, holdings: Holdings) -> dict[str, float]:
     trainer = Trainer(module, task, settings)
     update = trainer.train(params, [Assignment("pooled", pooled, 1.0)], config.seed, round=0)
     trained = {name: (p.double() + update.delta[name]).float() for name, p in params.items()}
-    return evaluate(module, task, trained, federation.test)
+    metrics = evaluate(module, task, trained, federation.test)
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -147,7 +147,9 @@ def _changed(config: Config) -> list[tuple[str, Any]]:
 
 def _command(run: RunDir) -> str:
     """Return the command that repeats the run from its own config."""
-    return f"fedsim run {shlex.quote(str(run.path / 'config.toml'))} --fresh"
+    nodes = run.manifest["plan"]["nodes"]
+    several = f" --nodes {nodes}" if nodes > 1 else ""
+    return f"fedsim run {shlex.quote(str(run.path / 'config.toml'))}{several} --fresh"
 
 
 def _number(value: float | None) -> str:

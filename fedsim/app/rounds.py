@@ -1,5 +1,6 @@
 """The round loop: select, train, aggregate, evaluate, write down. Reads from top to bottom."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -88,10 +89,21 @@ def run_rounds(server: Server, watch: Watch) -> None:
             "time_devices_per_s": row["devices"] / seconds,
             "time_evaluate_s": time.perf_counter() - trained,
         }
+        check_finite(row)
         run.append_row(row)
         run.write_checkpoint(as_checkpoint(strategy.state), server.config.place.keep)
         watch(row)
     measure_periods(server)
+
+
+def check_finite(row: Row) -> None:
+    """Raise RunFailed where a figure of the round is no number any more."""
+    wrong = [name for name, value in row.items() if not math.isfinite(value)]
+    if wrong:
+        raise RunFailed(
+            f"training diverged in round {row['round']}: {', '.join(wrong)} is no longer finite; lower "
+            "train.lr or aggregation.lr"
+        )
 
 
 def resume(strategy: Federated, run: RunDir) -> None:

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from fedsim.config import Config, load, to_toml
 from fedsim.errors import WrongInput
 from fedsim.types import Params, Spec
-from strategies.roster import Roster
 
 Row = dict[str, Any]
+ASIDE = ".before-"
+"""Stands in the name of a folder whose run `--fresh` set aside."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class RunDir:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process. Raises WrongInput when another one has it."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         lock = FileLock(self.path / "lock")
         try:
             lock.acquire(timeout=0)
@@ -81,12 +82,22 @@ class RunDir:
             self._remove_if_empty()
             lock.release()
 
-    def create(self, config: Config, manifest: Mapping[str, Any], spec: Spec, roster: Roster) -> None:
-        """Write what is known before the first round; the manifest comes last and makes it a run."""
+    def create(
+        self,
+        config: Config,
+        manifest: Mapping[str, Any],
+        spec: Spec,
+        devices: NDArray[np.str_],
+        activity: NDArray[np.int64],
+    ) -> None:
+        """Write what is known before the first round; the manifest comes last and makes it a run.
+
+        `activity` is the devices' public activity over all periods.
+        """
         write_text(self.path / "config.toml", to_toml(config))
         write_json(self.path / "spec.json", asdict(spec))
         with replaced(self.path / "devices.npz") as path, path.open("wb") as stream:
-            np.savez_compressed(stream, devices=roster.devices, activity=roster.activity)
+            np.savez_compressed(stream, devices=devices, activity=activity)
         self.write_manifest(manifest)
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
@@ -96,16 +107,17 @@ class RunDir:
         write_json(self.path / "summary.json", summary)
 
     def set_aside(self) -> Path | None:
-        """Move the run's files to a folder beside it; return that folder, or None without a run."""
-        if not self.exists:
+        """Move what is there, a run or the leftovers of one, to a folder beside it; None if nothing is."""
+        entries = [entry for entry in self.path.iterdir() if entry.name != "lock"]
+        if not entries:
             return None
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        aside = self.path.with_name(f"{self.path.name}.before-{stamp}")
+        aside = self.path.with_name(f"{self.path.name}{ASIDE}{stamp}")
         aside.mkdir()
-        # the manifest goes last: a kill on the way leaves a run that begins anew, never old checkpoints
-        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "manifest.json"):
-            if entry.name != "lock":
-                os.replace(entry, aside / entry.name)
+        # the summary first and the manifest last: a kill on the way leaves a run that begins anew
+        last = {"summary.json": 0, "checkpoints": 1, "manifest.json": 3}
+        for entry in sorted(entries, key=lambda entry: last.get(entry.name, 2)):
+            os.replace(entry, aside / entry.name)
         return aside
 
     def rows(self, name: str = "rounds.jsonl") -> list[Row]:
@@ -163,8 +175,9 @@ class RunDir:
 
 
 def find_runs(out: Path) -> list[RunDir]:
-    """Return the runs below a folder, oldest path order."""
-    return [RunDir(p.parent) for p in sorted(out.glob("**/manifest.json"))]
+    """Return the runs below a folder in the order of their paths, without those set aside."""
+    found = [RunDir(path.parent) for path in sorted(out.glob("**/manifest.json"))]
+    return [run for run in found if ASIDE not in run.path.name]
 
 
 def open_run(path: Path) -> RunDir:
@@ -178,6 +191,14 @@ def open_run(path: Path) -> RunDir:
     if not below:
         raise WrongInput(f"{str(path)!r} holds no run; `fedsim runs` lists those that there are")
     raise WrongInput(f"{str(path)!r} holds {len(below)} runs; name one, as in {str(below[0].path)!r}")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it. Raises WrongInput where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WrongInput(f"the folder {str(path)!r} cannot be made: {error.strerror}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

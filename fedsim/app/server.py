@@ -16,6 +16,7 @@ from fedsim.app.rounds import Server, Watch, ask_roster, run_rounds
 from fedsim.app.rundir import RunDir
 from fedsim.app.summary import summarise
 from fedsim.config import Config, from_flat
+from fedsim.data.activity import public_activity
 from fedsim.data.holdings import Holdings, load_holdings
 from fedsim.models import build_model, parameters_of
 from fedsim.models.tasks import make_task
@@ -31,34 +32,44 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def serve(
-    grid: Grid, config: Config, node_config: Mapping[str, Any], watch: Watch = lambda row: None
+    grid: Grid,
+    config: Config,
+    node_config: Mapping[str, Any],
+    watch: Watch = lambda row: None,
+    fresh: bool = False,
 ) -> RunDir:
     """Run or resume the experiment on the nodes of `grid`; `watch` sees each round's row.
 
-    A finished run is left as it is. Raises WrongInput before anything is written, RunFailed later.
+    A finished run is left as it is, unless `fresh` sets it aside (after the input was found good). Raises
+    WrongInput before anything is written, RunFailed later.
     """
     run = RunDir.of(config)
     with run.locked():
-        if run.summary is None:
-            _run(grid, config, node_config, run, watch)
+        if fresh or run.summary is None:
+            _run(grid, config, node_config, run, watch, fresh)
     return run
 
 
-def _run(grid: Grid, config: Config, node_config: Mapping[str, Any], run: RunDir, watch: Watch) -> None:
+def _run(
+    grid: Grid, config: Config, node_config: Mapping[str, Any], run: RunDir, watch: Watch, fresh: bool
+) -> None:
     start = time.perf_counter()
-    if run.exists:
+    resumed = run.exists and not fresh
+    if resumed:
         config = config.model_copy(update={"place": with_plan(config.place, run.manifest["plan"])})
     torch.set_num_threads(threads(config.place))
     holdings = load_holdings(config, data_dir(config.place, node_config))
     federation = holdings.dataset
     server = _make_server(grid, config, holdings, run)
-    check_patience(server.evaluate, config, federation)
     check_evaluation(config, holdings)
-    if run.exists:
+    check_patience(server.evaluate, config, federation)
+    if resumed:
         check_resume(run, config, federation)
     else:
+        run.set_aside()
         manifest = make_manifest(config, federation, len(list(grid.get_node_ids())))
-        run.create(config, manifest, federation.spec, server.strategy.roster)
+        activity = public_activity(federation.activity, config.data.activity_public)
+        run.create(config, manifest, federation.spec, federation.devices, activity)
     setup_s = time.perf_counter() - start
     run_rounds(server, watch)
     reference = train_centralised(config, holdings) if config.train.centralised else {}

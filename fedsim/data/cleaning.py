@@ -96,9 +96,15 @@ def _tokens(records: Records, data: Data) -> list[list[str]]:
 
 
 def _lists(records: Records, role: str) -> list[list[str]]:
-    """Return a column of lists; a string (as CSV has it) is split at white space."""
+    """Return a column of lists of strings; a string (as CSV has it) is split at white space."""
     _refuse_gaps(records, role)
-    return [x.split() if isinstance(x, str) else list(x) for x in records.columns[role]]
+    rows = []
+    for i, value in enumerate(records.columns[role]):
+        row = value.split() if isinstance(value, str) else value
+        if not isinstance(row, list | tuple | np.ndarray) or any(part is None for part in row):
+            raise WrongInput(f"record {i + 1} of {records.origin} has {role} that are no list of words")
+        rows.append([str(part) for part in row])
+    return rows
 
 
 def _check_tags(tokens: Sequence[Sequence[str]], tags: Sequence[Sequence[str]], origin: str) -> None:

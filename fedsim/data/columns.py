@@ -27,7 +27,18 @@ def split_records(
     }
     if list(splits) == ["train"] and "split" in splits["train"].columns:
         return _divide(splits["train"], origins["train"])
+    _refuse_other_splits(splits["train"])
     return splits
+
+
+def _refuse_other_splits(train: Records) -> None:
+    """Refuse to train on rows that the split column calls something else."""
+    others = sorted({str(x) for x in train.columns.get("split", [])} - {"train"})
+    if others:
+        raise WrongInput(
+            f"{train.origin} has rows of the split {', '.join(others)}; name no data.test and data.dev, so "
+            'that the split column divides them, or pass the column over with data.columns = "split="'
+        )
 
 
 def column_roles(data: Data) -> dict[str, str]:

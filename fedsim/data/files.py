@@ -2,6 +2,8 @@
 
 import gzip
 import hashlib
+import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from fedsim.data.columns import split_records
 from fedsim.data.records import Splits
 from fedsim.errors import WrongInput, first_line
 
+CSV = {"keep_default_na": False, "na_values": [""]}
+"""Only an empty cell is missing: "None" and "NA" are words."""
 FORMATS = {
     ".jsonl": "json",
     ".jsonl.gz": "json",
@@ -62,12 +66,16 @@ def _folder(data: Data, data_dir: Path | None) -> Path:
 def _expand(folder: Path, split: str, globs: str) -> list[Path]:
     found: list[Path] = []
     for pattern in filter(None, (part.strip() for part in globs.split(","))):
+        if Path(pattern).is_absolute():
+            raise WrongInput(
+                f"data.{split} = {globs!r}: name files below the data directory, by relative paths"
+            )
         matches = sorted(p for p in folder.glob(pattern) if p.is_file())
         if not matches:
             raise WrongInput(
                 f"data.{split} = {globs!r}: no file {pattern!r} in {str(folder)!r}; {_contents(folder)}"
             )
-        found += matches
+        found += [match for match in matches if match not in found]
     return found
 
 
@@ -103,12 +111,20 @@ def _read(paths: Sequence[Path]) -> dict[str, Any]:
 def _read_table(kind: str, paths: Sequence[Path]) -> dict[str, Any]:
     datasets.disable_progress_bars()
     names = [str(p) for p in paths]
+    empty = [p.name for p in paths if p.stat().st_size == 0]
+    if empty:
+        raise WrongInput(f"{', '.join(empty)} is empty")
     try:
-        table = datasets.load_dataset(kind, data_files={"train": names}, split="train")
+        # a cache of its own: the library's would outlive the run, and misses changes that keep the mtime
+        with tempfile.TemporaryDirectory() as cache:
+            options = CSV if kind == "csv" else {}
+            table = datasets.load_dataset(
+                kind, data_files={"train": names}, split="train", cache_dir=cache, **options
+            )
+            return {name: table[name][:] for name in table.column_names}
     except Exception as error:  # the library wraps each reader's own errors in several layers
         files = ", ".join(p.name for p in paths)
         raise WrongInput(f"{files} could not be read as {kind}: {first_line(error)}") from error
-    return {name: table[name][:] for name in table.column_names}
 
 
 def _read_npz(paths: Sequence[Path]) -> dict[str, Any]:
@@ -117,8 +133,10 @@ def _read_npz(paths: Sequence[Path]) -> dict[str, Any]:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 loaded.append({name: arrays[name] for name in arrays.files})
-        except (OSError, ValueError) as error:
-            raise WrongInput(f"{path.name} could not be read as npz: {error}") from error
+        except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            raise WrongInput(f"{path.name} could not be read as npz: {first_line(error)}") from error
+        if loaded[-1].keys() != loaded[0].keys():
+            raise WrongInput(f"{path.name} and {paths[0].name} have different arrays")
     return {name: np.concatenate([part[name] for part in loaded]) for name in loaded[0]}
 
 

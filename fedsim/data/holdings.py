@@ -29,6 +29,7 @@ class Holdings:
     def __init__(self, dataset: FederatedDataset, stream: Stream, holdout: float, seed: int) -> None:
         self.dataset = dataset
         self.stream = stream
+        _check_deletions(dataset, stream)
         self._plain = stream.mode == "static" and holdout == 0.0
         self.arrivals: Arrivals | None = None
         self.test_period: NDArray[np.int64] | None = None
@@ -41,6 +42,12 @@ class Holdings:
             self.arrivals = _arrivals(dataset, stream, self._owner, seed)
             self.test_period = self._divide_test(seed)
         self._kept = lru_cache(maxsize=2)(self._kept_in)
+        for period in range(1, stream.periods + 1):
+            if not self._kept_in(period).any():
+                raise WrongInput(
+                    f"no device holds a training example in period {period} of {stream.periods}; use fewer "
+                    "periods or a longer memory"
+                )
 
     def activity(self, period: int = 1) -> NDArray[np.int64]:
         """Return how many training examples each device holds in a period, aligned with `devices`."""
@@ -55,8 +62,13 @@ class Holdings:
         return self._choose(device, self._kept(period))
 
     def everything(self, device: DeviceId) -> Examples:
-        """Return all that a device ever trains on, whatever the period and the memory."""
-        return self.dataset.train(device) if self._plain else self._choose(device, ~self._held_out)
+        """Return all that a device could ever train on, whatever the period and the memory."""
+        if self._plain:
+            return self.dataset.train(device)
+        never = np.zeros_like(self._held_out)
+        if self.arrivals is not None:  # deleted in the period of its arrival
+            never = self.arrivals.deleted <= self.arrivals.period
+        return self._choose(device, ~self._held_out & ~never)
 
     def active_hours(self) -> Flags:
         """Return [devices, 24]: the hours of the day in which devices have records. Raises WrongInput."""
@@ -101,14 +113,15 @@ class Holdings:
         if self.dataset.test is None:
             return None
         size = len(self.dataset.test)
-        if self.stream.arrivals == "poisson":
-            return generator(seed, "test").integers(1, self.stream.periods + 1, size)
         time = getattr(self.dataset, "test_time", None)
-        if time is None:
+        if self.stream.arrivals == "poisson":
+            periods = generator(seed, "test").integers(1, self.stream.periods + 1, size)
+        elif time is not None:
+            periods = period_of(time, self.arrivals.edges)
+        else:
             raise WrongInput(
                 "the test examples have no time; name a time column for them, or hold out a part"
             )
-        periods = period_of(time, self.arrivals.edges)
         empty = set(range(1, self.stream.periods + 1)) - set(periods.tolist())
         if empty:
             raise WrongInput(
@@ -142,6 +155,16 @@ def _arrivals(dataset: FederatedDataset, stream: Stream, owner: NDArray[np.int64
             f'stream.arrivals = "time" needs timestamps; {NAME_THEM}, or set stream.arrivals = "poisson"'
         )
     return by_time(stream, owner, time, seed, getattr(dataset, "deleted_time", None))
+
+
+def _check_deletions(dataset: FederatedDataset, stream: Stream) -> None:
+    """Refuse to pass over people's requests for deletion. Raises WrongInput."""
+    by_time = stream.mode == "continual" and stream.arrivals == "time"
+    if getattr(dataset, "deleted_time", None) is not None and not by_time:
+        raise WrongInput(
+            'data.columns names times of deletion requests, which only stream.mode = "continual" with '
+            'stream.arrivals = "time" can honour; set these, or drop the deleted records and the column'
+        )
 
 
 def _smallest(owner: NDArray[np.int64], activity: NDArray[np.int64], share: float, seed: int) -> Flags:

@@ -123,6 +123,10 @@ class Requests:
                 f"data.source = 'requests' makes text from a grammar: neither images nor rare words; got "
                 f"data.task = {data.task!r}, data.vocabulary_size = {data.vocabulary_size}"
             )
+        if data.test_share:
+            raise WrongInput(
+                "data.source = 'requests' makes test examples of its own; set data.test_share = 0"
+            )
         self._data = data
         self._vocabulary = make_vocabulary(data, [_WORDS])
         self._width = len(str(data.devices - 1))

@@ -104,8 +104,11 @@ def _natural(splits: Mapping[str, Records]) -> NDArray[np.str_]:
 
 
 def _owners(records: Records) -> NDArray[np.str_]:
-    named = records.columns.get("device", [])
-    return np.array([str(owner) for owner in named if owner is not None], dtype=np.str_)
+    named = [str(owner) for owner in records.columns.get("device", []) if owner is not None]
+    odd = next((name for name in named if not name.isprintable()), None)
+    if odd is not None:
+        raise WrongInput(f"{records.origin} has the device {odd!r}; control characters cannot be in an id")
+    return np.array(named, dtype=np.str_)
 
 
 class _Encoding:
@@ -124,6 +127,12 @@ class _Encoding:
         shape = torch.Size((0, 0, 0))
         if data.task == "image":
             shape = _image_tensor(train).shape[1:]
+            for other in others:
+                if other.size and _image_tensor(other).shape[1:] != shape:
+                    raise WrongInput(
+                        f"{other.origin} has images of the shape {list(_image_tensor(other).shape[1:])}, "
+                        f"{train.origin} of {list(shape)}; they must be alike"
+                    )
         else:
             vocabulary = make_vocabulary(data, train.columns["tokens"])
             cut = sum(len(t) > data.max_length for r in splits.values() for t in r.columns["tokens"])
@@ -183,4 +192,6 @@ def _image_tensor(records: Records) -> torch.Tensor:
         images = images[..., None]
     scale = 255.0 if images.dtype == np.uint8 else 1.0
     tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1), dtype=np.float32))
+    if not bool(tensor.isfinite().all()):
+        raise WrongInput(f"{records.origin} has images with pixels that are no finite numbers")
     return tensor / scale

@@ -1,6 +1,7 @@
 """Timestamps of records as seconds."""
 
 from collections.abc import Sequence
+from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def seconds(records: Records, role: str = "time") -> NDArray[np.float64]:
         raise WrongInput(
             f"{len(gaps)} records of {records.origin} have no {role}; fill it in, or drop these records"
         )
-    return _parse(values, records.origin)
+    return _parse(values, records.origin, role)
 
 
 def seconds_or_never(records: Records, role: str) -> NDArray[np.float64]:
@@ -32,25 +33,31 @@ def seconds_or_never(records: Records, role: str) -> NDArray[np.float64]:
     )  # NaN differs
     times = np.full(len(values), np.inf)
     if known.any():
-        times[known] = _parse([v for v, k in zip(values, known, strict=True) if k], records.origin)
+        times[known] = _parse([v for v, k in zip(values, known, strict=True) if k], records.origin, role)
     return times
 
 
-def _parse(values: Sequence[Any], origin: str) -> NDArray[np.float64]:
-    if not len(values):
-        return np.zeros(0)
+def _parse(values: Sequence[Any], origin: str, role: str) -> NDArray[np.float64]:
+    """Read numbers, ISO strings, or the date objects that `datasets` makes of such strings."""
     try:
-        if isinstance(values[0], str):
-            return np.array([np.datetime64(v.rstrip("Z"), "ms") for v in values]).astype(np.float64) / 1000
-        stamps = np.asarray(values)
-        if stamps.dtype.kind == "M":
-            return stamps.astype("datetime64[ms]").astype(np.float64) / 1000
-        times = stamps.astype(np.float64)
+        times = np.array([_seconds(value) for value in values], dtype=np.float64)
     except (ValueError, TypeError) as error:
         raise WrongInput(
-            f"a time of {origin} cannot be read: {error}; want Unix seconds or ISO 8601, as in "
+            f"a {role!r} of {origin} cannot be read: {error}; want Unix seconds or ISO 8601, as in "
             "2004-12-25T09:14"
         ) from error
     if not np.isfinite(times).all():
-        raise WrongInput(f"{origin} has times that are no finite numbers; drop these records")
+        raise WrongInput(f"{origin} has a {role!r} that is no finite number; drop these records")
     return times
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, np.datetime64):
+        value = value.astype("datetime64[us]").item()
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    return float(value)

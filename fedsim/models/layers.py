@@ -171,11 +171,16 @@ class Dropout(nn.Module):
         super().__init__()
         self.p = p
         self.keys: Tensor | None = None
+        self.stacked = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [K, B, ..., width], scaled by 1 / (1 - p) where kept."""
+        """x: [K, B, ..., width], or [B, ..., width] of one model where not `stacked`; scaled by 1 / (1 - p)
+        where kept."""
         if not self.training or self.p == 0.0:
             return x
+        return self._drop(x) if self.stacked else self._drop(x.unsqueeze(0)).squeeze(0)
+
+    def _drop(self, x: Tensor) -> Tensor:
         if self.keys is None:
             raise RuntimeError("Dropout needs `keys`, one a model, before each training step")
         mixed = self.keys.view(-1, *[1] * (x.dim() - 1))
@@ -189,11 +194,11 @@ class Dropout(nn.Module):
 _AXIS_STRIDES = (0x1E3779B97F4A7C15, 0x2545F4914F6CDD1D, 0x369DEA0F31A53F85, 0x27BB2EE687B0B0FD)
 
 
-def set_dropout_keys(model: nn.Module, keys: Tensor, step: int) -> None:
+def set_dropout_keys(model: nn.Module, keys: Tensor, step: int, stacked: bool = True) -> None:
     """Give each Dropout of `model` its keys for this step: a hash of (model key, step, layer)."""
     layers = [module for module in model.modules() if isinstance(module, Dropout)]
     for number, layer in enumerate(layers):
-        layer.keys = _mix(_mix(keys + step) + number)
+        layer.keys, layer.stacked = _mix(_mix(keys + step) + number), stacked
 
 
 def _mix(x: Tensor) -> Tensor:
