@@ -36,7 +36,7 @@ def random_params(layer: nn.Module) -> Params:
     }
 
 
-def check_stacked(ours: nn.Module, theirs: Callable[[Params, Tensor], Tensor], x: Tensor, *more: Tensor):
+def assert_stacked(ours: nn.Module, theirs: Callable[[Params, Tensor], Tensor], x: Tensor, *more: Tensor):
     """Compare outputs, input gradients and weight gradients of K stacked models with K single ones."""
     params = {n: p.detach().requires_grad_() for n, p in random_params(ours).items()}
     x = x.detach().requires_grad_(x.is_floating_point())
@@ -77,26 +77,28 @@ def torch_lstm(inputs: int, hidden: int, bidirectional: bool) -> Callable[[Param
 
 def test_stacked_lstms_are_separate_torch_lstms():
     torch.manual_seed(1)
-    check_stacked(LSTM(6, 7), torch_lstm(6, 7, False), torch.randn(K, B, T, 6).double(), everywhere(K, B, T))
+    assert_stacked(LSTM(6, 7), torch_lstm(6, 7, False), torch.randn(K, B, T, 6).double(), everywhere(K, B, T))
 
 
 def test_stacked_bilstms_are_separate_torch_bilstms():
     torch.manual_seed(2)
-    check_stacked(BiLSTM(6, 7), torch_lstm(6, 7, True), torch.randn(K, B, T, 6).double(), everywhere(K, B, T))
+    assert_stacked(
+        BiLSTM(6, 7), torch_lstm(6, 7, True), torch.randn(K, B, T, 6).double(), everywhere(K, B, T)
+    )
 
 
 def test_stacked_layer_norms_are_separate_torch_layer_norms():
     torch.manual_seed(3)
     theirs = nn.LayerNorm(6).double()
     x = torch.randn(K, B, T, 6).double()
-    check_stacked(LayerNorm(6), lambda p, x: functional_call(theirs, p, (x,)), x)
+    assert_stacked(LayerNorm(6), lambda p, x: functional_call(theirs, p, (x,)), x)
 
 
 def test_stacked_group_norms_are_separate_torch_group_norms():
     torch.manual_seed(4)
     theirs = nn.GroupNorm(2, 6).double()
     x = torch.randn(K, B, 6, 5, 4).double()
-    check_stacked(GroupNorm(2, 6), lambda p, x: functional_call(theirs, p, (x,)), x)
+    assert_stacked(GroupNorm(2, 6), lambda p, x: functional_call(theirs, p, (x,)), x)
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 0), (2, 1, 1)])
@@ -105,15 +107,15 @@ def test_stacked_convolutions_are_separate_torch_convolutions(kernel: int, strid
     theirs = nn.Conv2d(2, 4, kernel, stride, padding).double()
     x = torch.randn(K, B, 2, 7, 6).double()
     ours = Conv2d(2, 4, kernel, stride, padding)
-    check_stacked(ours, lambda p, x: functional_call(theirs, p, (x,)), x)
+    assert_stacked(ours, lambda p, x: functional_call(theirs, p, (x,)), x)
 
 
 def test_stacked_linears_and_embeddings_are_separate_torch_ones():
     torch.manual_seed(6)
     linear, table = nn.Linear(6, 4).double(), nn.Embedding(9, 4).double()
     x, ids = torch.randn(K, B, T, 6).double(), torch.randint(9, (K, B, T))
-    check_stacked(Linear(6, 4), lambda p, x: functional_call(linear, p, (x,)), x)
-    check_stacked(Embedding(9, 4), lambda p, x: functional_call(table, p, (x,)), ids)
+    assert_stacked(Linear(6, 4), lambda p, x: functional_call(linear, p, (x,)), x)
+    assert_stacked(Embedding(9, 4), lambda p, x: functional_call(table, p, (x,)), ids)
 
 
 def test_stacked_attention_is_separate_torch_multi_head_attention():
@@ -131,7 +133,7 @@ def test_stacked_attention_is_separate_torch_multi_head_attention():
         return functional_call(theirs, weights, (x, x, x), {"attn_mask": ~causal})[0]
 
     x = torch.randn(K, B, T, 8).double()
-    check_stacked(Attention(8, 2), run, x, causal.expand(K, 1, T, T))
+    assert_stacked(Attention(8, 2), run, x, causal.expand(K, 1, T, T))
 
 
 TEXT = {
@@ -166,17 +168,19 @@ def text_batch(spec: Spec, *lead: int) -> dict[str, Tensor]:
 def test_a_stacked_text_model_is_its_models_one_by_one(name: str, task: str):
     torch.manual_seed(8)
     spec = TEXT[task]
-    check_model(name, spec, text_batch(spec, K, B))
+    assert_stacked_model(name, spec, text_batch(spec, K, B))
 
 
 @pytest.mark.parametrize("name", ["cnn", "mlp"])
 def test_a_stacked_image_model_is_its_models_one_by_one(name: str):
     torch.manual_seed(9)
     spec = Spec("image", labels=("a", "b", "c"), image=(1, 9, 8))
-    check_model(name, spec, {"image": torch.rand(K, B, 1, 9, 8).double(), "label": torch.randint(3, (K, B))})
+    assert_stacked_model(
+        name, spec, {"image": torch.rand(K, B, 1, 9, 8).double(), "label": torch.randint(3, (K, B))}
+    )
 
 
-def check_model(name: str, spec: Spec, batch: dict[str, Tensor]):
+def assert_stacked_model(name: str, spec: Spec, batch: dict[str, Tensor]):
     module, task = build_model(spec, Model(name=name, **SMALL), seed=1).double(), make_task(spec)
     params = {n: p.detach().requires_grad_() for n, p in random_params(module).items()}
     losses = losses_of(module, task, params, batch)

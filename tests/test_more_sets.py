@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clients.training import Assignment, Trainer
+from fedsim.app.continual import period_matrix
 from fedsim.app.local import run_local
 from fedsim.config import Data, Model, Partition, Train, from_flat, load, to_flat
 from fedsim.data.federation import load_federation
@@ -49,6 +50,7 @@ def sets() -> Path:
         ("tagging_btc", "span_f1"),
         ("classification_star", "accuracy"),
         ("image_omniglot", "accuracy"),
+        ("snips_dirichlet", "slot_f1"),
     ],
 )
 def test_an_experiment_on_real_data_trains_for_a_round(
@@ -60,6 +62,16 @@ def test_an_experiment_on_real_data_trains_for_a_round(
     assert summary["status"] == "completed"
     assert math.isfinite(summary["metrics"][metric])
     assert math.isfinite(summary["metrics"]["loss"])
+
+
+def test_star_is_learned_over_its_real_periods(sets: Path, tmp_path: Path):
+    config = load(ROOT / "experiments" / "continual_star.toml", [*SETTINGS, "train.rounds=5"])
+    place = {"place.data_dir": str(sets), "place.out": str(tmp_path), "availability.rule": "clock"}
+    run = run_local(from_flat(to_flat(config) | place))
+    matrix = period_matrix(run.rows("periods.jsonl"), "accuracy")
+    assert matrix.shape == (6, 5)
+    assert np.isfinite(matrix).all()
+    assert all(0 < row["reachable"] < 108 for row in run.rows())
 
 
 def test_the_digits_are_learned_without_any_file(tmp_path: Path):

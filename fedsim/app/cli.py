@@ -33,7 +33,9 @@ cli = typer.Typer(
 out = Console(markup=False)  # what users and data say is never markup
 err = Console(stderr=True, markup=False)
 
-Experiment = Annotated[Path, typer.Argument(help="The experiment's TOML file.", metavar="EXPERIMENT.toml")]
+Experiment = Annotated[
+    Path, typer.Argument(help="The experiment's TOML file.", metavar="EXPERIMENT.toml", show_default=False)
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."),
@@ -42,7 +44,7 @@ DataDir = Annotated[
     str | None,
     typer.Option("--data-dir", help="Folder that holds the data sets; else place.data_dir, FEDSIM_DATA."),
 ]
-Out = Annotated[str | None, typer.Option("--out", help="Folder of the run directories [runs].")]
+Out = Annotated[str | None, typer.Option("--out", help="Folder of the run directories (default: runs).")]
 
 
 @cli.command()
@@ -55,7 +57,7 @@ def run(
     device: Annotated[str | None, typer.Option(help="auto | cpu | cuda")] = None,
     out_dir: Out = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, nothing else.")] = False,
-    fresh: Annotated[bool, typer.Option(help="Start over; an earlier run is kept aside.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over; an earlier run is kept aside.")] = False,
     with_report: Annotated[bool, typer.Option("--report", help="Also write RUN/report.html.")] = False,
 ) -> None:
     """Train an experiment; repeated, resume an unfinished run or say that it is done."""
@@ -97,7 +99,7 @@ def data(
     experiment: Experiment,
     settings: Settings = None,
     data_dir: DataDir = None,
-    to: Annotated[Path | None, typer.Option(help="Target folder [reports/NAME].")] = None,
+    to: Annotated[Path | None, typer.Option(help="Target folder (default: reports/NAME).")] = None,
 ) -> None:
     """Write a page of figures about the federation: activity, labels, arrivals, availability."""
     config = resolve(experiment, settings, data_dir=data_dir)
@@ -131,7 +133,7 @@ def runs(out_dir: Out = None) -> None:
 @cli.command()
 def export(
     run_path: Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN")],
-    to: Annotated[Path | None, typer.Option(help="Target folder [RUN/model].")] = None,
+    to: Annotated[Path | None, typer.Option(help="Target folder (default: RUN/model).")] = None,
 ) -> None:
     """Write the trained model as model.npz and model.json (no pickle)."""
     from fedsim.app.export import export_model
