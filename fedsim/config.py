@@ -219,25 +219,36 @@ class Evaluation(Section):
 class Selection(Section):
     """Which devices train in a round."""
 
-    rule: str = Field("activity", description="uniform | activity | package.module:function")
+    rule: str = Field(
+        "activity",
+        description="uniform | activity | threshold | mixture | schedule | round_robin | least_used | "
+        "package.module:function",
+    )
     cohort: Count = Field(50, description="devices a round, expected (poisson) or exact (fixed)")
     sampling: Literal["poisson", "fixed"] = Field(
         "poisson", description="independent coins | exactly `cohort` devices"
     )
     power: float = Field(1.0, ge=0.0, le=10.0, description="exponent of the activity")
+    mixture: Fraction = Field(0.1, description="share of the cohort that mixture draws uniformly")
+    quantile: Fraction = Field(0.5, description="threshold: least active share that is never selected")
+    cap: float = Field(
+        1.0, gt=0.0, le=1.0, description="largest inclusion probability; what it cuts off goes to nobody"
+    )
 
 
 class Aggregation(Section):
     """How the devices' updates become the next model."""
 
-    rule: str = Field("fedadam", description="fedavg | fedadam | package.module:function")
+    rule: str = Field(
+        "fedadam", description="fedavg | fedavgm | fedadagrad | fedadam | fedyogi | package.module:function"
+    )
     lr: Positive = Field(0.01, description="server learning rate (1.0 is plain FedAvg)")
     weights: Literal["auto", "equal", "examples"] = Field(
         "auto", description="equal | examples (public activity); auto = examples without DP"
     )
-    beta1: Fraction = Field(0.9, description="FedAdam: decay of the first moment")
-    beta2: Fraction = Field(0.99, description="FedAdam: decay of the second moment")
-    tau: Positive = Field(0.001, description="FedAdam: what is added to the root of the second moment")
+    beta1: Fraction = Field(0.9, description="decay of the first moment (fedavgm: momentum)")
+    beta2: Fraction = Field(0.99, description="decay of the second moment (fedadam, fedyogi)")
+    tau: Positive = Field(0.001, description="what is added to the root of the second moment")
 
 
 class Place(Section):

@@ -117,6 +117,8 @@ class View:
     """Rounds in which each device has been selected so far."""
     period: int = 1
     """The period of the stream in which the round lies, from 1; activity is that of this period."""
+    rounds: int = 1
+    """Rounds of the whole run."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,15 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedsim.config import Aggregation
 from fedsim.names import lookup
 from fedsim.types import Cohort, Params, Update, View
 
 State = Params
+Second = Callable[[Tensor, Tensor, float], Tensor]
+"""The next second moment of (the last one, d squared, beta2)."""
 
 
 class Aggregator(Protocol):
@@ -45,19 +48,40 @@ class FedAvg:
         return moved, state
 
 
-class FedAdam:
-    """Adam on the mean delta, without bias correction (Reddi et al., 2021, algorithm 2).
-
-    m = beta1·m + (1 - beta1)·d; v = beta2·v + (1 - beta2)·d²; params += lr · m / (√v + tau).
-    """
+class FedAvgM:
+    """FedAvg with server momentum (Hsu et al., 2019): m = beta1·m + d; params += lr · m."""
 
     def __init__(self, settings: Aggregation) -> None:
-        self.lr, self.tau = settings.lr, settings.tau
-        self.beta1, self.beta2 = settings.beta1, settings.beta2
+        self.lr, self.momentum = settings.lr, settings.beta1
 
     def init(self, params: Params) -> State:
-        kinds = ("first", "second")
-        return {f"{kind}/{n}": torch.zeros(p.shape).double() for kind in kinds for n, p in params.items()}
+        return _zeros("first", params)
+
+    def step(self, params: Params, total: Update, state: State) -> tuple[Params, State]:
+        if total.weight == 0:
+            return params, state
+        moved: Params = {}
+        after: State = {}
+        for name, p in params.items():
+            m = self.momentum * state[f"first/{name}"] + total.delta[name] / total.weight
+            moved[name] = (p.double() + self.lr * m).float()
+            after[f"first/{name}"] = m
+        return moved, after
+
+
+class FedOpt:
+    """An adaptive server rule, without bias correction (Reddi et al., 2021, algorithm 2).
+
+    m = beta1·m + (1 - beta1)·d; v by the rule; params += lr · m / (√v + tau). v starts at 0.
+    """
+
+    def __init__(self, settings: Aggregation, second: Second) -> None:
+        self.lr, self.tau = settings.lr, settings.tau
+        self.beta1, self.beta2 = settings.beta1, settings.beta2
+        self.second = second
+
+    def init(self, params: Params) -> State:
+        return _zeros("first", params) | _zeros("second", params)
 
     def step(self, params: Params, total: Update, state: State) -> tuple[Params, State]:
         if total.weight == 0:
@@ -67,13 +91,34 @@ class FedAdam:
         for name, p in params.items():
             d = total.delta[name] / total.weight
             m = self.beta1 * state[f"first/{name}"] + (1 - self.beta1) * d
-            v = self.beta2 * state[f"second/{name}"] + (1 - self.beta2) * d * d
+            v = self.second(state[f"second/{name}"], d * d, self.beta2)
             moved[name] = (p.double() + self.lr * m / (v.sqrt() + self.tau)).float()
             after |= {f"first/{name}": m, f"second/{name}": v}
         return moved, after
 
 
-AGGREGATORS: dict[str, Callable[[Aggregation], Aggregator]] = {"fedavg": FedAvg, "fedadam": FedAdam}
+def fedadagrad(settings: Aggregation) -> FedOpt:
+    """V = v + d²."""
+    return FedOpt(settings, lambda v, square, beta2: v + square)
+
+
+def fedadam(settings: Aggregation) -> FedOpt:
+    """V = beta2·v + (1 - beta2)·d²."""
+    return FedOpt(settings, lambda v, square, beta2: beta2 * v + (1 - beta2) * square)
+
+
+def fedyogi(settings: Aggregation) -> FedOpt:
+    """V = v - (1 - beta2)·d²·sign(v - d²)."""
+    return FedOpt(settings, lambda v, square, beta2: v - (1 - beta2) * square * (v - square).sign())
+
+
+AGGREGATORS: dict[str, Callable[[Aggregation], Aggregator]] = {
+    "fedavg": FedAvg,
+    "fedavgm": FedAvgM,
+    "fedadagrad": fedadagrad,
+    "fedadam": fedadam,
+    "fedyogi": fedyogi,
+}
 
 
 def make_aggregator(settings: Aggregation) -> Aggregator:
@@ -86,3 +131,7 @@ def weights(cohort: Cohort, view: View, settings: Aggregation) -> NDArray[np.flo
     if settings.weights == "equal":
         return np.ones(len(cohort))
     return view.activity[np.searchsorted(view.devices, cohort.devices)].astype(np.float64)
+
+
+def _zeros(kind: str, params: Params) -> State:
+    return {f"{kind}/{name}": torch.zeros(p.shape, dtype=torch.float64) for name, p in params.items()}

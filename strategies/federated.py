@@ -81,6 +81,7 @@ class Federated(Strategy):
             reachable=self.clock.reachable(round),
             participation=self.state.participation,
             period=period_of_round(self.config.stream, self.config.train.rounds, round),
+            rounds=self.config.train.rounds,
         )
         cohort = select(view, self.config.selection, generator(self.config.seed, "select", round))
         self._check(cohort)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.config import Selection
+from fedsim.errors import WrongInput
 from fedsim.names import lookup
 from fedsim.types import Cohort, View
 
@@ -24,10 +25,59 @@ def uniform(view: View, settings: Selection, rng: np.random.Generator) -> Cohort
 
 def activity(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
     """Inclusion in proportion to activity ** power, at most 1."""
-    return draw(view, view.activity.astype(np.float64) ** settings.power, settings, rng)
+    return draw(view, _powered(view, settings), settings, rng)
 
 
-SELECTORS: dict[str, Selector] = {"uniform": uniform, "activity": activity}
+def threshold(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    """Uniform over the devices whose activity is at least the `quantile` of the eligible ones."""
+    least = np.quantile(view.activity[_eligible(view)], settings.quantile) if _eligible(view).any() else 0
+    return draw(view, (view.activity >= least).astype(np.float64), settings, rng)
+
+
+def mixture(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    """`mixture` of the cohort uniformly, the rest by activity, so that nobody starves."""
+    return _mix(view, settings.mixture, settings, rng)
+
+
+def schedule(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    """By activity in the first round, uniformly in the last, linearly mixed between them."""
+    return _mix(view, (view.round - 1) / max(view.rounds - 1, 1), settings, rng)
+
+
+def round_robin(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    """Those selected least so far, in the order of their ids; no chance is involved, so none is stated."""
+    found = np.flatnonzero(_eligible(view))
+    order = found[np.lexsort((found, view.participation[found]))]
+    return Cohort(view.round, view.devices[np.sort(order[: settings.cohort])], None)
+
+
+def least_used(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    """Those selected least so far; where they are too many, a part of them by chance.
+
+    The inclusion probabilities are those given the participation so far.
+    """
+    found = np.flatnonzero(_eligible(view))
+    size = min(settings.cohort, len(found))
+    used = np.sort(view.participation[found])
+    last = used[size - 1] if size else 0
+    sure, tied = found[view.participation[found] < last], found[view.participation[found] == last]
+    p = np.zeros(len(view.devices))
+    p[sure] = 1.0
+    if len(tied):
+        p[tied] = (size - len(sure)) / len(tied)
+    chosen = np.sort(np.concatenate([sure, rng.permutation(tied)[: size - len(sure)]]))
+    return Cohort(view.round, view.devices[chosen], p[chosen])
+
+
+SELECTORS: dict[str, Selector] = {
+    "uniform": uniform,
+    "activity": activity,
+    "threshold": threshold,
+    "mixture": mixture,
+    "schedule": schedule,
+    "round_robin": round_robin,
+    "least_used": least_used,
+}
 
 
 def select(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
@@ -36,11 +86,38 @@ def select(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
 
 
 def draw(view: View, scores: Scores, settings: Selection, rng: np.random.Generator) -> Cohort:
-    """Draw a cohort of the expected size with inclusion in proportion to `scores` [devices]."""
-    eligible = np.where(view.reachable & (view.activity > 0), scores, 0.0)
-    p = inclusion_probabilities(eligible, settings.cohort)
+    """Draw a cohort of the expected size with inclusion in proportion to `scores` [devices].
+
+    Raises WrongInput where a cap below 1 contradicts a fixed size.
+    """
+    p = inclusion_probabilities(np.where(_eligible(view), scores, 0.0), settings.cohort)
+    return _sample(view, p, settings, rng)
+
+
+def _mix(view: View, uniformly: float, settings: Selection, rng: np.random.Generator) -> Cohort:
+    eligible = _eligible(view)
+    by_activity = inclusion_probabilities(np.where(eligible, _powered(view, settings), 0.0), settings.cohort)
+    alike = inclusion_probabilities(eligible.astype(np.float64), settings.cohort)
+    return _sample(view, (1 - uniformly) * by_activity + uniformly * alike, settings, rng)
+
+
+def _sample(view: View, p: Scores, settings: Selection, rng: np.random.Generator) -> Cohort:
+    if settings.cap < 1.0 and settings.sampling == "fixed":
+        raise WrongInput(
+            f"selection.cap = {settings.cap} gives what it cuts off to nobody, so a cohort has no fixed "
+            'size; use selection.sampling = "poisson", or cap = 1.0'
+        )
+    p = np.minimum(p, settings.cap)
     chosen = poisson(p, rng) if settings.sampling == "poisson" else systematic(p, rng)
     return Cohort(view.round, view.devices[chosen], p[chosen])
+
+
+def _eligible(view: View) -> NDArray[np.bool_]:
+    return view.reachable & (view.activity > 0)
+
+
+def _powered(view: View, settings: Selection) -> Scores:
+    return view.activity.astype(np.float64) ** settings.power
 
 
 def inclusion_probabilities(scores: Scores, expected: float) -> Scores:

@@ -11,7 +11,7 @@ from fedsim.config import Selection
 from fedsim.errors import WrongInput
 from fedsim.seeds import generator
 from fedsim.types import Cohort, View
-from strategies.selection import inclusion_probabilities, poisson, select, systematic
+from strategies.selection import SELECTORS, inclusion_probabilities, poisson, select, systematic
 
 ACTIVITY = np.array([1, 2, 4, 8, 64, 0, 3, 16])
 
@@ -78,12 +78,14 @@ def observed(rule: str, sampling: str, trials: int) -> tuple[NDArray[np.int64], 
 
 
 @pytest.mark.parametrize("sampling", ["poisson", "fixed"])
-@pytest.mark.parametrize("rule", ["uniform", "activity"])
+@pytest.mark.parametrize("rule", ["uniform", "activity", "threshold", "mixture", "schedule", "least_used"])
 def test_observed_inclusion_equals_the_stated_probability(rule: str, sampling: str) -> None:
     """False alarm 1 in 1,000 for Poisson; fixed sizes are negatively dependent, which only lowers it."""
     counts, stated = observed(rule, sampling, 20000)
     assert counts[5] == 0  # a device without examples
     assert stated.sum() == pytest.approx(3)
+    if rule == "least_used":  # 3 of the 7 eligible, exactly, whatever the sampling
+        assert counts.sum() == 3 * 20000
     assert inclusion_p_value(counts, stated, 20000) > 1e-3
 
 
@@ -95,6 +97,76 @@ def test_a_bias_of_three_percent_would_be_seen() -> None:
     assert inclusion_p_value(counts, p, 20000) < 1e-3
     honest = sum((poisson(p, rng)[:, None] == np.arange(50)).sum(0) for _ in range(20000))
     assert inclusion_p_value(honest, p, 20000) > 1e-3
+
+
+def stated(rule: str, now: View, **settings: object) -> dict[str, float]:
+    """The inclusion probabilities that many cohorts of 3 of these rules state."""
+    named: dict[str, float] = {}
+    for i in range(200):
+        found = select(
+            now, Selection.model_validate({"rule": rule, "cohort": 3} | settings), generator(i, "x")
+        )
+        assert found.probabilities is not None
+        named |= dict(zip(found.devices.tolist(), found.probabilities.tolist(), strict=True))
+    return named
+
+
+BY_ACTIVITY = inclusion_probabilities(ACTIVITY.astype(float), 3)
+
+
+def test_the_threshold_leaves_the_least_active_out() -> None:
+    # eligible activities 1 2 3 4 8 16 64, their median 4: four devices share three places
+    assert stated("threshold", view()) == {"d2": 0.75, "d3": 0.75, "d4": 0.75, "d7": 0.75}
+
+
+def test_the_mixture_starves_nobody() -> None:
+    found = stated("mixture", view(), mixture=0.3)
+    expected = 0.7 * BY_ACTIVITY + 0.3 * 3 / 7 * (ACTIVITY > 0)
+    assert found == pytest.approx({f"d{i}": p for i, p in enumerate(expected) if p > 0})
+
+
+def test_the_schedule_goes_from_activity_to_uniform() -> None:
+    first, last = stated("schedule", view(rounds=9)), stated("schedule", view(rounds=9, round=9))
+    assert first == pytest.approx({k: v for k, v in stated("activity", view()).items() if k in first})
+    assert set(last.values()) == {3 / 7}
+    middle = stated("schedule", view(rounds=9, round=5))
+    assert middle["d4"] == pytest.approx((1.0 + 3 / 7) / 2)
+
+
+def test_round_robin_takes_turns() -> None:
+    used = np.zeros(8, dtype=np.int64)
+    seen = []
+    for round in range(1, 8):
+        settings = Selection(rule="round_robin", cohort=3)
+        cohort = select(view(round=round, participation=used), settings, generator(1, "x"))
+        assert cohort.probabilities is None
+        index = np.array([int(d[1:]) for d in cohort.devices])
+        used[index] += 1
+        seen.append(index.tolist())
+    assert seen[:3] == [[0, 1, 2], [3, 4, 6], [0, 1, 7]]
+    assert used[[0, 1, 2, 3, 4, 6, 7]].tolist() == [3] * 7
+
+
+def test_the_least_used_come_first() -> None:
+    used = np.array([5, 0, 2, 2, 2, 0, 9, 9])
+    assert stated("least_used", view(participation=used)) == pytest.approx(
+        {"d1": 1.0, "d2": 2 / 3, "d3": 2 / 3, "d4": 2 / 3}
+    )
+
+
+def test_what_a_cap_cuts_off_goes_to_nobody() -> None:
+    found = stated("activity", view(), cap=0.5)
+    assert found["d4"] == 0.5
+    assert found["d3"] == BY_ACTIVITY[3]
+    with pytest.raises(WrongInput, match="so a cohort has no fixed size"):
+        select(view(), Selection(cap=0.5, sampling="fixed"), generator(1, "x"))
+
+
+@pytest.mark.parametrize("rule", sorted(SELECTORS))
+def test_every_rule_bears_an_empty_federation(rule: str) -> None:
+    nobody = view(np.zeros(4, dtype=np.int64))
+    for sampling in ("poisson", "fixed"):
+        assert len(select(nobody, Selection(rule=rule, sampling=sampling), generator(1, "x"))) == 0
 
 
 def test_activity_s_power_zero_is_uniform() -> None:
@@ -117,5 +189,5 @@ def test_cohorts_are_sorted_by_device() -> None:
 
 
 def test_an_unknown_rule_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(WrongInput, match=r"choose one of activity, uniform.*did you mean 'activity'"):
+    with pytest.raises(WrongInput, match=r"choose one of activity, least_used.*did you mean 'activity'"):
         select(view(), Selection(rule="activty"), generator(1, "x"))

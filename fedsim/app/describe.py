@@ -73,6 +73,7 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
         activity=activity,
         reachable=clock.reachable(1),
         participation=np.zeros(len(activity), dtype=np.int64),
+        rounds=config.train.rounds,
     )
     first = select(view, config.selection, generator(config.seed, "select", 1))
     params = parameters_of(build_model(federation.spec, config.model, config.seed))
@@ -94,7 +95,7 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
             f"Inclusion probabilities in that cohort: {first.probabilities.min():.4f} to "
             f"{first.probabilities.max():.4f}; {sure} devices would train in every round."
         )
-    if config.selection.rule == "activity" and config.aggregation.weights in ("auto", "examples"):
+    if config.selection.rule in ("activity", "mixture", "schedule") and config.aggregation.weights in ("auto", "examples"):
         lines.append(
             "Note: activity counts twice: active devices are chosen more often and weigh more. "
             'aggregation.weights = "equal" counts it once.'
