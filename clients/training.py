@@ -129,14 +129,16 @@ class Trainer:
 
     def _losses(self, params: Params, batch: Params, chunk: Chunk, step: int) -> Tensor:
         inputs = tuple(batch[name] for name in self.task.inputs)
-        if self.stacked:
-            return self.task.losses(functional_call(self.module, params, inputs), batch)
-        # Own modules whose layers know no device axis: chunks of one device, the axis taken off.
+        # our layers need no seed; what else draws in a model of somebody's own gets one for these devices
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed((int(chunk.keys[0]) + step) % 2**62)
-            single = {name: p[0] for name, p in params.items()}
-            outputs = functional_call(self.module, single, tuple(i[0] for i in inputs))
-        return self.task.losses({name: o.unsqueeze(0) for name, o in outputs.items()}, batch)
+            if self.stacked:
+                outputs = functional_call(self.module, params, inputs)
+            else:  # layers that know no device axis: chunks of one device, the axis taken off
+                single = {name: p[0] for name, p in params.items()}
+                alone = functional_call(self.module, single, tuple(i[0] for i in inputs))
+                outputs = {name: o.unsqueeze(0) for name, o in alone.items()}
+        return self.task.losses(outputs, batch)
 
     def _delta(self, start: Params, local: Params, chunk: Chunk) -> Params:
         """Return the weighted sum over devices of local - global, float64, on the CPU."""

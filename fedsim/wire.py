@@ -96,6 +96,15 @@ def unpack_update(content: RecordDict) -> Update:
     )
 
 
+def pack_evaluation(arrays: ArrayRecord, period: int) -> RecordDict:
+    """Pack a model that devices shall measure on what they hold out in a period."""
+    return RecordDict({"params": arrays} | dict(pack_question(period)))
+
+
+def unpack_evaluation(content: RecordDict) -> tuple[Params, int]:
+    return unpack_params(content.array_records["params"]), unpack_question(content)
+
+
 def pack_scores(scores: DeviceScores) -> RecordDict:
     config = ConfigRecord(
         {

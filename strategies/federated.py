@@ -6,7 +6,7 @@ from logging import getLogger
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from fedsim.data.stream import period_of_round
 from fedsim.errors import RunFailed, WrongInput
 from fedsim.seeds import generator
 from fedsim.types import Cohort, Params, Update, View, no_update
-from fedsim.wire import pack_params, pack_task, unpack_scores, unpack_update
+from fedsim.wire import pack_evaluation, pack_params, pack_task, unpack_scores, unpack_update
 from strategies.aggregation import Aggregator, State, make_aggregator, weights
 from strategies.roster import Roster
 from strategies.selection import select
@@ -80,15 +80,15 @@ class Federated(Strategy):
             activity=self.roster.activity,
             reachable=self.clock.reachable(round),
             participation=self.state.participation,
-            period=period_of_round(self.config.stream, self.config.train.rounds, round),
+            period=self._period(round),
             rounds=self.config.train.rounds,
         )
         cohort = select(view, self.config.selection, generator(self.config.seed, "select", round))
-        self._check(cohort)
+        self._check(cohort, view)
         public = weights(cohort, view, self.config.aggregation)
         return replace(cohort, weights=public, period=view.period)
 
-    def _check(self, cohort: Cohort) -> None:
+    def _check(self, cohort: Cohort, view: View) -> None:
         """Refuse what a selector of somebody's own must not return."""
         found = np.searchsorted(self.roster.devices, cohort.devices).clip(max=len(self.roster.devices) - 1)
         strangers = cohort.devices[self.roster.devices[found] != cohort.devices]
@@ -97,6 +97,16 @@ class Federated(Strategy):
                 f"selection.rule = {self.config.selection.rule!r} must return known devices, sorted, each "
                 f"once; unknown: {', '.join(map(str, strangers[:3])) or 'none'}"
             )
+        away = cohort.devices[~(view.reachable & (view.activity > 0))[found]]
+        if len(away):
+            raise WrongInput(
+                f"selection.rule = {self.config.selection.rule!r} chose {str(away[0])!r} in round "
+                f"{view.round}, which is out of reach or has no example; choose among view.reachable & "
+                "(view.activity > 0)"
+            )
+
+    def _period(self, round: int) -> int:
+        return period_of_round(self.config.stream, self.config.train.rounds, round)
 
     def answering(self, cohort: Cohort) -> Cohort:
         """Return the part of a cohort that does not drop out (simulated by `availability.dropout`)."""
@@ -144,7 +154,7 @@ class Federated(Strategy):
             return []
         return [
             Message(
-                RecordDict({"params": arrays}),
+                pack_evaluation(arrays, self._period(server_round)),
                 dst_node_id=int(node),
                 message_type=MessageType.EVALUATE,
                 group_id=str(server_round),

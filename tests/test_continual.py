@@ -10,7 +10,7 @@ from fedsim.app.continual import period_matrix, transfer
 from fedsim.app.local import run_local
 from fedsim.app.rundir import RunDir
 from fedsim.data.holdings import load_holdings
-from fedsim.errors import WrongInput
+from fedsim.errors import RunFailed, WrongInput
 from strategies.spread import spread
 
 CONTINUAL = {
@@ -103,6 +103,12 @@ def test_the_virtual_clock_waits_for_slow_devices(tmp_path: Path) -> None:
     assert all(row["virtual_s"] > 0 for row in rows)
     again = run_local(config(tmp_path / "b", availability__speed_sigma=1.0), nodes=2).rows()
     assert [row["virtual_s"] for row in rows] == [row["virtual_s"] for row in again]
+
+
+def test_divergence_is_told_where_only_the_periods_are_measured(tmp_path: Path) -> None:
+    settings = CONTINUAL | {"train__lr": 1e4, "aggregation__lr": 1e4, "evaluation__every": 6}
+    with pytest.raises(RunFailed, match="training diverged in round"):
+        run_local(config(tmp_path, **settings))
 
 
 def test_spread_over_devices_by_hand() -> None:

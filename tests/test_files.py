@@ -217,6 +217,24 @@ def test_changed_records_are_seen_even_where_the_time_of_the_file_is_not(folder:
     assert load_federation(files(seed=1), folder).spec.labels == ("halt", "play")
 
 
+def test_arrays_that_cannot_be_joined_are_told(tmp_path: Path) -> None:
+    for name, width in (("a", 3), ("b", 4)):
+        np.savez(tmp_path / f"{name}.npz", image=np.zeros((2, 5, width)), intent=[0, 1], client=[0, 1])
+    with pytest.raises(WrongInput, match=r"a\.npz, b\.npz cannot be joined"):
+        load_federation(Data(source="files", task="image", train="a.npz,b.npz"), tmp_path)
+
+
+def test_only_training_records_need_devices_and_deletion_requests(folder: Path) -> None:
+    jsonl(folder / "gone.jsonl", [r | {"gone": None} for r in RECORDS])
+    data = files(train="gone.jsonl", columns="deleted=gone,device=client")
+    assert load_federation(data, folder).activity.sum() == 3
+
+
+def test_a_no_break_space_in_an_id_is_no_control_character(folder: Path) -> None:
+    jsonl(folder / "nbsp.jsonl", [RECORDS[0] | {"client": "a\u00a0b"}])
+    assert load_federation(files(train="nbsp.jsonl"), folder).activity.sum() == 1
+
+
 def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
     for name, width in (("a", 3), ("b", 4)):
         np.savez(tmp_path / f"{name}.npz", image=np.zeros((2, 5, width)), intent=[0, 1], client=[0, 1])

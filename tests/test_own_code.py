@@ -95,6 +95,17 @@ def strangers(view: View, settings: Selection, rng: np.random.Generator) -> Coho
     return Cohort(view.round, np.array(["nobody"]), None)
 
 
+def everyone(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    return Cohort(view.round, view.devices, None)
+
+
+def test_an_own_selector_may_not_choose_who_is_away(tmp_path: Path) -> None:
+    away = ("availability.rule=day_cycle", "availability.hours=1", f"selection.rule={__name__}:everyone")
+    with pytest.raises(WrongInput, match="in round 1, which is out of reach or has no example"):
+        run_local(own(tmp_path, *away))
+    assert not (tmp_path / "own").exists()
+
+
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [

@@ -254,6 +254,24 @@ def test_wrong_input_leaves_the_old_run_in_place_even_when_fresh(tmp_path: Path)
     assert [p.name for p in run.path.parent.iterdir()] == ["seed=1"]
 
 
+def test_wrong_input_leaves_the_user_s_own_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for out in (tmp_path / "mine", tmp_path / "new"):
+        with pytest.raises(WrongInput):
+            run_local(config(out, place__device="cuda"))
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+    assert not any((tmp_path / "mine").iterdir())
+
+
+def test_a_comparison_without_test_examples_is_refused(tmp_path: Path) -> None:
+    shared = {"data.source": "digits", "data.task": "image", "model.name": "mlp", "partition.name": "iid"}
+    flat = TINY | shared | {"place.out": str(tmp_path)}
+    with pytest.raises(WrongInput, match=r"train\.centralised needs test examples"):
+        run_local(from_flat(flat | {"train.centralised": True}))
+    with pytest.raises(WrongInput, match=r"data\.test_share = 0\.01 is too small"):
+        run_local(from_flat(flat | {"data.test_share": 0.01}))
+
+
 def test_leftovers_without_a_manifest_are_never_resumed(tmp_path: Path) -> None:
     run = run_local(config(tmp_path))
     (run.path / "manifest.json").unlink()

@@ -134,6 +134,26 @@ def test_held_out_examples_are_never_trained_on_and_nothing_is_lost() -> None:
         assert len(kept) == holdings.activity()[i] >= 1
 
 
+def test_held_out_records_arrive_and_are_deleted_too() -> None:
+    dataset = data()
+    holdings = Holdings(dataset, stream(arrivals="poisson", deletions=0.5), 0.5, seed=1)
+    whole = Holdings(dataset, stream(arrivals="poisson"), 0.5, seed=1)
+    sizes = [int(holdings.held_out_sizes(p).sum()) for p in (1, 2, 3, 4)]
+    arrived = [int(whole.held_out_sizes(p).sum()) for p in (1, 2, 3, 4)]
+    assert arrived == sorted(arrived)
+    assert 0 < arrived[0] < arrived[-1]
+    assert all(a < b for a, b in zip(sizes[1:], arrived[1:], strict=True))
+    devices = dataset.devices.tolist()
+    assert sizes[3] == sum(len(holdings.held_out(d, 4)) for d in devices)
+
+
+def test_a_reservoir_is_filled_from_what_is_not_held_out() -> None:
+    settings = stream(arrivals="poisson", memory="reservoir", reservoir=3)
+    holdings = Holdings(data(), settings, 0.5, seed=1)
+    kept = Holdings(data(), stream(arrivals="poisson"), 0.5, seed=1).activity(4)
+    assert (holdings.activity(4) == np.minimum(kept, 3)).all()
+
+
 def test_a_device_s_activity_is_what_it_holds() -> None:
     dataset = data()
     settings = stream(arrivals="poisson", memory="window", window=2, deletions=0.2)

@@ -151,7 +151,6 @@ class Mixed(nn.Module):
         super().__init__()
         self.words, self.drop = Embedding(40, 5), dropout
         self.label, self.tag = Linear(5, 3), Linear(5, 3)
-        self.unused = nn.Parameter(torch.zeros(2))
 
     def forward(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         words = self.drop(self.words(tokens)) * (tokens != 0).unsqueeze(-1)
@@ -160,8 +159,10 @@ class Mixed(nn.Module):
 
 def test_a_parameter_that_forward_does_not_use_stays_as_it_is() -> None:
     module = Mixed(Dropout(0.0))
+    module.unused = Linear(2, 2)
+    assert is_stackable(module)
     update = Trainer(module, make_task(TEXT), Train()).train(parameters_of(module), assignments(), 1, 1)
-    assert not update.delta["unused"].any()
+    assert not update.delta["unused.weight"].any()
     assert update.delta["label.weight"].any()
 
 
@@ -172,6 +173,24 @@ def test_our_dropout_differs_between_examples_where_devices_train_one_by_one() -
     assert len({tuple(row.tolist()) for row in rows}) == 5
     layer.stacked = True
     assert torch.equal(layer(torch.ones(1, 5, 64))[0], rows)
+
+
+class Functional(nn.Module):
+    """Drops by torch's function rather than by a layer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, 0.5, self.training)
+
+
+def test_dropout_by_a_function_repeats_with_the_seed() -> None:
+    module = Mixed(Functional())
+    assert is_stackable(module)
+    trainer, params = Trainer(module, make_task(TEXT), Train()), parameters_of(module)
+    torch.manual_seed(1)
+    one = trainer.train(params, assignments(), 3, 2)
+    torch.manual_seed(2)
+    two = trainer.train(params, assignments(), 3, 2)
+    assert all(torch.equal(one.delta[name], two.delta[name]) for name in params)
 
 
 @pytest.mark.parametrize("make", [Plain, lambda: Mixed(nn.Dropout(0.5))], ids=["plain", "mixed"])

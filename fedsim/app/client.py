@@ -23,7 +23,7 @@ from fedsim.wire import (
     pack_announcement,
     pack_scores,
     pack_update,
-    unpack_params,
+    unpack_evaluation,
     unpack_question,
     unpack_task,
 )
@@ -72,10 +72,10 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Measure the model on what each of the node's devices holds out; answer with the task's metric."""
     node = _node(context)
-    params = unpack_params(message.content.array_records["params"])
-    held = node.holdings.held_out_sizes()[node.share] > 0
+    params, period = unpack_evaluation(message.content)
+    held = node.holdings.held_out_sizes(period)[node.share] > 0
     devices = node.devices[held]
-    parts = [node.holdings.held_out(device) for device in devices.tolist()]
+    parts = [node.holdings.held_out(device, period) for device in devices.tolist()]
     task = node.trainer.task
     found = evaluate_each(node.trainer.module, task, params, parts)
     values = np.array([metrics[task.metric] for metrics in found], dtype=np.float64)

@@ -95,7 +95,10 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
             f"Inclusion probabilities in that cohort: {first.probabilities.min():.4f} to "
             f"{first.probabilities.max():.4f}; {sure} devices would train in every round."
         )
-    if config.selection.rule in ("activity", "mixture", "schedule") and config.aggregation.weights in ("auto", "examples"):
+    if config.selection.rule in ("activity", "mixture", "schedule") and config.aggregation.weights in (
+        "auto",
+        "examples",
+    ):
         lines.append(
             "Note: activity counts twice: active devices are chosen more often and weigh more. "
             'aggregation.weights = "equal" counts it once.'

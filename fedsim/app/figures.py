@@ -64,7 +64,7 @@ def activity_histogram(activity: NDArray[np.int64], of: str = "public activity")
 def participation_by_activity(
     activity: NDArray[np.int64], participation: NDArray[np.int64], rounds: int
 ) -> Figure:
-    """The share of rounds in which devices trained, by activity: mean and range in powers of two."""
+    """The share of rounds in which devices were selected, by activity: mean and range in powers of two."""
 
     def draw(axes: Axes) -> None:
         held = activity > 0

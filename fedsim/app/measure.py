@@ -41,8 +41,18 @@ def check_evaluation(config: Config, holdings: Holdings) -> None:
             "train.patience needs examples to watch, and the federation has no dev part; name files in "
             "data.dev, or set train.patience = 0"
         )
+    if holdings.dataset.test is None and config.data.test_share:
+        raise WrongInput(
+            f"data.test_share = {config.data.test_share} is too small: no device has enough examples to hold "
+            "one out; raise it"
+        )
+    if holdings.dataset.test is None and config.train.centralised:
+        raise WrongInput(
+            "train.centralised needs test examples to compare on; name files in data.test, or set "
+            "data.test_share"
+        )
     wanted = config.evaluation.on
-    if wanted != "central" and not holdings.held_out_sizes().any():
+    if wanted != "central" and not holdings.holds_out:
         raise WrongInput(
             f"evaluation.on = {wanted!r} needs evaluation.holdout, large enough that some device holds an "
             f"example out; got {config.evaluation.holdout}"

@@ -58,7 +58,7 @@ def _figures(run: RunDir) -> dict[str, tuple[Figure, str]]:
         ),
         "participation": (
             figures.participation_by_activity(activity, checkpoint.participation, checkpoint.round),
-            "Participation: share of rounds in which a device trained, by activity (mean and range).",
+            "Participation: share of rounds in which a device was selected, by activity (mean and range).",
         ),
     }
     drawn |= _decile_figure(rows) | _period_figures(run)

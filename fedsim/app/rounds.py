@@ -137,6 +137,7 @@ def measure_periods(server: Server) -> None:
         test = server.holdings.test(period)
         if test is not None:
             row = {"round": round, "after_period": done, "test_period": period} | server.evaluate(test)
+            check_finite(row)
             server.run.append_row(row, "periods.jsonl")
 
 

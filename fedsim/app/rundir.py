@@ -7,7 +7,7 @@ and cut back to the last checkpoint on resume, all other files are written aside
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -70,6 +70,7 @@ class RunDir:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process. Raises WrongInput when another one has it."""
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         make_folder(self.path)
         lock = FileLock(self.path / "lock")
         try:
@@ -79,7 +80,7 @@ class RunDir:
         try:
             yield
         finally:
-            self._remove_if_empty()
+            self._remove_if_empty(made)
             lock.release()
 
     def create(
@@ -159,19 +160,15 @@ class RunDir:
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("round-*.npz"))
 
-    def _remove_if_empty(self) -> None:
-        """Leave no folder behind for a run that never began."""
-        if self.exists or not self.path.is_dir():
+    def _remove_if_empty(self, made: Sequence[Path]) -> None:
+        """Leave nothing behind for a run that never began: the folders just `made`, innermost first."""
+        if self.exists or not made or {entry.name for entry in self.path.iterdir()} > {"lock"}:
             return
-        for left in self.path.iterdir():
-            if left.name != "lock":
-                return
         shutil.rmtree(self.path)
-        for folder in list(self.path.parents)[:3]:
-            try:
-                folder.rmdir()
-            except OSError:
+        for folder in made[1:]:
+            if any(folder.iterdir()):
                 return
+            folder.rmdir()
 
 
 def find_runs(out: Path) -> list[RunDir]:

@@ -10,6 +10,8 @@ from fedsim.data.records import Records
 from fedsim.errors import WrongInput
 from fedsim.names import suggestion
 
+TRAINING_ONLY = ("device", "deleted")
+"""Roles that only training records must have."""
 SPLIT_NAMES = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 
 
@@ -23,7 +25,8 @@ def split_records(
     """
     roles = column_roles(data)
     splits = {
-        split: _records(data, found, roles, f"{split} ({origins[split]})") for split, found in columns.items()
+        split: _records(data, split, found, roles, f"{split} ({origins[split]})")
+        for split, found in columns.items()
     }
     if list(splits) == ["train"] and "split" in splits["train"].columns:
         return _divide(splits["train"], origins["train"])
@@ -54,14 +57,17 @@ def column_roles(data: Data) -> dict[str, str]:
     return {role: column for role, column in (default | given).items() if column}
 
 
-def _records(data: Data, found: Mapping[str, Any], roles: Mapping[str, str], origin: str) -> Records:
+def _records(
+    data: Data, split: str, found: Mapping[str, Any], roles: Mapping[str, str], origin: str
+) -> Records:
+    given = parse_pairs("data.columns", data.columns) if data.columns != Data().columns else {}
     columns = {}
     for role, column in roles.items():
         parts = column.split("+")
         missing = [part for part in parts if part not in found]
         if not missing:
             columns[role] = _joined([found[part] for part in parts])
-        elif role in parse_pairs("data.columns", data.columns) and data.columns != Data().columns:
+        elif role in given and (split == "train" or role not in TRAINING_ONLY):
             raise WrongInput(
                 f"{origin} has no column {missing[0]!r} (data.columns has {role}={column}); "
                 f"it has {', '.join(found)}{suggestion(missing[0], found)}"

@@ -137,7 +137,11 @@ def _read_npz(paths: Sequence[Path]) -> dict[str, Any]:
             raise WrongInput(f"{path.name} could not be read as npz: {first_line(error)}") from error
         if loaded[-1].keys() != loaded[0].keys():
             raise WrongInput(f"{path.name} and {paths[0].name} have different arrays")
-    return {name: np.concatenate([part[name] for part in loaded]) for name in loaded[0]}
+    try:
+        return {name: np.concatenate([part[name] for part in loaded]) for name in loaded[0]}
+    except ValueError as error:
+        names = ", ".join(path.name for path in paths)
+        raise WrongInput(f"the arrays of {names} cannot be joined: {first_line(error)}") from error
 
 
 def _check_utf8(path: Path) -> None:

@@ -78,17 +78,22 @@ class Holdings:
         owner = np.repeat(np.arange(len(self.dataset.devices)), self.dataset.activity)
         return hours_with_records(owner, time, len(self.dataset.devices))
 
-    def held_out(self, device: DeviceId) -> Examples:
-        """Return the examples that a device never trains on; none where nothing is held out."""
+    def held_out(self, device: DeviceId, period: int = 1) -> Examples:
+        """Return the examples that a device never trains on, as far as it has them in a period."""
         if self._plain:
             return self.dataset.train(device)[0:0]
-        return self._choose(device, self._held_out)
+        return self._choose(device, self._held_out_in(period))
 
-    def held_out_sizes(self) -> NDArray[np.int64]:
-        """Return how many examples each device holds out."""
+    def held_out_sizes(self, period: int = 1) -> NDArray[np.int64]:
+        """Return how many examples each device holds out and has in a period."""
         if self._plain:
             return np.zeros(len(self.dataset.devices), dtype=np.int64)
-        return np.bincount(self._owner[self._held_out], minlength=len(self.dataset.devices))
+        return np.bincount(self._owner[self._held_out_in(period)], minlength=len(self.dataset.devices))
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether any device holds an example out, in any period."""
+        return not self._plain and bool(self._held_out.any())
 
     def test(self, period: int) -> Examples | None:
         """Return the test examples that arrive in a period; None without a test part."""
@@ -100,7 +105,13 @@ class Holdings:
     def _kept_in(self, period: int) -> Flags:
         if self.arrivals is None:
             return ~self._held_out
-        return self.arrivals.held(period) & ~self._held_out
+        return self.arrivals.held(period, ~self._held_out)
+
+    def _held_out_in(self, period: int) -> Flags:
+        """Held-out records have to arrive too, and go when their deletion is asked for."""
+        if self.arrivals is None:
+            return self._held_out
+        return self._held_out & self.arrivals.alive(period)
 
     def _choose(self, device: DeviceId, flags: Flags) -> Examples:
         i = int(np.searchsorted(self.dataset.devices, device))

@@ -40,10 +40,19 @@ class Arrivals:
     edges: NDArray[np.float64]
     """The periods' limits in seconds, one more than periods."""
 
-    def held(self, period: int) -> Flags:
-        """Return which records their devices hold in a period, by the memory rule."""
+    def alive(self, period: int) -> Flags:
+        """Return which records have arrived by a period and are not deleted."""
+        return (self.period <= period) & (self.deleted > period)
+
+    def held(self, period: int, eligible: Flags | None = None) -> Flags:
+        """Return which records their devices hold in a period, by the memory rule.
+
+        Only `eligible` records count, all if None: a reservoir is filled with these.
+        """
         arrived = self.period <= period
-        alive = arrived & (self.deleted > period)
+        alive = self.alive(period)
+        if eligible is not None:
+            arrived, alive = arrived & eligible, alive & eligible
         settings = self.settings
         if settings.memory == "current":
             return alive & (self.period == period)

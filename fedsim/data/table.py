@@ -1,5 +1,6 @@
 """A federation over records in memory: one table sorted by device, each device a view of its rows."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -105,7 +106,7 @@ def _natural(splits: Mapping[str, Records]) -> NDArray[np.str_]:
 
 def _owners(records: Records) -> NDArray[np.str_]:
     named = [str(owner) for owner in records.columns.get("device", []) if owner is not None]
-    odd = next((name for name in named if not name.isprintable()), None)
+    odd = next((name for name in named if any(unicodedata.category(c) == "Cc" for c in name)), None)
     if odd is not None:
         raise WrongInput(f"{records.origin} has the device {odd!r}; control characters cannot be in an id")
     return np.array(named, dtype=np.str_)
