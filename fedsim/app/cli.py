@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-# Waiting threads sleep instead of spinning: a fifth slower where nothing else runs, several times faster
+# Waiting threads spin only a little before they sleep: as fast where nothing else runs, several times faster
 # where something does. It must be set before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import typer
 from rich.console import Console
