@@ -194,6 +194,11 @@ class Train(Section):
     batch_size: Count = Field(10, description="examples a local step")
     local_epochs: Count = Field(1, description="passes over a device's examples a round")
     local_steps: int = Field(0, ge=0, le=10**6, description="steps a round; 0 = by local_epochs")
+    proximal: NonNegative = Field(0.0, description="FedProx: pull towards the round's first parameters")
+    grad_clip: NonNegative = Field(
+        0.0, description="L2 norm that a step's mean gradient is cut to; 0 = none (this is no privacy)"
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the forward pass")
     centralised: bool = Field(False, description="also train the same model on the pooled data")
     centralised_epochs: Count = Field(10, description="passes of the centralised reference")
     centralised_lr: Positive = Field(0.003, description="Adam's learning rate of that reference")
@@ -251,6 +256,55 @@ class Aggregation(Section):
     tau: Positive = Field(0.001, description="what is added to the root of the second moment")
 
 
+class Dp(Section):
+    """What differential privacy is promised, to whom, and by which mechanism."""
+
+    unit: Literal["none", "example", "device"] = Field(
+        "none", description="what is protected: nothing | one example | all that a device holds"
+    )
+    trust: Literal["central", "local", "secure_sum"] = Field(
+        "central",
+        description="who adds the noise: the trusted server | each device | shares in a simulated secure sum",
+    )
+    relation: Literal["auto", "add_or_remove", "zero_out"] = Field(
+        "auto", description="neighbouring relation; auto = zero_out under a secure sum, else add_or_remove"
+    )
+    clip_norm: Positive = Field(1.0, description="L2 bound C of a unit's contribution")
+    clipping: Literal["flat", "per_layer", "automatic", "adaptive"] = Field(
+        "flat", description="one norm | one a layer | normalised gradients | quantile of devices' norms"
+    )
+    noise_multiplier: NonNegative = Field(1.0, description="noise stddev over sensitivity")
+    noise_decay: float = Field(
+        1.0, gt=0.0, le=1.0, description="factor on the noise multiplier after each epoch (edp)"
+    )
+    correlation: Literal["none", "banded"] = Field(
+        "none", description="fresh noise each round | banded matrix factorisation (DP-FTRL)"
+    )
+    noise_layout: Literal["dense", "summed"] = Field(
+        "dense", description="noise a device | rows that no device reads get one draw for the sum"
+    )
+    noise_source: Literal["auto", "seeded", "os"] = Field(
+        "auto", description="seeded in simulation, entropy of the operating system on real nodes"
+    )
+    delta: float = Field(
+        0.0, ge=0.0, lt=1.0, description="0 = 1/(10 x protected units), rounded down to a power of ten"
+    )
+    target_epsilon: NonNegative = Field(0.0, description="epsilon that no unit may pass; 0 = none")
+    on_target: Literal["stop", "retire"] = Field(
+        "stop", description="at the target the run stops | the devices that reached it retire"
+    )
+    method: Literal["exact", "edp", "loop", "opacus"] = Field(
+        "exact", description="per-example clipping | micro-batches (after eDP-SGD) | slow references"
+    )
+    sampling_rate: Fraction = Field(
+        0.0, description="Poisson rate of a device's batches; 0 = train.batch_size / public activity"
+    )
+    micro_batches: Count = Field(4, description="edp: slots that a batch's examples are drawn into")
+    amplification: Literal["auto", "none"] = Field(
+        "auto", description="claim amplification by sampling where its conditions hold | never"
+    )
+
+
 class Place(Section):
     """Where and on what the experiment runs; changes no result and is never hashed."""
 
@@ -279,6 +333,7 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     selection: Selection = Selection()
     aggregation: Aggregation = Aggregation()
+    dp: Dp = Dp()
     place: Place = Place()
 
     @property
