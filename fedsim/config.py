@@ -248,8 +248,13 @@ class Aggregation(Section):
         "fedadam", description="fedavg | fedavgm | fedadagrad | fedadam | fedyogi | package.module:function"
     )
     lr: Positive = Field(0.01, description="server learning rate (1.0 is plain FedAvg)")
-    weights: Literal["auto", "equal", "examples"] = Field(
-        "auto", description="equal | examples (public activity); auto = examples without DP"
+    weights: Literal["auto", "equal", "examples", "inverse_probability"] = Field(
+        "auto",
+        description="equal | examples (public activity) | inverse_probability (examples over the chance of "
+        "being chosen); auto = examples without DP",
+    )
+    weight_cap: Positive = Field(
+        10.0, description="inverse_probability: largest weight; 1 = that of proportional selection"
     )
     beta1: Fraction = Field(0.9, description="decay of the first moment (fedavgm: momentum)")
     beta2: Fraction = Field(0.99, description="decay of the second moment (fedadam, fedyogi)")

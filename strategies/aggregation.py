@@ -1,4 +1,4 @@
-"""How updates become a model: weights for the devices, and a server rule over their weighted sum.
+"""How updates become a model: a server rule over their weighted sum.
 
 `Aggregator.init/step`: values in, values out. All of the server's state is one flat dict of tensors,
 which a checkpoint holds as it is.
@@ -7,14 +7,12 @@ which a checkpoint holds as it is.
 from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.config import Aggregation
 from fedsim.names import lookup
-from fedsim.types import Cohort, Params, Update, View
+from fedsim.types import Params, Update
 
 State = Params
 Second = Callable[[Tensor, Tensor, float], Tensor]
@@ -124,13 +122,6 @@ AGGREGATORS: dict[str, Callable[[Aggregation], Aggregator]] = {
 def make_aggregator(settings: Aggregation) -> Aggregator:
     """Return the rule that `aggregation.rule` names."""
     return lookup("aggregation.rule", settings.rule, AGGREGATORS)(settings)
-
-
-def weights(cohort: Cohort, view: View, settings: Aggregation) -> NDArray[np.float64]:
-    """Return each device's public weight: 1, or its public activity."""
-    if settings.weights == "equal":
-        return np.ones(len(cohort))
-    return view.activity[np.searchsorted(view.devices, cohort.devices)].astype(np.float64)
 
 
 def _zeros(kind: str, params: Params) -> State:

@@ -18,10 +18,11 @@ from fedsim.errors import RunFailed, WrongInput
 from fedsim.seeds import generator
 from fedsim.types import Cohort, Params, Update, View, no_update
 from fedsim.wire import pack_evaluation, pack_params, pack_task, unpack_scores, unpack_update
-from strategies.aggregation import Aggregator, State, make_aggregator, weights
+from strategies.aggregation import Aggregator, State, make_aggregator
 from strategies.roster import Roster
 from strategies.selection import select
 from strategies.spread import spread
+from strategies.weights import weights, with_divisor
 
 logger = getLogger(__name__)
 
@@ -85,7 +86,7 @@ class Federated(Strategy):
         )
         cohort = select(view, self.config.selection, generator(self.config.seed, "select", round))
         self._check(cohort, view)
-        public = weights(cohort, view, self.config.aggregation)
+        public = weights(cohort, view, self.config)
         return replace(cohort, weights=public, period=view.period)
 
     def _check(self, cohort: Cohort, view: View) -> None:
@@ -118,7 +119,7 @@ class Federated(Strategy):
     ) -> tuple[ArrayRecord, MetricRecord]:
         """Step on the sum of the replies; a node that failed is logged and left out."""
         assert self.cohort is not None, "aggregate_train comes after configure_train"
-        total = self._sum(replies)
+        total = with_divisor(self._sum(replies), self.config)
         params, state = self.aggregator.step(self.state.params, total, self.state.aggregator)
         if not all(bool(p.isfinite().all()) for p in params.values()):
             raise RunFailed(

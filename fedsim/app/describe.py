@@ -18,6 +18,7 @@ from fedsim.seeds import generator
 from fedsim.types import View
 from strategies.aggregation import make_aggregator
 from strategies.selection import select
+from strategies.weights import weights
 
 
 def describe(config: Config, console: Console) -> None:
@@ -78,6 +79,7 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
     first = select(view, config.selection, generator(config.seed, "select", 1))
     params = parameters_of(build_model(federation.spec, config.model, config.seed))
     make_aggregator(config.aggregation)
+    heaviest = weights(first, view, config).max(initial=0.0)
     count = sum(p.numel() for p in params.values())
     train = config.train
     work = f"{train.local_steps} steps" if train.local_steps else f"{train.local_epochs} epoch(s)"
@@ -102,6 +104,11 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
         lines.append(
             "Note: activity counts twice: active devices are chosen more often and weigh more. "
             'aggregation.weights = "equal" counts it once.'
+        )
+    if config.aggregation.weights == "inverse_probability":
+        lines.append(
+            f"Weights by inverse probability, divided by the constant {config.selection.cohort}: the "
+            f"heaviest of the first cohort weighs {heaviest:.2f}, the cap {config.aggregation.weight_cap:g}."
         )
     lines += stream_sentences(config, holdings)
     if config.availability.rule != "always":
