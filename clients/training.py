@@ -64,6 +64,13 @@ class Trainer:
             total = total + self._train_chunk(start, chunk)
         return total
 
+    def train_each(
+        self, params: Params, assigned: Sequence[Assignment], seed: int, round: int
+    ) -> Iterator[Update]:
+        """Yield each device's own update, in the order of `assigned`, as `train` would sum them."""
+        for assignment in assigned:
+            yield self.train(params, [assignment], seed, round)
+
     def _chunks(
         self, params: Params, assigned: Sequence[Assignment], seed: int, round: int
     ) -> Iterator[Chunk]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedsim.config import Aggregation
 from fedsim.names import lookup
 from fedsim.types import Params, Update
+from strategies.robust import COMBINERS
 
 State = Params
 Second = Callable[[Tensor, Tensor, float], Tensor]
@@ -119,9 +120,15 @@ AGGREGATORS: dict[str, Callable[[Aggregation], Aggregator]] = {
 }
 
 
+def step_of(settings: Aggregation) -> Aggregator:
+    """Return the rule that steps on what a robust rule found."""
+    return AGGREGATORS[settings.step](settings)
+
+
 def make_aggregator(settings: Aggregation) -> Aggregator:
-    """Return the rule that `aggregation.rule` names."""
-    return lookup("aggregation.rule", settings.rule, AGGREGATORS)(settings)
+    """Return the rule that `aggregation.rule` names; for a robust one, what `aggregation.step` names."""
+    rules = AGGREGATORS | dict.fromkeys(COMBINERS, step_of)
+    return lookup("aggregation.rule", settings.rule, rules)(settings)
 
 
 def _zeros(kind: str, params: Params) -> State:

@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from clients.training import Assignment, Trainer
+from fedsim.app.answer import answer
 from fedsim.app.place import chunk_bytes, data_dir, torch_device
 from fedsim.config import Config, from_flat
 from fedsim.data.activity import public_activity
@@ -21,9 +22,10 @@ from fedsim.wire import (
     Announcement,
     DeviceScores,
     pack_announcement,
+    pack_reply,
     pack_scores,
-    pack_update,
     unpack_evaluation,
+    unpack_form,
     unpack_question,
     unpack_task,
 )
@@ -57,15 +59,16 @@ def announce(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the devices that the message names, as one batch, and answer with their weighted sum."""
+    """Train the devices that the message names; answer with their weighted sum, or what else it wants."""
     node = _node(context)
     params, cohort = unpack_task(message.content)
     assigned = [
         Assignment(device, node.holdings.train(device, cohort.period), float(weight))
         for device, weight in zip(cohort.devices.tolist(), cohort.weights, strict=True)
     ]
-    update = node.trainer.train(params, assigned, node.config.seed, cohort.round)
-    return Message(pack_update(update, cohort.round), reply_to=message)
+    form = unpack_form(message.content)
+    reply = answer(node.trainer, params, assigned, node.config, cohort.round, form)
+    return Message(pack_reply(reply), reply_to=message)
 
 
 @app.evaluate()

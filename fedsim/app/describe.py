@@ -17,6 +17,7 @@ from fedsim.models import build_model, parameters_of
 from fedsim.seeds import generator
 from fedsim.types import View
 from strategies.aggregation import make_aggregator
+from strategies.forms import form_sentences
 from strategies.selection import select
 from strategies.weights import weights
 
@@ -73,6 +74,8 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
         devices=federation.devices,
         activity=activity,
         reachable=clock.reachable(1),
+        availability=clock.share(),
+        losses=np.full(len(activity), np.nan),
         participation=np.zeros(len(activity), dtype=np.int64),
         rounds=config.train.rounds,
     )
@@ -89,6 +92,7 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
         f"Each device trains {work} with batches of {train.batch_size} by {train.optimizer}, lr {train.lr}.",
         f"The model {config.model.name!r} has {count:,} parameters ({count * 4 / 1e6:.1f} MB).",
         f"The server aggregates by {config.aggregation.rule} with weights {config.aggregation.weights!r}.",
+        *form_sentences(config),
         "No differential privacy: nothing bounds what the model reveals.",
     ]
     if first.probabilities is not None and len(first):

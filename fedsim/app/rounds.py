@@ -110,7 +110,9 @@ def resume(strategy: Federated, run: RunDir) -> None:
     """Bring strategy and rows to the last checkpoint."""
     found = run.last_checkpoint()
     if found is not None:
-        strategy.state = ServerState(found.round, found.params, found.aggregator, found.participation)
+        strategy.state = ServerState(
+            found.round, found.params, found.aggregator, found.participation, found.losses
+        )
     run.cut_rows(strategy.state.round)
     run.cut_rows(strategy.state.round - 1, "periods.jsonl")
 
@@ -142,7 +144,7 @@ def measure_periods(server: Server) -> None:
 
 
 def as_checkpoint(state: ServerState) -> Checkpoint:
-    return Checkpoint(state.round, state.params, state.aggregator, state.participation)
+    return Checkpoint(state.round, state.params, state.aggregator, state.participation, state.losses)
 
 
 def train_row(round: int, metrics: Mapping[str, Any]) -> Row:
@@ -152,7 +154,10 @@ def train_row(round: int, metrics: Mapping[str, Any]) -> Row:
         "cohort": int(metrics["cohort"]),
         "devices": int(metrics["devices"]),
         "steps": int(metrics.get("steps", 0)),
+        "rejected": int(metrics["rejected"]),
     }
+    if metrics["skipped"]:
+        row["skipped"] = 1  # too few valid updates: the model stayed, which accounting must not overlook
     if metrics.get("loss_examples"):
         row["train_loss"] = metrics["loss_sum"] / metrics["loss_examples"]
     return row

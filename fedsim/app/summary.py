@@ -9,7 +9,8 @@ from fedsim.data.federation import count_unseen_labels
 from fedsim.models.tasks import Task
 
 NOT_METRICS = {
-    "round", "period", "cohort", "devices", "steps", "train_loss", "reachable", "virtual_s", "device_count"
+    "round", "period", "cohort", "devices", "steps", "rejected", "skipped", "train_loss", "reachable",
+    "virtual_s", "device_count",
 }  # fmt: skip
 OF_THE_ROUND = ("time_", "dev_", "period_")
 
