@@ -5,7 +5,6 @@ each op's input A and output gradient G, and the clipped sum from the same two; 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +16,15 @@ from clients.tape import Tape, recording
 from fedsim.errors import WrongInput
 from fedsim.types import Params
 
-Losses = Callable[[Any], Tensor]
-"""Outputs of the module -> the loss of each example, [B] or [K, B]."""
+Losses = Callable[..., Tensor]
+"""losses(outputs, *targets) -> the loss of each example, [B], or [K, B] of K models."""
 
 
 def book_keeping(
     module: nn.Module,
     losses: Losses,
     inputs: Sequence[Tensor],
+    targets: Sequence[Tensor],
     clip: Clip | None,
     params: Params,
     mask: Tensor | None,
@@ -42,7 +42,7 @@ def book_keeping(
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
     leaves = {name: p.detach().requires_grad_(name in trained) for name, p in params.items()}
     with recording(module, tape):
-        each = losses(functional_call(module, leaves, tuple(inputs)))
+        each = losses(functional_call(module, leaves, tuple(inputs)), *targets)
     if each.shape != inputs[0].shape[: each.dim()] or each.dim() != 1 + stacked:
         raise WrongInput(
             f"losses must have one value an example, shape {tuple(inputs[0].shape[: 1 + stacked])}, "
@@ -59,11 +59,17 @@ def book_keeping(
     if group > 1:
         records = [record.grouped(group) for record in records]
         real = real.unflatten(1, (-1, group)).any(2)
-    return _clip(records, clip, real, divisors, each.detach().view(models, examples))
+    layers = len({name.rpartition(".")[0] for name in trained})
+    return _clip(records, clip, layers, real, divisors, each.detach().view(models, examples))
 
 
 def _clip(
-    records: Sequence[Record], clip: Clip | None, real: Tensor, divisors: Tensor | None, losses: Tensor
+    records: Sequence[Record],
+    clip: Clip | None,
+    layers: int,
+    real: Tensor,
+    divisors: Tensor | None,
+    losses: Tensor,
 ) -> Clipped:
     squares = [record.squares() for record in records]
     total = torch.stack(squares).sum(0) if squares else losses.new_zeros(real.shape)
@@ -73,19 +79,27 @@ def _clip(
     if good.is_cuda or not bool(good.all()):  # a GPU does not wait for the answer
         records = [record.keep(good) for record in records]
     sums: dict[str, Tensor | Rows] = {}
-    for record, factors in zip(records, _factors(records, squares, clip, norms, scale), strict=True):
+    for record, factors in zip(records, _factors(records, squares, clip, layers, norms, scale), strict=True):
         sums |= record.sums(torch.where(good & real, factors * scale, torch.zeros_like(factors)))
     return Clipped(sums, torch.where(real, norms, torch.zeros_like(norms)), losses)
 
 
 def _factors(
-    records: Sequence[Record], squares: Sequence[Tensor], clip: Clip | None, norms: Tensor, scale: Tensor
+    records: Sequence[Record],
+    squares: Sequence[Tensor],
+    clip: Clip | None,
+    layers: int,
+    norms: Tensor,
+    scale: Tensor,
 ) -> list[Tensor]:
     """Return one tensor [K, B] a record."""
     if clip is None:
         return [torch.ones_like(norms)] * len(records)
     if clip.rule != "per_layer":
         return [clip.factors(norms, 1)] * len(records)
-    layers = [record.weights[0].rpartition(".")[0] for record in records]
-    alone = {layer: sum(s for s, of in zip(squares, layers, strict=True) if of == layer) for layer in layers}
-    return [clip.factors(alone[layer].sqrt() * scale, len(alone)) for layer in layers]
+    owners = [record.weights[0].rpartition(".")[0] for record in records]
+    alone = {
+        owner: torch.stack([s for s, of in zip(squares, owners, strict=True) if of == owner]).sum(0)
+        for owner in owners
+    }
+    return [clip.factors(alone[owner].clamp(min=0.0).sqrt() * scale, layers) for owner in owners]

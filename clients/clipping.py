@@ -1,6 +1,6 @@
 """Per-example clipped gradients of one model, or of a whole cohort of models, in one forward and backward.
 
-For use without the simulator: `clipped_gradients(module, losses, inputs, Clip(1.0))`.
+For use without the simulator: `clipped_gradients(module, losses, [x], [y], Clip(1.0))`.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ def clipped_gradients(
     module: nn.Module,
     losses: Losses,
     inputs: Sequence[Tensor],
+    targets: Sequence[Tensor],
     clip: Clip,
     params: Params | None = None,
     mask: Tensor | None = None,
@@ -30,7 +31,8 @@ def clipped_gradients(
 ) -> Clipped:
     """Return the clipped gradient sum of a batch and its norms; the module's parameters stay as they are.
 
-    `inputs` start with the examples' axis [B, ...]. With `params` whose tensors have one axis more than the
+    `losses(module(*inputs), *targets)` gives one value an example; inputs and targets start with the
+    examples' axis [B, ...]. With `params` whose tensors have one axis more than the
     module's, K models run side by side on inputs [K, B, ...]. `mask` says which examples count. An example
     whose gradient has NaN or Inf counts as zero.
 
@@ -41,8 +43,8 @@ def clipped_gradients(
     given = {name: p.detach() for name, p in (params or own).items()}
     stacked = any(given[name].dim() > p.dim() for name, p in own.items())
     if method != "exact":
-        return SLOW[method](module, losses, inputs, clip, given, mask, stacked)
-    found = book_keeping(module, losses, inputs, clip, given, mask, stacked)
+        return SLOW[method](module, losses, inputs, targets, clip, given, mask, stacked)
+    found = book_keeping(module, losses, inputs, targets, clip, given, mask, stacked)
     whole = {name: _whole(found.sums.get(name), given[name], stacked) for name in own}
     if stacked:
         return Clipped(dict(whole), found.norms, found.losses)

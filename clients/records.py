@@ -43,8 +43,9 @@ def add_rows(table: Tensor, rows: Rows, scale: float) -> None:
 class Record(Protocol):
     """One op's contribution to each example's gradient."""
 
-    weights: tuple[str, ...]
-    """The parameters that it holds the gradients of."""
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The parameters that it holds the gradients of."""
 
     def squares(self) -> Tensor:
         """Return the squared norms of the examples' gradients of `weights` together, [K, B]."""

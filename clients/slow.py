@@ -13,13 +13,15 @@ from clients.clip import Clip, Clipped
 from fedsim.errors import WrongInput
 from fedsim.types import Params
 
-Slow = Callable[[nn.Module, Losses, Sequence[Tensor], Clip, Params, Tensor | None, bool], Clipped]
+Tensors = Sequence[Tensor]
+Slow = Callable[[nn.Module, Losses, Tensors, Tensors, Clip, Params, Tensor | None, bool], Clipped]
 
 
 def loop(
     module: nn.Module,
     losses: Losses,
-    inputs: Sequence[Tensor],
+    inputs: Tensors,
+    targets: Tensors,
     clip: Clip,
     params: Params,
     mask: Tensor | None,
@@ -27,19 +29,17 @@ def loop(
 ) -> Clipped:
     """Clip one example after another by autograd (Abadi et al., 2016): the definition, for any module."""
     if stacked:
-        return _one_by_one(loop, module, losses, inputs, clip, params, mask)
+        return _one_by_one(loop, module, losses, inputs, targets, clip, params, mask)
     names = [name for name, p in module.named_parameters() if p.requires_grad]
     leaves = {name: p.detach().requires_grad_(name in names) for name, p in params.items()}
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     each = []
     for b in range(len(inputs[0])):
         outputs = functional_call(module, leaves, tuple(i[b : b + 1] for i in inputs))
-        loss = losses(outputs) if mask is None or bool(mask[b]) else params[names[0]].new_zeros(1)
-        parts = [leaves[name] for name in names]
-        grads = torch.autograd.grad(loss.sum(), parts, allow_unused=True) if loss.requires_grad else parts
+        loss = losses(outputs, *(t[b : b + 1] for t in targets))
+        grads = torch.autograd.grad(loss.sum(), [leaves[name] for name in names], allow_unused=True)
         for name, grad in zip(names, grads, strict=True):
-            zero = grad is None or not loss.requires_grad
-            found[name].append(torch.zeros_like(params[name]) if zero else grad)
+            found[name].append(torch.zeros_like(params[name]) if grad is None else grad)
         each.append(loss.detach())
     return clip_each({name: torch.stack(g) for name, g in found.items()}, clip, mask, torch.cat(each))
 
@@ -47,7 +47,8 @@ def loop(
 def opacus_hooks(
     module: nn.Module,
     losses: Losses,
-    inputs: Sequence[Tensor],
+    inputs: Tensors,
+    targets: Tensors,
     clip: Clip,
     params: Params,
     mask: Tensor | None,
@@ -55,7 +56,7 @@ def opacus_hooks(
 ) -> Clipped:
     """Clip by the per-example gradients of Opacus' GradSampleModule: any module that Opacus supports."""
     if stacked:
-        return _one_by_one(opacus_hooks, module, losses, inputs, clip, params, mask)
+        return _one_by_one(opacus_hooks, module, losses, inputs, targets, clip, params, mask)
     from opacus import GradSampleModule  # four seconds that only its users pay
 
     twin = copy.deepcopy(module)
@@ -66,10 +67,10 @@ def opacus_hooks(
             watched = GradSampleModule(twin, loss_reduction="sum")
         except NotImplementedError as error:
             raise WrongInput(f"Opacus does not support this model: {error}") from error
-        each = losses(watched(*inputs))
+        each = losses(watched(*inputs), *targets)
         counted = each if mask is None else torch.where(mask, each, torch.zeros_like(each))
         counted.sum().backward()
-    grads = {name: p.grad_sample for name, p in twin.named_parameters() if p.requires_grad}
+    grads = {name: vars(p).get("grad_sample") for name, p in twin.named_parameters() if p.requires_grad}
     unused = {name: torch.zeros(len(inputs[0]), *p.shape) for name, p in twin.named_parameters()}
     return clip_each({n: unused[n] if g is None else g for n, g in grads.items()}, clip, mask, each.detach())
 
@@ -93,17 +94,19 @@ def _one_by_one(
     method: Slow,
     module: nn.Module,
     losses: Losses,
-    inputs: Sequence[Tensor],
+    inputs: Tensors,
+    targets: Tensors,
     clip: Clip,
     params: Params,
     mask: Tensor | None,
 ) -> Clipped:
-    """Clip one model after another and stack what they give; `losses` then sees one model at a time."""
+    """Clip one model after another and stack what they give."""
     parts = [
         method(
             module,
             losses,
             [i[k] for i in inputs],
+            [t[k] for t in targets],
             clip,
             {name: p[k] for name, p in params.items()},
             None if mask is None else mask[k],

@@ -37,7 +37,8 @@ class Tape:
 
     def watch(self, output: Tensor, finish: Finish) -> Tensor:
         """Return `output`; when its gradient arrives, `finish` turns that into a record."""
-        return cast(Tensor, _Watch.apply(output, self.anchor, lambda g: self._records.append(finish(g))))
+        note: Callable[[Tensor], None] = lambda g: self._records.append(finish(g))  # noqa: E731
+        return cast(Tensor, _Watch.apply(output, self.anchor, note))  # type: ignore[no-untyped-call]
 
     def backward(
         self, losses: Tensor, leaves: Mapping[str, Tensor]
@@ -61,6 +62,8 @@ class Tape:
                 f"{'second' if self.stacked else 'first'} axis is not that of the {self.examples} examples; "
                 "per-example clipping needs every layer to see each example on its own"
             )
+        if lead.dtype in (torch.bfloat16, torch.float16):
+            lead = lead.float()  # norms and sums are taken in at least float32
         split = lead.dim() - tail
         return lead.reshape(*lead.shape[:2], -1, *lead.shape[split:])
 
@@ -74,7 +77,7 @@ class _Watch(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
         ctx.callback(grad)
         return (grad if ctx.needs_input_grad[0] else None), None, None
 
@@ -215,8 +218,8 @@ def _scaled(tape: Tape, layer: Any, path: str, own: Own, normal: Tensor, tail: i
 
 def _lstm(tape: Tape, layer: Lstm, path: str, own: Own, x: Tensor, mask: Tensor) -> Tensor:
     seen = _Gates(tape, layer, path, own)
-    params = [p.detach() for p in (layer.weight_input, layer.weight_hidden, layer.bias)]
-    return layer.run(x, mask, *params, watch=seen)
+    into, hidden, bias = (p.detach() for p in (layer.weight_input, layer.weight_hidden, layer.bias))
+    return layer.run(x, mask, into, hidden, bias, seen)
 
 
 class _Gates:
@@ -244,6 +247,7 @@ class _Gates:
         return _product(inputs, self._split(g), self.own, self.tape)
 
     def _split(self, x: Tensor) -> Tensor:
+        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         return x.unflatten(0, (self.tape.models, self.copies))
 
 

@@ -272,7 +272,7 @@ def lstm(x: Tensor, into: Tensor, hidden: Tensor, bias: Tensor, watch: Watch | N
     gates = gates.view(models, batch, time, -1)
     if watch is not None:
         gates = watch.gates(x, gates)
-    states = cast(Tensor, Recurrence.apply(gates, hidden))
+    states = cast(Tensor, Recurrence.apply(gates, hidden))  # type: ignore[no-untyped-call]
     if watch is not None:
         watch.hidden(states)
     return states
@@ -309,7 +309,7 @@ class Recurrence(torch.autograd.Function):
         return states.permute(1, 2, 0, 3)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         active, cells, bent, states, weight = ctx.saved_tensors
         time, models, batch, hidden = cells.shape
         i, f, g, o = active.chunk(4, dim=-1)
