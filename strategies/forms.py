@@ -14,6 +14,11 @@ def form_of(config: Config) -> Form:
             f'dp.trust = "secure_sum" shows the server only sums, and {_who(config)} needs '
             f'{_what(form)}; choose another rule, or dp.trust = "central"'
         )
+    if form.figures and config.dp.unit != "none" and config.dp.trust != "central":
+        raise WrongInput(
+            f'selection.rule = "loss" needs exact losses, which dp.trust = {config.dp.trust!r} never sends; '
+            "choose another rule"
+        )
     if form.single and config.aggregation.weights not in ("auto", "equal"):
         raise WrongInput(
             f"aggregation.rule = {config.aggregation.rule!r} counts every device alike, got "

@@ -216,8 +216,8 @@ def test_a_device_whose_own_update_is_not_finite_falls_alone(
 
     whole, bad = Trainer._work, "d00"
 
-    def spoiled(self: Trainer, a: Assignment, seed: int, round: int) -> object:
-        work = whole(self, a, seed, round)
+    def spoiled(self: Trainer, a: Assignment, seed: int, names: tuple[str | int, ...]) -> object:
+        work = whole(self, a, seed, names)
         return replace(work, weight=float("nan")) if a.device.endswith(bad) else work
 
     settings = config(tmp_path, selection__rule="uniform", selection__cohort=30, train__rounds=2)

@@ -18,6 +18,7 @@ from fedsim.data.holdings import Holdings, load_holdings
 from fedsim.models import build_model
 from fedsim.models.evaluation import evaluate_each
 from fedsim.models.tasks import make_task
+from fedsim.privacy.noise import NoiseSource, Os, Seeded
 from fedsim.wire import (
     Announcement,
     DeviceScores,
@@ -62,9 +63,11 @@ def train(message: Message, context: Context) -> Message:
     """Train the devices that the message names; answer with their weighted sum, or what else it wants."""
     node = _node(context)
     params, cohort = unpack_task(message.content)
+    sizes = public_activity(node.holdings.activity(cohort.period), node.config.data.activity_public)
+    members = np.searchsorted(node.holdings.dataset.devices, cohort.devices)
     assigned = [
-        Assignment(device, node.holdings.train(device, cohort.period), float(weight))
-        for device, weight in zip(cohort.devices.tolist(), cohort.weights, strict=True)
+        Assignment(device, node.holdings.train(device, cohort.period), float(weight), int(size))
+        for device, weight, size in zip(cohort.devices.tolist(), cohort.weights, sizes[members], strict=True)
     ]
     form = unpack_form(message.content)
     reply = answer(node.trainer, params, assigned, node.config, cohort.round, form)
@@ -89,15 +92,21 @@ def _node(context: Context) -> Node:
     config = from_flat(context.run_config)
     folder = data_dir(config.place, context.node_config)
     if "data-path" in context.node_config:  # a real node hosts all that its own data hold
-        return _make_node(config, folder, 0, 1)
+        return _make_node(config, folder, 0, 1, real=True)
     first = int(context.node_config.get("partition-id", 0))
     return _make_node(config, folder, first, int(context.node_config.get("num-partitions", 1)))
 
 
 @lru_cache(maxsize=1024)
-def _make_node(config: Config, folder: Path | None, first: int, step: int) -> Node:
+def _make_node(config: Config, folder: Path | None, first: int, step: int, real: bool = False) -> Node:
     holdings = load_holdings(config, folder)
     federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
-    trainer = Trainer(module, make_task(federation.spec), config.train, chunk_bytes(config.place))
+    task, noise = make_task(federation.spec), noise_source(config.dp.noise_source, config.seed, real)
+    trainer = Trainer(module, task, config.train, chunk_bytes(config.place), config.dp, noise, config.hash)
     return Node(config, holdings, trainer, slice(first, None, step))
+
+
+def noise_source(name: str, seed: int, real: bool) -> NoiseSource:
+    """Return the noise source that the settings name: the seed in simulation, entropy on real nodes."""
+    return Os() if name == "os" or (name == "auto" and real) else Seeded(seed)

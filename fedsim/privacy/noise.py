@@ -1,0 +1,110 @@
+"""Gaussian noise and coins under keys: the same secret and names give the same values, wherever and whenever.
+
+The bits are the AES-256 keystream in counter mode, under a key that is a keyed hash of the names. Its
+float32 Gaussians are not hardened against attacks on floating point (Mironov, 2012); a statement says so.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+from torch import Tensor
+
+from fedsim.seeds import Name
+
+BLOCK = 1 << 10
+"""Values that are made together: half of them cosines, half sines."""
+CHUNK = 1 << 16
+"""Values at a time: keystream and temporaries stay in the cache."""
+_ZEROS = bytes(4 * CHUNK)
+_COUNTER = bytes(16)
+
+
+class NoiseSource:
+    """A secret that names turn into noise. Make it by `Seeded` or `Os`.
+
+    Guarantee: other names, or another secret, give independent noise (as far as AES and BLAKE2b are what
+    they are believed to be). Two releases must never share their names: the noise would cancel.
+    """
+
+    kind: str
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def normal(self, out: Tensor, *names: Name) -> Tensor:
+        """Fill a flat float32 CPU tensor with independent standard normals and return it."""
+        return self.normals(out.unsqueeze(0), [names]).squeeze(0)
+
+    def normals(self, out: Tensor, names: Sequence[tuple[Name, ...]]) -> Tensor:
+        """Fill each row of a float32 CPU tensor [K, n] from the stream of its names and return it.
+
+        A row's values are the first n of its stream, whatever n is and whatever stands beside it.
+        """
+        assert out.dtype == torch.float32, f"noise is float32, got {out.dtype}"
+        assert len(set(names)) == len(out), "each row has names of its own, or two would share their noise"
+        width = -(-out.shape[1] // BLOCK) * BLOCK
+        together = max(CHUNK // max(width, 1), 1)
+        for first in range(0, len(out), together):
+            rows = out[first : first + together]
+            streams = [self._stream(name) for name in names[first : first + together]]
+            for start in range(0, out.shape[1], CHUNK):
+                part = rows[:, start : start + CHUNK]
+                part.copy_(_normals(streams, min(CHUNK, width - start))[:, : part.shape[1]])
+        return out
+
+    def _stream(self, names: tuple[Name, ...]) -> CipherContext:
+        return Cipher(AES(self._key(names)), CTR(_COUNTER)).encryptor()
+
+    def generator(self, *names: Name) -> np.random.Generator:
+        """Return a generator for coins, slots and batches, seeded with 128 bits that the secret keys."""
+        key = int.from_bytes(self._key(("generator", *names))[:16], "little")
+        return np.random.Generator(np.random.Philox(key=key))
+
+    def _key(self, names: tuple[Name, ...]) -> bytes:
+        text = "\x1f".join(f"{type(name).__name__}:{name}" for name in names)
+        return hashlib.blake2b(text.encode(), digest_size=32, key=self._secret).digest()
+
+
+class Seeded(NoiseSource):
+    """Noise that a seed repeats: for simulation. Who knows the seed can take the noise off again."""
+
+    kind = "seeded"
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(hashlib.blake2b(f"fedsim noise {seed}".encode(), digest_size=32).digest())
+
+
+class Os(NoiseSource):
+    """Noise under 256 bits of the operating system's entropy, which no file ever holds."""
+
+    kind = "os"
+
+    def __init__(self) -> None:
+        super().__init__(os.urandom(32))
+
+
+def _normals(streams: Sequence[CipherContext], width: int) -> Tensor:
+    """Return the next `width` normals of each stream [K, width], width a multiple of BLOCK.
+
+    Each block takes its first half of uniform int32 bits for radii and its second for angles (Box and
+    Muller, 1958). The radius comes from u = (m + 1/2) / 2^31, m of 31 bits: fine near 0, so tails reach 6.6.
+    """
+    keystream = bytearray(4 * width * len(streams) + 16)  # update_into wants room for a block more
+    view = memoryview(keystream)
+    for row, stream in enumerate(streams):
+        stream.update_into(memoryview(_ZEROS)[: 4 * width], view[4 * width * row :])
+    bits = torch.frombuffer(keystream, dtype=torch.int32, count=width * len(streams))
+    first, second = bits.view(-1, 2, BLOCK // 2).unbind(1)
+    radius = (first & 0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-31).log_().mul_(-2.0).sqrt_()
+    angle = second.to(torch.float32).mul_(2 * math.pi * 2.0**-32)
+    out = torch.empty(len(bits) // BLOCK, 2, BLOCK // 2)
+    torch.mul(radius, angle.cos(), out=out[:, 0])
+    torch.mul(radius, angle.sin_(), out=out[:, 1])
+    return out.view(len(streams), width)
