@@ -36,6 +36,15 @@ class DeviceScores:
     values: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class DeviceFlips:
+    """What devices counted on their held-out examples between two releases."""
+
+    devices: NDArray[np.str_]
+    counts: NDArray[np.int64]
+    """[devices, 3]: right before and wrong now, wrong before and right now, predictions."""
+
+
 def pack_question(period: int) -> RecordDict:
     """Pack the question for a node's devices and their activity in a period."""
     return RecordDict({"question": ConfigRecord({"wire_version": WIRE_VERSION, "period": period})})
@@ -140,6 +149,31 @@ def pack_evaluation(arrays: ArrayRecord, period: int) -> RecordDict:
 
 def unpack_evaluation(content: RecordDict) -> tuple[Params, int]:
     return unpack_params(content.array_records["params"]), unpack_question(content)
+
+
+def pack_comparison(before: ArrayRecord, after: ArrayRecord, period: int) -> RecordDict:
+    """Pack two releases that devices shall compare on what they hold out in a period."""
+    return RecordDict({"before": before} | dict(pack_evaluation(after, period)))
+
+
+def is_comparison(content: RecordDict) -> bool:
+    return "before" in content.array_records
+
+
+def unpack_comparison(content: RecordDict) -> tuple[Params, Params, int]:
+    """Return the earlier release, the later one and the period."""
+    after, period = unpack_evaluation(content)
+    return unpack_params(content.array_records["before"]), after, period
+
+
+def pack_flips(flips: DeviceFlips) -> RecordDict:
+    config = ConfigRecord({"wire_version": WIRE_VERSION, "devices": "\n".join(flips.devices.tolist())})
+    return RecordDict({"flips": config, "counts": ArrayRecord({"counts": Array(flips.counts)})})
+
+
+def unpack_flips(content: RecordDict) -> DeviceFlips:
+    config = _versioned(content, "flips")
+    return DeviceFlips(_names(config), content.array_records["counts"]["counts"].numpy())
 
 
 def pack_scores(scores: DeviceScores) -> RecordDict:

@@ -17,14 +17,20 @@ from fedsim.data.activity import public_activity
 from fedsim.data.holdings import Holdings, load_holdings
 from fedsim.models import build_model
 from fedsim.models.evaluation import evaluate_each
+from fedsim.models.flips import count_flips_each
 from fedsim.models.tasks import make_task
 from fedsim.privacy.noise import NoiseSource, Os, Seeded
+from fedsim.types import Examples, Params
 from fedsim.wire import (
     Announcement,
+    DeviceFlips,
     DeviceScores,
+    is_comparison,
     pack_announcement,
+    pack_flips,
     pack_reply,
     pack_scores,
+    unpack_comparison,
     unpack_evaluation,
     unpack_form,
     unpack_question,
@@ -47,6 +53,11 @@ class Node:
     @property
     def devices(self) -> NDArray[np.str_]:
         return self.holdings.dataset.devices[self.share]
+
+    def held_out(self, period: int) -> tuple[NDArray[np.str_], list[Examples]]:
+        """Return the node's devices that hold examples out in a period, and these examples."""
+        devices = self.devices[self.holdings.held_out_sizes(period)[self.share] > 0]
+        return devices, [self.holdings.held_out(device, period) for device in devices.tolist()]
 
 
 @app.query()
@@ -76,16 +87,23 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Measure the model on what each of the node's devices holds out; answer with the task's metric."""
+    """Measure a model, or compare two, on what each of the node's devices holds out."""
     node = _node(context)
+    if is_comparison(message.content):
+        return Message(pack_flips(_compare(node, *unpack_comparison(message.content))), reply_to=message)
     params, period = unpack_evaluation(message.content)
-    held = node.holdings.held_out_sizes(period)[node.share] > 0
-    devices = node.devices[held]
-    parts = [node.holdings.held_out(device, period) for device in devices.tolist()]
+    devices, parts = node.held_out(period)
     task = node.trainer.task
     found = evaluate_each(node.trainer.module, task, params, parts)
     values = np.array([metrics[task.metric] for metrics in found], dtype=np.float64)
     return Message(pack_scores(DeviceScores(devices, task.metric, values)), reply_to=message)
+
+
+def _compare(node: Node, before: Params, after: Params, period: int) -> DeviceFlips:
+    devices, parts = node.held_out(period)
+    found = count_flips_each(node.trainer.module, node.trainer.task, before, after, parts)
+    counts = np.array([[f.negative, f.positive, f.predictions] for f in found], dtype=np.int64)
+    return DeviceFlips(devices, counts.reshape(len(devices), 3))
 
 
 def _node(context: Context) -> Node:

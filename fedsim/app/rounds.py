@@ -13,6 +13,7 @@ from torch import nn
 
 from clients.batches import count_steps
 from fedsim.app.measure import dev_metrics, is_evaluated, stopped_early, test_metrics
+from fedsim.app.releases import release_row, write_release
 from fedsim.app.rundir import Checkpoint, Row, RunDir
 from fedsim.config import Config
 from fedsim.data.federation import FederatedDataset
@@ -115,6 +116,7 @@ def resume(strategy: Federated, run: RunDir) -> None:
         )
     run.cut_rows(strategy.state.round)
     run.cut_rows(strategy.state.round - 1, "periods.jsonl")
+    run.cut_rows(strategy.state.round - 1, "releases.jsonl")
 
 
 def enter_period(server: Server, round: int, before: int) -> int:
@@ -135,12 +137,23 @@ def measure_periods(server: Server) -> None:
     if stream.mode == "static":
         return
     done = period_of_round(stream, server.config.train.rounds, round) if round else 0
+    measure_release(server, done)
     for period in range(1, stream.periods + 1):
         test = server.holdings.test(period)
         if test is not None:
             row = {"round": round, "after_period": done, "test_period": period} | server.evaluate(test)
             check_finite(row)
             server.run.append_row(row, "periods.jsonl")
+
+
+def measure_release(server: Server, period: int) -> None:
+    """Compare a period's last model with that of the period before, and keep it."""
+    if period == 0:
+        return
+    row = release_row(server, period)
+    if row:
+        server.run.append_row(row, "releases.jsonl")
+    write_release(server.run, period, server.strategy.state.params, server.config.place.keep)
 
 
 def as_checkpoint(state: ServerState) -> Checkpoint:

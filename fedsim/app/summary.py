@@ -3,6 +3,7 @@
 from typing import Any
 
 from fedsim.app.continual import period_matrix, transfer
+from fedsim.app.releases import mean_flips
 from fedsim.app.rounds import Server
 from fedsim.app.rundir import Row
 from fedsim.data.federation import count_unseen_labels
@@ -32,7 +33,9 @@ def summarise(server: Server, reference: dict[str, float], setup_s: float) -> di
         "devices_empty": int((federation.activity == 0).sum()),
         "examples": int(federation.activity.sum()),
         "test_labels_unseen": count_unseen_labels(federation),
-        "metrics": last_metrics(rows) | transfer(matrix, server.task.metric),
+        "metrics": last_metrics(rows)
+        | transfer(matrix, server.task.metric)
+        | mean_flips(server.run.rows("releases.jsonl")),
         "reference": {"centralised": reference} if reference else {},
         "time": {
             "setup_s": setup_s,
