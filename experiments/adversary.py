@@ -1,20 +1,20 @@
-"""A ClientApp some of whose devices lie: for tests and experiments on robust rules."""
+"""A ClientApp some of whose devices lie, on nodes that do not: for tests and experiments on robust rules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedsim.app.client import app as honest
+from clients.training import Assignment, Trainer
+from fedsim.app.client import announce, evaluate, node_of, reply_of
 from fedsim.seeds import generator
-from fedsim.types import Cohort, Params, Reply
-from fedsim.wire import pack_params, pack_reply, pack_task, unpack_form, unpack_reply, unpack_task
+from fedsim.types import DeviceId, Params, Update, no_update
+from fedsim.wire import pack_reply
 
 Lie = Callable[[Params], Params]
-"""What bad devices make of the sum, or the rows, of their own changes."""
+"""What a bad device, or the sum of some, makes of its change."""
 
 
 def flipped(factor: float) -> Lie:
@@ -27,54 +27,43 @@ def poisoned(delta: Params) -> Params:
     return {name: torch.full_like(d, float("nan")) for name, d in delta.items()}
 
 
-def is_bad(device: str, share: float) -> bool:
+def is_bad(device: DeviceId, share: float) -> bool:
     """Whether a device belongs to the `share` of bad ones: a seeded coin a device."""
     return bool(generator(0, "bad", device).random() < share)
 
 
+class Liar:
+    """A trainer whose bad devices train as they should and then lie."""
+
+    def __init__(self, trainer: Trainer, share: float, lie: Lie) -> None:
+        self.trainer, self.share, self.lie = trainer, share, lie
+
+    def train(self, params: Params, assigned: Sequence[Assignment], seed: int, round: int) -> Update:
+        total = no_update(params)
+        for bad in (False, True):
+            part = [a for a in assigned if is_bad(a.device, self.share) == bad]
+            if part:
+                update = self.trainer.train(params, part, seed, round)
+                total = total + (replace(update, delta=self.lie(update.delta)) if bad else update)
+        return total
+
+    def train_each(
+        self, params: Params, assigned: Sequence[Assignment], seed: int, round: int
+    ) -> Iterator[Update]:
+        for assignment in assigned:
+            yield self.train(params, [assignment], seed, round)
+
+
 def adversarial(share: float, lie: Lie) -> ClientApp:
-    """Return the ClientApp with bad devices among those of every node."""
+    """Return the ClientApp with a share of bad devices."""
     app = ClientApp()
-
-    @app.query()
-    def announce(message: Message, context: Context) -> Message:
-        return honest(message, context)
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        return honest(message, context)
+    app.query()(announce)
+    app.evaluate()(evaluate)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        params, cohort = unpack_task(message.content)
-        bad = np.array([is_bad(device, share) for device in cohort.devices.tolist()], dtype=bool)
-        good = _part(message, context, params, cohort, ~bad)
-        lies = _part(message, context, params, cohort, bad)
-        lies = replace(lies, update=replace(lies.update, delta=lie(lies.update.delta)))
-        return Message(pack_reply(_joined(good, lies)), reply_to=message)
+        node = node_of(context)
+        liar = Liar(node.trainer, share, lie)
+        return Message(pack_reply(reply_of(replace(node, trainer=liar), message.content)), reply_to=message)
 
     return app
-
-
-def _part(message: Message, context: Context, params: Params, cohort: Cohort, mine: np.ndarray) -> Reply:
-    """Return what the honest app answers for a part of the cohort."""
-    part = replace(cohort, devices=cohort.devices[mine], weights=cohort.weights[mine])
-    inner = Message(
-        pack_task(pack_params(params), part, unpack_form(message.content)),
-        dst_node_id=context.node_id,
-        message_type=message.metadata.message_type,
-    )
-    inner.metadata.__dict__["_message_id"] = message.metadata.message_id
-    return unpack_reply(honest(inner, context).content)
-
-
-def _joined(a: Reply, b: Reply) -> Reply:
-    update = replace(a.update, delta={}) + replace(b.update, delta={})
-    join = (lambda x, y: torch.cat([x, y])) if a.single else torch.add
-    delta = {name: join(d, b.update.delta[name]) for name, d in a.update.delta.items()}
-    figures = {
-        name: np.concatenate([part.figures[name] for part in (a, b) if part.figures])
-        for name in {**a.figures, **b.figures}
-    }
-    devices = np.concatenate([a.devices, b.devices])
-    return replace(a, devices=devices, update=replace(update, delta=delta), figures=figures)

@@ -13,12 +13,13 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from test_rounds import config, final, plain_rows
 
+from experiments.adversary import adversarial, flipped, is_bad, poisoned
 from fedsim.app.client import app as client_app
 from fedsim.app.local import run_local
 from fedsim.app.local_grid import LocalGrid
 from fedsim.app.rundir import RunDir
 from fedsim.app.server import serve
-from fedsim.config import Aggregation, to_flat
+from fedsim.config import Aggregation, from_flat, to_flat
 from fedsim.errors import RunFailed
 from fedsim.types import Cohort, Form, Reply, Update
 from fedsim.wire import pack_reply, unpack_reply
@@ -253,3 +254,68 @@ def test_robust_rules_run_on_any_number_of_nodes(tmp_path: Path, rule: str) -> N
     three = run_local(config(tmp_path / "3", aggregation__rule=rule), nodes=3)
     for name, p in final(one).items():
         torch.testing.assert_close(final(three)[name], p, rtol=1e-5, atol=1e-5)
+
+
+# a fifth of the devices lie
+
+DIGITS = {
+    "name": "digits",
+    "data.source": "digits",
+    "data.task": "image",
+    "data.devices": 25,
+    "data.test_share": 0.2,
+    "partition.name": "iid",
+    "model.name": "mlp",
+    "model.hidden": 32,
+    "train.rounds": 8,
+    "train.lr": 0.5,
+    "train.local_epochs": 2,
+    "evaluation.every": 8,
+    "selection.rule": "uniform",
+    "selection.cohort": 25,
+    "selection.sampling": "fixed",
+    "aggregation.rule": "fedavg",
+    "aggregation.lr": 1.0,
+    "aggregation.trim": 0.3,
+    "place.threads": 1,
+}
+
+
+def accuracy(out: Path, share: float, **settings: object) -> float:
+    """The test accuracy when a share of the devices sends five times the opposite of what it learned."""
+    named = {key.replace("__", "."): value for key, value in settings.items()}
+    chosen = from_flat(DIGITS | {"place.out": str(out / str(share))} | named)
+    summary = run(chosen, adversarial(share, flipped(5.0)), nodes=1).summary
+    assert summary is not None
+    return float(summary["metrics"]["accuracy"])
+
+
+def test_fedavg_falls_when_a_fifth_of_the_devices_flips_signs(tmp_path: Path) -> None:
+    assert accuracy(tmp_path, 0.2) < accuracy(tmp_path, 0.0) - 0.3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"aggregation__rule": "median"},
+        {"aggregation__rule": "trimmed_mean"},
+        {"aggregation__rule": "multi_krum"},
+        {"aggregation__max_norm": 0.5, "aggregation__over_norm": "clip", "train__rounds": 24},
+    ],
+    ids=["median", "trimmed_mean", "multi_krum", "norm-bounded"],
+)
+def test_robust_rules_hold_within_five_points(tmp_path: Path, settings: dict[str, object]) -> None:
+    """Bounded norms slow the bad devices down and the good ones with them, so they get more rounds."""
+    rounds = {key: value for key, value in settings.items() if key == "train__rounds"}
+    assert accuracy(tmp_path, 0.2, **settings) > accuracy(tmp_path, 0.0, **rounds) - 0.05
+
+
+def test_poisoned_devices_are_counted_and_cost_only_themselves(tmp_path: Path) -> None:
+    chosen = from_flat(DIGITS | {"place.out": str(tmp_path)})
+    done = run(chosen, adversarial(0.2, poisoned), nodes=1)
+    devices = np.load(done.path / "devices.npz")["devices"]
+    bad = sum(is_bad(str(device), 0.2) for device in devices)
+    assert 2 <= bad <= 8
+    assert [row["rejected"] for row in done.rows()] == [bad] * 8
+    assert done.summary is not None
+    assert done.summary["metrics"]["accuracy"] > 0.8

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
@@ -20,7 +20,7 @@ from fedsim.models.evaluation import evaluate_each
 from fedsim.models.flips import count_flips_each
 from fedsim.models.tasks import make_task
 from fedsim.privacy.noise import NoiseSource, Os, Seeded
-from fedsim.types import Examples, Params
+from fedsim.types import Examples, Params, Reply
 from fedsim.wire import (
     Announcement,
     DeviceFlips,
@@ -63,7 +63,7 @@ class Node:
 @app.query()
 def announce(message: Message, context: Context) -> Message:
     """Answer with the node's devices and their public activity in the period that is asked for."""
-    node = _node(context)
+    node = node_of(context)
     held = node.holdings.activity(unpack_question(message.content))
     activity = public_activity(held[node.share], node.config.data.activity_public)
     return Message(pack_announcement(Announcement(node.devices, activity)), reply_to=message)
@@ -72,23 +72,25 @@ def announce(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the devices that the message names; answer with their weighted sum, or what else it wants."""
-    node = _node(context)
-    params, cohort = unpack_task(message.content)
+    return Message(pack_reply(reply_of(node_of(context), message.content)), reply_to=message)
+
+
+def reply_of(node: Node, content: RecordDict) -> Reply:
+    """Return what a node answers to a task."""
+    params, cohort = unpack_task(content)
     sizes = public_activity(node.holdings.activity(cohort.period), node.config.data.activity_public)
     members = np.searchsorted(node.holdings.dataset.devices, cohort.devices)
     assigned = [
         Assignment(device, node.holdings.train(device, cohort.period), float(weight), int(size))
         for device, weight, size in zip(cohort.devices.tolist(), cohort.weights, sizes[members], strict=True)
     ]
-    form = unpack_form(message.content)
-    reply = answer(node.trainer, params, assigned, node.config, cohort.round, form)
-    return Message(pack_reply(reply), reply_to=message)
+    return answer(node.trainer, params, assigned, node.config, cohort.round, unpack_form(content))
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Measure a model, or compare two, on what each of the node's devices holds out."""
-    node = _node(context)
+    node = node_of(context)
     if is_comparison(message.content):
         return Message(pack_flips(_compare(node, *unpack_comparison(message.content))), reply_to=message)
     params, period = unpack_evaluation(message.content)
@@ -106,7 +108,8 @@ def _compare(node: Node, before: Params, after: Params, period: int) -> DeviceFl
     return DeviceFlips(devices, counts.reshape(len(devices), 3))
 
 
-def _node(context: Context) -> Node:
+def node_of(context: Context) -> Node:
+    """Return the node that answers in this context; the same one from message to message."""
     config = from_flat(context.run_config)
     folder = data_dir(config.place, context.node_config)
     if "data-path" in context.node_config:  # a real node hosts all that its own data hold
