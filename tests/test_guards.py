@@ -294,20 +294,15 @@ def test_fedavg_falls_when_a_fifth_of_the_devices_flips_signs(tmp_path: Path) ->
     assert accuracy(tmp_path, 0.2) < accuracy(tmp_path, 0.0) - 0.3
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"aggregation__rule": "median"},
-        {"aggregation__rule": "trimmed_mean"},
-        {"aggregation__rule": "multi_krum"},
-        {"aggregation__max_norm": 0.5, "aggregation__over_norm": "clip", "train__rounds": 24},
-    ],
-    ids=["median", "trimmed_mean", "multi_krum", "norm-bounded"],
-)
-def test_robust_rules_hold_within_five_points(tmp_path: Path, settings: dict[str, object]) -> None:
-    """Bounded norms slow the bad devices down and the good ones with them, so they get more rounds."""
-    rounds = {key: value for key, value in settings.items() if key == "train__rounds"}
-    assert accuracy(tmp_path, 0.2, **settings) > accuracy(tmp_path, 0.0, **rounds) - 0.05
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean", "multi_krum"])
+def test_robust_rules_hold_within_five_points(tmp_path: Path, rule: str) -> None:
+    assert accuracy(tmp_path, 0.2, aggregation__rule=rule) > accuracy(tmp_path, 0.0) - 0.05
+
+
+def test_bounded_norms_keep_learning_but_lose_more(tmp_path: Path) -> None:
+    """Bad devices still push as hard as the bound lets them, and good ones often push less."""
+    bounded = {"aggregation__max_norm": 0.3, "aggregation__over_norm": "clip", "train__rounds": 12}
+    assert accuracy(tmp_path, 0.2, **bounded) > accuracy(tmp_path / "free", 0.2, train__rounds=12) + 0.4
 
 
 def test_poisoned_devices_are_counted_and_cost_only_themselves(tmp_path: Path) -> None:

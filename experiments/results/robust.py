@@ -1,7 +1,7 @@
 """Robust rules where a fifth of the devices lies: `python experiments/results/robust.py [--out runs]`.
 
-Runs `experiments/robust.toml` honestly and with a fifth of the devices sending five times the opposite of what
-they learned, seeds 1 to 3, with every rule; prints the table and puts the learning curves beside this file.
+Runs `experiments/robust.toml` honestly and with a fifth of the devices sending five times the opposite of
+what they learned, seeds 1 to 3, with every rule; prints the table and puts the curves beside this file.
 """
 
 import argparse
