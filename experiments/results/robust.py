@@ -83,7 +83,7 @@ def draw(curves: dict) -> Figure:
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("round")
         axes.set_ylabel("test accuracy, a fifth of devices lies")
-        axes.legend(loc="center right")
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.14), fontsize=11)
     return figure
 
 

@@ -57,8 +57,8 @@ def table(runs: Runs, name: str, mode: str) -> list[str]:
     lines = [
         f"{mode}, {seeds} seeds",
         "",
-        "| selection | weights | accuracy, % | rounds to target | at uniform's steps, % | least active tenth, "
-        "% | most active tenth, % | weight of the top 1 %, % | participation Gini |",
+        "| selection | weights | accuracy, % | rounds to target | at uniform's steps, % | least active tenth "
+        "| most active tenth | weight of the top 1 %, % | participation Gini |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for selection in SELECTIONS:
