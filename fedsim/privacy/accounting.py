@@ -101,7 +101,7 @@ def delta(events: Iterable[Event], epsilon: float) -> float:
 
 
 def power(events: Iterable[Event], false_positive_rates: Floats) -> Floats:
-    """Return the greatest true-positive rate that any attack on the unit can reach at each false-positive rate.
+    """Return the greatest true-positive rate of any attack on the unit at each false-positive rate.
 
     The trade-off curve that the whole privacy profile implies (Dong et al., 2022, proposition 2.12).
     """
