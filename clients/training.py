@@ -7,7 +7,7 @@ another.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
 
 from clients.batches import make_schedule
+from clients.device_clip import DeviceClip, add_in_secret, clip_factors, finite
 from clients.optimizers import make_optimizer
 from clients.packing import Chunk, Work, device_cost, pack, plan_chunks
 from fedsim.config import Train
@@ -52,16 +53,26 @@ class Trainer:
             getattr(module, "tables", {}) if self.stacked and not train.weight_decay else {}
         )
 
-    def train(self, params: Params, assigned: Sequence[Assignment], seed: int, round: int) -> Update:
+    def train(
+        self,
+        params: Params,
+        assigned: Sequence[Assignment],
+        seed: int,
+        round: int,
+        clip: DeviceClip | None = None,
+    ) -> Update:
         """Train every assigned device on its own examples, starting from `params`.
 
         The randomness of a device is named by (seed, round, device), so the sum does not depend on
-        chunks or nodes beyond the order of float64 additions.
+        chunks or nodes beyond the order of float64 additions. Where `clip` is given, each device's whole
+        change is bounded by it before its weight.
         """
         total = no_update(params)
         start = {name: p.to(self.place) for name, p in params.items()}
         for chunk in self._chunks(params, assigned, seed, round):
-            total = total + self._train_chunk(start, chunk)
+            total = total + self._train_chunk(start, chunk, round, clip)
+            if clip is not None and clip.summed is not None:
+                total = replace(total, delta={n: clip.summed.reduce(d) for n, d in total.delta.items()})
         return total
 
     def _chunks(
@@ -86,7 +97,7 @@ class Trainer:
         key = int(generator(seed, "dropout", round, a.device).integers(2**62))
         return Work(a.examples, a.weight, schedule, key)
 
-    def _train_chunk(self, start: Params, chunk: Chunk) -> Update:
+    def _train_chunk(self, start: Params, chunk: Chunk, round: int, clip: DeviceClip | None) -> Update:
         devices = len(chunk.weights)
         local = {name: self._copies(name, p, chunk) for name, p in start.items()}
         state = self.optimizer.init(local)
@@ -101,7 +112,16 @@ class Trainer:
             "steps": float(sum(chunk.active)),
         }
         weight = float(chunk.weights.sum())
-        return Update(self._delta(start, local, chunk), weight, devices, metrics)
+        changes = {name: self._change(p, local[name], name, chunk) for name, p in start.items()}
+        if clip is None:
+            return Update(self._sum(start, changes, chunk.weights, chunk), weight, devices, metrics)
+        factors, metrics["unclipped"] = clip_factors(changes, clip.norm)
+        changes = {name: finite(change) for name, change in changes.items()}
+        if clip.summed is None:
+            delta = self._sum(start, changes, chunk.weights * factors, chunk)
+        else:
+            delta = self._sum_in_secret(start, changes, chunk.weights * factors, chunk, round, clip)
+        return Update(delta, weight, devices, metrics)
 
     def _copies(self, name: str, p: Tensor, chunk: Chunk) -> Tensor:
         """Return one copy a device, [K, ...]; of a table only the rows that the device reads."""
@@ -140,20 +160,33 @@ class Trainer:
                 outputs = {name: o.unsqueeze(0) for name, o in alone.items()}
         return self.task.losses(outputs, batch)
 
-    def _delta(self, start: Params, local: Params, chunk: Chunk) -> Params:
-        """Return the weighted sum over devices of local - global, float64, on the CPU."""
+    def _change(self, begin: Tensor, end: Tensor, name: str, chunk: Chunk) -> Tensor:
+        """Return local - global of each device, [K, ...] float64; of a table only the rows it reads."""
+        return end.double() - (begin[chunk.table_rows[name]] if name in chunk.table_rows else begin).double()
+
+    def _sum(self, start: Params, changes: Params, weights: Tensor, chunk: Chunk) -> Params:
+        """Return the weighted sum of the devices' changes, float64, on the CPU."""
         delta = {}
-        for name, p in start.items():
-            begin = p[chunk.table_rows[name]] if name in chunk.table_rows else p
-            change = local[name].double() - begin.double()
-            change *= chunk.weights.view(-1, *[1] * (change.dim() - 1))
+        for name, change in changes.items():
+            weighted = change * weights.view(-1, *[1] * (change.dim() - 1))
             if name in chunk.table_rows:
-                whole = torch.zeros(p.shape, dtype=torch.float64, device=self.place)
-                whole.index_add_(0, chunk.table_rows[name].flatten(), change.flatten(0, 1))
+                whole = torch.zeros(start[name].shape, dtype=torch.float64, device=self.place)
+                whole.index_add_(0, chunk.table_rows[name].flatten(), weighted.flatten(0, 1))
                 delta[name] = whole.cpu()
             else:
-                delta[name] = change.sum(0).cpu()
+                delta[name] = weighted.sum(0).cpu()
         return delta
+
+    def _sum_in_secret(
+        self, start: Params, changes: Params, weights: Tensor, chunk: Chunk, round: int, clip: DeviceClip
+    ) -> Params:
+        """Return the modular sum of what the devices send, each with its noise share."""
+        total = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in start.items()}
+        for k, key in enumerate(chunk.keys.tolist()):
+            alone = torch.zeros_like(weights)
+            alone[k] = weights[k]
+            total = add_in_secret(total, self._sum(start, changes, alone, chunk), key, round, clip)
+        return total
 
 
 def is_stackable(module: nn.Module) -> bool:

@@ -271,7 +271,7 @@ class Dp(Section):
     )
     relation: Literal["auto", "add_or_remove", "zero_out"] = Field(
         "auto",
-        description="neighbouring relation; auto = add_or_remove where the mechanism carries it, else zero_out",
+        description="neighbouring relation; auto = add_or_remove where it holds, else zero_out",
     )
     clip_norm: Positive = Field(1.0, description="L2 bound C of a unit's contribution")
     clipping: Literal["flat", "per_layer", "automatic", "adaptive"] = Field(
@@ -321,7 +321,7 @@ class Dp(Section):
         le=1.0,
         description="secure sum: honest share of the invited without which none is released",
     )
-    sum_bits: int = Field(40, ge=16, le=46, description="secure sum: bits of the modulus")
+    sum_bits: int = Field(40, ge=16, le=42, description="secure sum: bits of the modulus")
     sum_scale: float = Field(
         2.0**-16, gt=0.0, le=1.0, description="secure sum: width of the fixed-point cells over the clip norm"
     )

@@ -1,6 +1,6 @@
 """The Flower ClientApp: a node announces the devices that it hosts and trains those that are asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,14 +9,17 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from clients.device_clip import device_clip
 from clients.training import Assignment, Trainer
 from fedsim.app.place import chunk_bytes, data_dir, torch_device
-from fedsim.config import Config, from_flat
+from fedsim.config import Config, Dp, from_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.holdings import Holdings, load_holdings
 from fedsim.models import build_model
 from fedsim.models.evaluation import evaluate_each
 from fedsim.models.tasks import make_task
+from fedsim.privacy.noise import NoiseSource, noise_source
+from fedsim.types import Update
 from fedsim.wire import (
     Announcement,
     DeviceScores,
@@ -38,6 +41,7 @@ class Node:
     config: Config
     holdings: Holdings
     trainer: Trainer
+    noise: NoiseSource
     share: slice
     """The devices that the node hosts, out of the federation's sorted ones."""
 
@@ -64,8 +68,19 @@ def train(message: Message, context: Context) -> Message:
         Assignment(device, node.holdings.train(device, cohort.period), float(weight))
         for device, weight in zip(cohort.devices.tolist(), cohort.weights, strict=True)
     ]
-    update = node.trainer.train(params, assigned, node.config.seed, cohort.round)
-    return Message(pack_update(update, cohort.round), reply_to=message)
+    clip = device_clip(node.config, params, cohort, node.noise)
+    update = node.trainer.train(params, assigned, node.config.seed, cohort.round, clip)
+    return Message(pack_update(_told(update, node.config.dp), cohort.round), reply_to=message)
+
+
+def _told(update: Update, dp: Dp) -> Update:
+    """Return the update with no more figures than whoever gets it may see.
+
+    Exact losses are functions of protected examples: only a trusted server is told.
+    """
+    if dp.unit == "none" or dp.trust == "central":
+        return update
+    return replace(update, metrics={k: v for k, v in update.metrics.items() if k == "steps"})
 
 
 @app.evaluate()
@@ -86,15 +101,16 @@ def _node(context: Context) -> Node:
     config = from_flat(context.run_config)
     folder = data_dir(config.place, context.node_config)
     if "data-path" in context.node_config:  # a real node hosts all that its own data hold
-        return _make_node(config, folder, 0, 1)
+        return _make_node(config, folder, 0, 1, real=True)
     first = int(context.node_config.get("partition-id", 0))
     return _make_node(config, folder, first, int(context.node_config.get("num-partitions", 1)))
 
 
 @lru_cache(maxsize=1024)
-def _make_node(config: Config, folder: Path | None, first: int, step: int) -> Node:
+def _make_node(config: Config, folder: Path | None, first: int, step: int, real: bool = False) -> Node:
     holdings = load_holdings(config, folder)
     federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
     trainer = Trainer(module, make_task(federation.spec), config.train, chunk_bytes(config.place))
-    return Node(config, holdings, trainer, slice(first, None, step))
+    noise = noise_source(config, real)
+    return Node(config, holdings, trainer, noise, slice(first, None, step))

@@ -34,8 +34,3 @@ def correlated(white: Tensor, before: Sequence[Tensor], bands: int) -> Tensor:
     for c, earlier in zip(coefficients(bands)[1:], before, strict=False):
         out -= c * earlier
     return out
-
-
-def is_open(slot: int, round: int, separation: int) -> bool:
-    """Whether devices of a slot may be selected in a round: one round in `separation`, so never closer."""
-    return round % separation == slot % separation

@@ -91,9 +91,16 @@ def check_dp(config: Config) -> None:
         )
     if config.selection.rule == "loss":
         raise WrongInput(
-            'selection.rule = "loss" looks at protected data, which no epsilon here covers; choose a rule that '
+            'selection.rule = "loss" looks at protected data, which no epsilon here covers; choose one that '
             'sees public activity only, or dp.unit = "none"'
         )
+    if dp.trust != "central" and config.evaluation.on != "central":
+        raise WrongInput(
+            f"evaluation.on = {config.evaluation.on!r} sends unnoised scores to a server that dp.trust = "
+            f'{dp.trust!r} does not trust; set evaluation.on = "central"'
+        )
+    if dp.unit == "example" and dp.correlation == "banded":
+        raise WrongInput('dp.correlation = "banded" is for dp.unit = "device"; set dp.correlation = "none"')
     _check_sum(config)
     if dp.unit == "device":
         _check_device(config)
@@ -143,12 +150,12 @@ def _check_device(config: Config) -> None:
         )
     if rule not in AVERAGES:
         raise WrongInput(
-            f"aggregation.rule = {rule!r} is no sum, so a device's influence on it has no known bound; choose "
+            f"aggregation.rule = {rule!r} is no sum, so a device's influence has no known bound; choose "
             f"one of {', '.join(AVERAGES)}"
         )
     if dp.clipping not in ("flat", "adaptive"):
         raise WrongInput(
-            f"dp.clipping = {dp.clipping!r} bounds examples, so device-level noise would have no clip to go by; "
+            f"dp.clipping = {dp.clipping!r} bounds examples, so device-level noise has no clip to go by; "
             'choose "flat" or "adaptive"'
         )
     if dp.relation == "add_or_remove" and (dp.trust == "secure_sum" or not _is_normalised(config)):
@@ -162,8 +169,13 @@ def _check_device(config: Config) -> None:
             'availability.rule = "clock" lets a device\'s own records decide when it can be selected, which '
             'device-level DP does not cover; choose "always" or "day_cycle"'
         )
+    if dp.trust == "secure_sum" and dp.clipping == "adaptive":
+        raise WrongInput(
+            'dp.clipping = "adaptive" needs a noisy count of devices at a trusted server; under a '
+            'secure sum set dp.clipping = "flat"'
+        )
     if dp.correlation == "banded" and (dp.trust != "central" or dp.clipping == "adaptive"):
         raise WrongInput(
-            'dp.correlation = "banded" is for dp.trust = "central" with a fixed clip; set dp.clipping = "flat" '
+            'dp.correlation = "banded" needs dp.trust = "central" and a fixed clip; set dp.clipping = "flat" '
             'and dp.trust = "central"'
         )
