@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.config import Aggregation
+from fedsim.config import Aggregation, Dp
 from fedsim.names import lookup
 from fedsim.types import Cohort, Params, Update, View
 
 State = Params
+NO_DP = Dp()
 Second = Callable[[Tensor, Tensor, float], Tensor]
 """The next second moment of (the last one, d squared, beta2)."""
 
@@ -126,10 +127,12 @@ def make_aggregator(settings: Aggregation) -> Aggregator:
     return lookup("aggregation.rule", settings.rule, AGGREGATORS)(settings)
 
 
-def weights(cohort: Cohort, view: View, settings: Aggregation) -> NDArray[np.float64]:
-    """Return each device's public weight: 1, or its public activity."""
-    if settings.weights == "equal":
+def weights(cohort: Cohort, view: View, settings: Aggregation, dp: Dp = NO_DP) -> NDArray[np.float64]:
+    """Return each device's public weight: 1, or its public activity, with device-level DP at most a bound."""
+    if settings.weights == "equal" or (settings.weights == "auto" and dp.unit == "device"):
         return np.ones(len(cohort))
+    if dp.unit == "device":
+        return np.minimum(weights(cohort, view, settings), dp.max_weight)
     return view.activity[np.searchsorted(view.devices, cohort.devices)].astype(np.float64)
 
 

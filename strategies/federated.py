@@ -15,10 +15,13 @@ from fedsim.config import Config
 from fedsim.data.availability import Clock
 from fedsim.data.stream import period_of_round
 from fedsim.errors import RunFailed, WrongInput
+from fedsim.privacy.noise import NoiseSource, noise_source
 from fedsim.seeds import generator
 from fedsim.types import Cohort, Params, Update, View, no_update
 from fedsim.wire import pack_evaluation, pack_params, pack_task, unpack_scores, unpack_update
 from strategies.aggregation import Aggregator, State, make_aggregator, weights
+from strategies.limits import Limits
+from strategies.private import Private, noise_survivors, with_privacy
 from strategies.roster import Roster
 from strategies.selection import select
 from strategies.spread import spread
@@ -45,11 +48,23 @@ class Federated(Strategy):
     """
 
     def __init__(
-        self, config: Config, roster: Roster, params: Params, active_hours: NDArray[np.bool_] | None = None
+        self,
+        config: Config,
+        roster: Roster,
+        params: Params,
+        active_hours: NDArray[np.bool_] | None = None,
+        noise: NoiseSource | None = None,
     ) -> None:
         self.config, self.roster = config, roster
         self.clock = Clock(config.availability, config.seed, len(roster.devices), active_hours)
-        self.aggregator: Aggregator = make_aggregator(config.aggregation)
+        devices = int((roster.activity > 0).sum())
+        self.aggregator: Aggregator = with_privacy(
+            make_aggregator(config.aggregation), config, devices, noise or noise_source(config, real=False)
+        )
+        self.survivors = noise_survivors(config, devices)
+        self.limits = Limits(config, roster.devices)
+        self.retired = np.zeros(len(roster.devices), dtype=bool)
+        """Devices that are left out of every cohort; the others' chances and the divisor stay."""
         self.state = ServerState(
             0, params, self.aggregator.init(params), np.zeros(len(roster.devices), np.int64)
         )
@@ -73,20 +88,39 @@ class Federated(Strategy):
         ]
 
     def select(self, round: int) -> Cohort:
-        """Return the cohort of a round, a pure function of (seed, round, roster, participation)."""
-        view = View(
+        """Return the cohort of a round, a pure function of (seed, round, roster, participation, retired)."""
+        view = self.view(round)
+        cohort = select(view, self.config.selection, generator(self.config.seed, "select", round))
+        self._check(cohort, view)
+        public = weights(cohort, view, self.config.aggregation, self.config.dp)
+        whole = replace(
+            cohort,
+            weights=public,
+            period=view.period,
+            clip_norm=self.clip_norm,
+            survivors=self.survivors,
+        )
+        stays = ~self.retired[np.searchsorted(view.devices, cohort.devices)]
+        return whole if stays.all() else _part(whole, stays)
+
+    @property
+    def clip_norm(self) -> float:
+        """The bound on a device's whole change in the next round; 0 without device-level DP."""
+        private = isinstance(self.aggregator, Private)
+        return self.aggregator.clip_norm(self.state.aggregator) if private else 0.0  # type: ignore[attr-defined]
+
+    def view(self, round: int) -> View:
+        """Return what selection may look at in a round."""
+        participation = self.state.participation
+        return View(
             round=round,
             devices=self.roster.devices,
             activity=self.roster.activity,
-            reachable=self.clock.reachable(round),
-            participation=self.state.participation,
+            reachable=self.clock.reachable(round) & self.limits.open(round, participation),
+            participation=participation,
             period=self._period(round),
             rounds=self.config.train.rounds,
         )
-        cohort = select(view, self.config.selection, generator(self.config.seed, "select", round))
-        self._check(cohort, view)
-        public = weights(cohort, view, self.config.aggregation)
-        return replace(cohort, weights=public, period=view.period)
 
     def _check(self, cohort: Cohort, view: View) -> None:
         """Refuse what a selector of somebody's own must not return."""

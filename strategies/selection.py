@@ -90,7 +90,11 @@ def draw(view: View, scores: Scores, settings: Selection, rng: np.random.Generat
 
     Raises WrongInput where a cap below 1 contradicts a fixed size.
     """
-    p = inclusion_probabilities(np.where(_eligible(view), scores, 0.0), settings.cohort)
+    scores = np.where(_eligible(view), scores, 0.0)
+    if settings.total_score:  # public: a device's inclusion is the same whoever else there is
+        p = np.minimum(1.0, settings.cohort * (scores / settings.total_score))
+    else:
+        p = inclusion_probabilities(scores, settings.cohort)
     return _sample(view, p, settings, rng)
 
 

@@ -42,8 +42,8 @@ def assignments() -> list[Assignment]:
     ]
 
 
-def trainer(name: str, train: Train, dp: Dp, memory: int = 2**30, run: str = "r") -> Trainer:
-    return Trainer(build(name), make_task(TEXT), train, memory, dp, NOISE, run)
+def trainer(name: str, train: Train, dp: Dp, memory: int = 2**30, run: str = "") -> Trainer:
+    return Trainer(build(name), make_task(TEXT), train, memory, dp, Seeded(5, run))
 
 
 def run(name: str, train: Train, dp: Dp, assigned: list[Assignment], **more: Any) -> Update:
@@ -60,7 +60,7 @@ def slow_delta(name: str, train: Train, dp: Dp, a: Assignment) -> Params:
         else torch.optim.SGD(local.parameters(), lr=train.lr, momentum=train.momentum)
     )
     slots = dp.micro_batches if dp.method == "edp" else 1
-    coins = NOISE.generator("r", 0, 2, "batches", a.device)
+    coins = NOISE.generator(0, 2, "batches", a.device)
     schedule = make_poisson_schedule(plan, len(a.examples), slots, coins)
     names = [n for n, _ in local.named_parameters()]
     for step, (rows, mask) in enumerate(zip(schedule.rows, schedule.mask, strict=True)):
@@ -77,7 +77,7 @@ def slow_delta(name: str, train: Train, dp: Dp, a: Assignment) -> Params:
             factor = min(1.0, dp.clip_norm * (1 - 1e-6) / float(norm))
             sums = {n: s + factor * grads[n] for n, s in sums.items()}
         count = sum(p.numel() for p in local.parameters())
-        flat = NOISE.normal(torch.empty(count), "r", 0, 2, "step", a.device, step).double()
+        flat = NOISE.normal(torch.empty(count), 0, 2, "step", a.device, step).double()
         parts_of = flat.split([p.numel() for p in local.parameters()])
         for (n, p), noise in zip(local.named_parameters(), parts_of, strict=True):
             p.grad = (sums[n] + plan.stddev(step) * noise.view(p.shape)) / plan.divisor

@@ -1,6 +1,6 @@
 """The Flower ClientApp: a node announces the devices that it hosts and trains those that are asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,15 +9,17 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from clients.device_clip import device_clip
 from clients.training import Assignment, Trainer
 from fedsim.app.place import chunk_bytes, data_dir, torch_device
-from fedsim.config import Config, from_flat
+from fedsim.config import Config, Dp, from_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.holdings import Holdings, load_holdings
 from fedsim.models import build_model
 from fedsim.models.evaluation import evaluate_each
 from fedsim.models.tasks import make_task
-from fedsim.privacy.noise import NoiseSource, Os, Seeded
+from fedsim.privacy.noise import NoiseSource, noise_source
+from fedsim.types import Update
 from fedsim.wire import (
     Announcement,
     DeviceScores,
@@ -39,6 +41,7 @@ class Node:
     config: Config
     holdings: Holdings
     trainer: Trainer
+    noise: NoiseSource
     share: slice
     """The devices that the node hosts, out of the federation's sorted ones."""
 
@@ -67,8 +70,19 @@ def train(message: Message, context: Context) -> Message:
         Assignment(device, node.holdings.train(device, cohort.period), float(weight), int(size))
         for device, weight, size in zip(cohort.devices.tolist(), cohort.weights, sizes[members], strict=True)
     ]
-    update = node.trainer.train(params, assigned, node.config.seed, cohort.round)
-    return Message(pack_update(update, cohort.round), reply_to=message)
+    clip = device_clip(node.config, params, cohort, node.noise)
+    update = node.trainer.train(params, assigned, node.config.seed, cohort.round, clip, cohort.survivors)
+    return Message(pack_update(_told(update, node.config.dp), cohort.round), reply_to=message)
+
+
+def _told(update: Update, dp: Dp) -> Update:
+    """Return the update with no more figures than whoever gets it may see.
+
+    Exact losses are functions of protected examples: only a trusted server is told.
+    """
+    if dp.unit == "none" or dp.trust == "central":
+        return update
+    return replace(update, metrics={k: v for k, v in update.metrics.items() if k == "steps"})
 
 
 @app.evaluate()
@@ -99,11 +113,6 @@ def _make_node(config: Config, folder: Path | None, first: int, step: int, real:
     holdings = load_holdings(config, folder)
     federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
-    task, noise = make_task(federation.spec), noise_source(config.dp.noise_source, config.seed, real)
-    trainer = Trainer(module, task, config.train, chunk_bytes(config.place), config.dp, noise, config.hash)
-    return Node(config, holdings, trainer, slice(first, None, step))
-
-
-def noise_source(name: str, seed: int, real: bool) -> NoiseSource:
-    """Return the noise source that the settings name: the seed in simulation, entropy on real nodes."""
-    return Os() if name == "os" or (name == "auto" and real) else Seeded(seed)
+    task, noise = make_task(federation.spec), noise_source(config, real)
+    trainer = Trainer(module, task, config.train, chunk_bytes(config.place), config.dp, noise)
+    return Node(config, holdings, trainer, noise, slice(first, None, step))
