@@ -163,7 +163,7 @@ def summary(rows: list[Row]) -> str:
         ratio = f"{ours / middle:.3g}" if ours else ""
         spread = f"{short(min(found))} to {short(max(found))}"
         lines.append([name, short(middle), spread, ratio, f"{peaks[name]:.0f}"])
-    header = ["peer", "devices a second", "slowest to fastest", "ours is × as fast", "largest process, MiB"]
+    header = ["peer", "devices a second", "slowest to fastest", "ours over it", "largest process, MiB"]
     return table(header, lines)
 
 

@@ -86,7 +86,7 @@ class Transformer(nn.Module):
         self.norm, self.label = nn.LayerNorm(s.embedding), nn.Linear(s.embedding, s.classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        places = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+        places = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape).contiguous()
         x = self.embedding(tokens) + self.position(places)
         for block in self.blocks:
             x = block(x)
