@@ -2,7 +2,8 @@
 
 Three models; every method first shows that its clipped sums are those of one backward pass an example.
 All methods of a table take turns step by step in one process; medians. Noise and the SGD update are
-included. The peak memory of a step is measured in a process of its own for each method.
+included. The peak memory of a step is measured in a process of its own for each method: above what the
+imported libraries take, and that of the whole process.
 
 One model: the ratio is to torch's own layers without privacy. Cohorts: `--cohort-batch` examples a
 device, the ratio is to our engine without privacy on as many devices; a method without a device axis
@@ -12,11 +13,14 @@ trains devices one after another (four are measured, and scaled up).
 """
 
 import argparse
+import os
 import statistics
 import sys
 import time
 import warnings
 from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as our command line does, before torch
 
 import torch
 
@@ -150,14 +154,15 @@ def summary(rows: list[Row], base: str) -> str:
     for row in rows:
         name = row["method"]
         if name not in medians:
-            lines.append([name, row["left_out"], "", "", "", ""])
+            lines.append([name, row["left_out"], *[""] * 5])
             continue
         ratio = f"{medians[name] / medians[base]:.2f}" if base in medians else ""
         more = f"{memory[name] / memory[base]:.2f}" if base in memory and name in memory else ""
         mib = short(memory[name]) if name in memory else ""
         steps = row["seconds"]
         spread = f"{short(1000 * min(steps))} to {short(1000 * max(steps))}"
-        lines.append([name, short(1000 * medians[name]), spread, ratio, mib, more])
+        whole = short(row["process_mib"]) if name in memory else ""
+        lines.append([name, short(1000 * medians[name]), spread, ratio, mib, more, whole])
     return table(
         ["method", "ms a step", "fastest to slowest", f"over {base}", "peak MiB", f"over {base}"], lines
     )

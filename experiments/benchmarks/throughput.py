@@ -43,17 +43,17 @@ class Peer:
 
 PEERS = {
     "ours": Peer("ours", CORES),
-    "ours, 1 thread": Peer("ours", 1),
-    "ours, summed noise": Peer("ours", CORES, {"layout": "summed"}, only_private=True),
+    "ours (1 thread)": Peer("ours", 1),
+    "ours (summed noise)": Peer("ours", CORES, {"layout": "summed"}, only_private=True),
     "flower": Peer("flower"),
-    "flower, 1 CPU an actor": Peer("flower", 1, {"cpus": 1}),
-    "flower, 1 CPU, few nodes": Peer("flower", 1, {"cpus": 1}, few_nodes=True),
+    "flower (1 CPU an actor)": Peer("flower", 1, {"cpus": 1}),
+    "flower (1 CPU and few nodes)": Peer("flower", 1, {"cpus": 1}, few_nodes=True),
     "pfl": Peer("run_pfl", private=False),
-    "pfl, 1 thread": Peer("run_pfl", 1, private=False),
-    "pfl, a process a core": Peer("run_pfl", 1, private=False, launcher=TORCHRUN),
+    "pfl (1 thread)": Peer("run_pfl", 1, private=False),
+    "pfl (a process a core)": Peer("run_pfl", 1, private=False, launcher=TORCHRUN),
     "loop": Peer("loop"),
-    "loop, 1 thread": Peer("loop", 1),
-    "a process a core, loop": Peer("loop", 1, {"processes": CORES}),
+    "loop (1 thread)": Peer("loop", 1),
+    "loop (a process a core)": Peer("loop", 1, {"processes": CORES}),
 }
 """Each as it comes (torch threads, CPUs an actor) and as it is fastest."""
 
@@ -83,7 +83,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--settings", default=",".join(SETTINGS), help="names with commas between")
-    parser.add_argument("--peers", default="", help="first words of names, commas between; empty = all")
+    parser.add_argument("--peers", default="", help="beginnings of names, commas between; empty = all")
     parser.add_argument("--private", choices=("no", "yes", "both"), default="both", help="DP-SGD")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each peer")
     parser.add_argument("--rounds", type=int, default=3, help="rounds a turn that count")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[3]
+SPIN = {"GOMP_SPINCOUNT": "1000"}
+"""Threads spin a little and then sleep, as our command line sets it; for every peer alike."""
 
 
 def ask(command: list[str], job: dict[str, Any], timeout: float, **environment: str) -> dict[str, Any]:
@@ -28,6 +30,7 @@ def ask(command: list[str], job: dict[str, Any], timeout: float, **environment: 
                 "FLWR_TELEMETRY_ENABLED": "0",
                 "FLWR_DISABLE_UPDATE_CHECK": "1",
                 "RAY_USAGE_STATS_ENABLED": "0",
+                **SPIN,
                 **environment,
             },
             stdout=subprocess.PIPE,

@@ -32,7 +32,7 @@ def main() -> None:
     made = method(setting, job["models"])
     for _ in range(2):
         made.step()
-    print(json.dumps({"mib": status("VmHWM") - before}))
+    print(json.dumps({"mib": status("VmHWM") - before, "process_mib": status("VmHWM")}))
 
 
 if __name__ == "__main__":
