@@ -24,6 +24,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as our command line does, bef
 
 import torch
 
+from experiments.benchmarks.peers import plain
 from experiments.benchmarks.peers.engine import Unavailable
 from experiments.benchmarks.peers.figures import RESULTS, Row, short, table, write
 from experiments.benchmarks.peers.launch import ask
@@ -59,7 +60,9 @@ def main() -> None:
             rows += [{"model": case, "devices": devices, "batch": sized.batch} | row for row in found]
             write(args.out, vars(args) | {"out": args.out.name}, rows)
             print(f"\n{case}, {devices} of {sized.batch} examples, {args.threads} threads\n")
-            print(summary(found, base="nn" if devices == 1 else "engine"), flush=True)
+            print(summary(found, base="nn" if devices == 1 else "engine"))
+            values, alone = noise_milliseconds(sized, devices)
+            print(f"\nNoise alone: {values:,} values by `normal_` in {short(alone)} ms", flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -163,9 +166,19 @@ def summary(rows: list[Row], base: str) -> str:
         spread = f"{short(1000 * min(steps))} to {short(1000 * max(steps))}"
         whole = short(row["process_mib"]) if name in memory else ""
         lines.append([name, short(1000 * medians[name]), spread, ratio, mib, more, whole])
-    return table(
-        ["method", "ms a step", "fastest to slowest", f"over {base}", "peak MiB", f"over {base}"], lines
-    )
+    header = ["method", "ms a step", "fastest to slowest", f"over {base}", "peak MiB", f"over {base}"]
+    return table([*header, "whole process"], lines)
+
+
+def noise_milliseconds(setting: Setting, devices: int) -> tuple[int, float]:
+    """Return how much noise a step needs, and the time to draw that alone: a floor for every method."""
+    values = devices * sum(p.numel() for p in plain.build(setting).parameters())
+    flat, seconds = torch.empty(values), []
+    for _ in range(5):
+        start = time.perf_counter()
+        flat.normal_()
+        seconds.append(time.perf_counter() - start)
+    return values, 1000 * statistics.median(seconds)
 
 
 if __name__ == "__main__":

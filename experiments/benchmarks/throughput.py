@@ -146,24 +146,24 @@ def take_turn(peer: Peer, setting: Setting, private: bool, data: Path, args: arg
 
 
 def summary(rows: list[Row]) -> str:
-    """Return medians over all turns, fastest and slowest round, and how many times faster ours is."""
+    """Return medians over all turns, fastest and slowest round, and the first line of ours over each."""
     speeds = {
         name: [r["cohort"] / s for r in rows if r["peer"] == name for s in r.get("seconds", [])]
         for name in dict.fromkeys(r["peer"] for r in rows)
     }
     peaks = {r["peer"]: r.get("peak_mib", 0.0) for r in rows}
     reasons = {r["peer"]: r["failed"] for r in rows if "failed" in r}
-    ours = statistics.median(speeds["ours"]) if speeds.get("ours") else 0.0
+    mine = next((found for name, found in speeds.items() if found and name.startswith("ours")), [])
     lines = []
     for name, found in speeds.items():
         if not found:
             lines.append([name, "failed: " + reasons[name], "", "", ""])
             continue
         middle = statistics.median(found)
-        ratio = f"{ours / middle:.3g}" if ours else ""
+        ratio = f"{statistics.median(mine) / middle:.3g}" if mine else ""
         spread = f"{short(min(found))} to {short(max(found))}"
         lines.append([name, short(middle), spread, ratio, f"{peaks[name]:.0f}"])
-    header = ["peer", "devices a second", "slowest to fastest", "ours over it", "largest process, MiB"]
+    header = ["peer", "devices a second", "slowest to fastest", "ours over this", "largest process, MiB"]
     return table(header, lines)
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,12 @@ def ask(command: list[str], job: dict[str, Any], timeout: float, **environment: 
     return json.loads(rows[-1])
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGTERM if process.poll() is None else signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    if process.poll() is None:
-        process.communicate()
+def _end(process: subprocess.Popen[str], patience: float = 15) -> None:
+    """End what is left of the worker's session: by request if it still runs, then by force."""
+    with suppress(ProcessLookupError):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=patience)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
