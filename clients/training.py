@@ -21,7 +21,7 @@ from clients.packing import Chunk, Work, device_cost, pack, plan_chunks
 from clients.plain import PlainGradients
 from clients.private import PrivateGradients, check_private
 from clients.records import Grads, Rows
-from clients.unread import Summed, add_dense
+from clients.table_noise import LateNoise, Summed, add_dense, late_noise
 from fedsim.config import Dp, Train
 from fedsim.models.memory import activation_floats
 from fedsim.models.tasks import Task
@@ -74,11 +74,9 @@ class Trainer:
             check_private(self.dp, train, self._linear())
         if train.weight_decay or not (self.dp is None or self._linear()):
             self.local.tables = {}  # then more than its batches moves a row
-        self.gradients = (
-            PlainGradients(self.local)
-            if self.dp is None
-            else PrivateGradients(self.local, self.dp, self.noise)
-        )
+        self.gradients: PlainGradients | PrivateGradients = PlainGradients(self.local)
+        if self.dp is not None:
+            self.gradients = PrivateGradients(self.local, self.dp, self.noise, self._noises_late())
         self.attempts = 0
 
     def _linear(self) -> bool:
@@ -118,6 +116,10 @@ class Trainer:
 
     def _sums_noise(self) -> bool:
         return self.dp is not None and self.dp.noise_layout == "summed"
+
+    def _noises_late(self) -> bool:
+        """Whether held table rows get their noise when they are read: momentum would move them before."""
+        return self._sums_noise() and not self.settings.momentum
 
     def _chunks(
         self,
@@ -165,10 +167,12 @@ class Trainer:
             for name, p in begin.items()
         }
         state = self.optimizer.init(local)
+        late = self._late_noise(chunk) if self._noises_late() else {}
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.place)
         for step, active in enumerate(chunk.active):
             here = {name: p[:active] for name, p in local.items()}
             part = {kind: {n: s[:active] for n, s in d.items()} for kind, d in state.items()}
+            self._catch_up(here, late, chunk, step)
             loss_sum += self._step(here, begin, part, chunk, step)
         metrics = {"steps": float(sum(chunk.active))}
         if self.dp is None or self.dp.trust == "central":  # exact losses are no release of any mechanism
@@ -184,11 +188,21 @@ class Trainer:
         else:
             delta = self._sum(start, changes, weights, chunk)
         if summed is not None:
-            summed.add(chunk, self.optimizer)
+            summed.add(chunk, self.optimizer, late)
         elif self.dp is not None:
             add_dense(delta, chunk, self.optimizer, self.noise)
         total = {name: d.double() for name, d in delta.items()}
         return Update(total, float(chunk.weights.sum()), len(chunk.works), metrics)
+
+    def _late_noise(self, chunk: Chunk) -> dict[str, LateNoise]:
+        """Return what the rows of tables get when they are read."""
+        return {t: late_noise(chunk, t, self.local.tables[t], self.optimizer) for t in chunk.table_rows}
+
+    def _catch_up(self, params: Params, late: Mapping[str, LateNoise], chunk: Chunk, step: int) -> None:
+        works = chunk.works[: chunk.active[step]]
+        for table, plan in late.items():
+            names = [(*chunk.names, "late", table, work.device, step) for work in works]
+            plan.apply(params[table], step, self.noise, names)
 
     def _step(
         self, params: Params, begin: Params, state: dict[str, Params], chunk: Chunk, step: int
