@@ -57,7 +57,7 @@ class Chunk:
     """How many of these are real [K]; the others are filling."""
     works: list[Work]
     names: tuple[Name, ...]
-    """Run, attempt and round: what every key of this chunk's noise begins with."""
+    """Attempt and round: what every key of this chunk's noise begins with."""
 
 
 def plan_chunks(costs: Sequence[int], limit: int) -> list[list[int]]:

@@ -25,12 +25,14 @@ class PrivateGradients:
     Guarantee: unit example, add or remove one: each device's step is a Gaussian mechanism on a sum of
     sensitivity `plan.sensitivity`, sampled at `plan.sampling_rate`; noise, divisor and number of steps are
     functions of config and public activity; no noise is used twice. What the device then sends beside the
-    parameters (losses, batch sizes) is not covered and not sent.
+    parameters (losses, batch sizes) is not covered and not sent. With `late`, the trainer adds the noise of
+    the tables, when their rows are next read.
     """
 
-    def __init__(self, local: LocalModel, dp: Dp, noise: NoiseSource) -> None:
+    def __init__(self, local: LocalModel, dp: Dp, noise: NoiseSource, late: bool = False) -> None:
         self.local, self.dp, self.noise = local, dp, noise
         self.clip = clip_of(dp)
+        self.late = late
 
     def __call__(
         self, params: Params, batch: Params, mask: Tensor, chunk: Chunk, step: int
@@ -40,15 +42,12 @@ class PrivateGradients:
             clipped = self._clipped(params, batch, mask)
         works = chunk.works[: len(mask)]
         names = [(*chunk.names, "step", work.device, step) for work in works]
-        grads = self._noise(params, chunk, names, step)
+        noise = self._noise(params, chunk, names, step)
         divisor = torch.tensor([_plan(work).divisor for work in works], device=mask.device)
-        for name, noise in grads.items():
-            found = clipped.sums.get(name)
-            if isinstance(found, Rows):
-                add_rows(noise, found, 1.0)
-            elif found is not None:
-                noise.add_(found)
-            noise.div_(divisor.to(noise.dtype).view(-1, *[1] * (noise.dim() - 1)))
+        grads = {
+            name: _over(_added(clipped.sums.get(name), noise.get(name), p), divisor)
+            for name, p in params.items()
+        }
         return grads, clipped.losses * mask.flatten(1)
 
     def _clipped(self, params: Params, batch: Params, mask: Tensor) -> Clipped:
@@ -81,11 +80,28 @@ class PrivateGradients:
             [p[0].numel() for p in whole.values()], 1
         )
         found = {name: scaled(part, p) for (name, p), part in zip(whole.items(), parts, strict=True)}
-        for name in chunk.table_rows:
+        for name in () if self.late else chunk.table_rows:
             p = params[name]
             filling = torch.arange(p.shape[1], device=p.device) >= chunk.table_counts[name][: len(p), None]
             found[name] = scaled(draw(p[0].numel(), name), p).masked_fill_(filling.unsqueeze(-1), 0.0)
-        return {name: found[name] for name in params}
+        return found
+
+
+def _added(found: Tensor | Rows | None, noise: Tensor | None, like: Tensor) -> Tensor | Rows:
+    """Return sum and noise together; uses up the noise."""
+    if noise is None:
+        return torch.zeros_like(like) if found is None else found
+    if isinstance(found, Rows):
+        add_rows(noise, found, 1.0)
+    elif found is not None:
+        noise.add_(found)
+    return noise
+
+
+def _over(grad: Tensor | Rows, divisor: Tensor) -> Tensor | Rows:
+    if isinstance(grad, Rows):
+        return Rows(grad.ids, grad.values.div_(divisor.to(grad.values.dtype).view(-1, 1, 1)))
+    return grad.div_(divisor.to(grad.dtype).view(-1, *[1] * (grad.dim() - 1)))
 
 
 def check_private(dp: Dp, train: Train, linear: bool) -> None:

@@ -6,11 +6,13 @@ a device axis K). No record holds a gradient of each example for a weight larger
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from fedsim.types import Params
 
@@ -64,7 +66,7 @@ class Record(Protocol):
 class Product:
     """A matrix product: the gradient of input i's weight is Σ_t g_tᵀ a_t, that of a bias Σ_t g_t.
 
-    Linear layers, convolutions (rows are patches) and both products of an LSTM, whose gates share g.
+    Linear layers, and both products of an LSTM, whose gates share g.
     `inputs` maps a weight to its A [K, D, B, T, in]; `gradient` is [K, D, B, T, out]; D counts copies
     of the op in one layer (the directions of a BiLSTM). `shapes` are the parameters' without K.
     """
@@ -175,6 +177,59 @@ LONG = 256
 
 
 @dataclass(frozen=True)
+class Convolution:
+    """A convolution of images: each example's gradient of the weight is a group of one convolution.
+
+    images: [K, B, in, h, w], gradient: [K, B, out, h', w']; `shape` is the weight's without K, `geometry`
+    stride, padding and dilation. `size` neighbouring examples count as one.
+    """
+
+    weight: str | None
+    bias: str | None
+    images: Tensor
+    gradient: Tensor
+    shape: tuple[int, ...]
+    geometry: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    size: int = 1
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.weight, self.bias) if name)
+
+    @cached_property
+    def each(self) -> "Small":
+        """The examples' own gradients [K, B, ...]: for a convolution they are few beside its images."""
+        models, examples = self.images.shape[:2]
+        found = {}
+        if self.weight:
+            out, inner = self.shape[:2]
+            groups = models * examples
+            whole = conv2d_weight(
+                self.images.reshape(1, groups * inner, *self.images.shape[3:]),
+                (groups * out, *self.shape[1:]),
+                self.gradient.reshape(1, groups * out, *self.gradient.shape[3:]),
+                *self.geometry,
+                groups=groups,
+            )
+            found[self.weight] = whole.view(models, examples, *self.shape)
+        if self.bias:
+            found[self.bias] = self.gradient.sum((-2, -1))
+        return Small(found).grouped(self.size)
+
+    def squares(self) -> Tensor:
+        return self.each.squares()
+
+    def sums(self, factors: Tensor) -> dict[str, Tensor | Rows]:
+        return self.each.sums(factors)
+
+    def keep(self, good: Tensor) -> Record:
+        return self.each.keep(good)
+
+    def grouped(self, size: int) -> "Convolution":
+        return replace(self, size=size)
+
+
+@dataclass(frozen=True)
 class Small:
     """Weights so few that each example's gradient is at hand: [K, B, ...] by name (norm layers)."""
 
@@ -260,6 +315,10 @@ def _join(one: Record, two: Record) -> Record:
         return Product(inputs, one.bias, torch.cat([one.gradient, two.gradient], dim=3), one.shapes)
     if isinstance(one, Lookup) and isinstance(two, Lookup):
         return Lookup(one.table, torch.cat([one.ids, two.ids], 2), torch.cat([one.gradient, two.gradient], 2))
+    if isinstance(one, Convolution):
+        one = one.each
+    if isinstance(two, Convolution):
+        two = two.each
     if isinstance(one, Small) and isinstance(two, Small) and one.weights == two.weights:
         return Small(_sum(one.each, two.each))
     if isinstance(one, Lookup) and isinstance(two, Product):

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import group_norm, layer_norm, unfold
+from torch.nn.functional import group_norm, layer_norm
 
-from clients.records import Lookup, Product, Record, Small, joined
+from clients.records import Convolution, Lookup, Product, Record, Small, joined
 from fedsim.errors import WrongInput
 from fedsim.models import layers
 from fedsim.models.layers import pair
@@ -153,18 +153,13 @@ def _convolution(tape: Tape, layer: nn.Conv2d, path: str, own: Own, x: Tensor) -
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     out = layers.convolve(x, weight, bias, layer.stride, pair(layer.padding), pair(layer.dilation))
     images = tape.shaped(x.detach(), path, 3).squeeze(2)  # [K, B, in, height, width]
+    shape = tuple(layer.weight.shape[-4:])
+
+    geometry = (layer.stride, pair(layer.padding), pair(layer.dilation))
 
     def finish(g: Tensor) -> Record:
-        patches = unfold(
-            images.flatten(0, 1),
-            layer.kernel_size,
-            padding=pair(layer.padding),
-            stride=layer.stride,
-            dilation=pair(layer.dilation),
-        )
-        rows = patches.transpose(1, 2).unflatten(0, images.shape[:2]).unsqueeze(1)
-        gradient = tape.shaped(g, path, 3).squeeze(2).flatten(-2).transpose(-1, -2).unsqueeze(1)
-        return _product({"weight": rows}, gradient, own, tape)
+        gradient = tape.shaped(g, path, 3).squeeze(2)
+        return Convolution(own.get("weight"), own.get("bias"), images, gradient, shape, geometry)
 
     return tape.watch(out, finish)
 

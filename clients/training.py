@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from clients.batches import make_poisson_schedule, make_schedule
 from clients.clipping import SLOW
+from clients.device_clip import DeviceClip, add_in_secret, clip_factors, finite
 from clients.local import LocalModel
 from clients.optimizers import make_optimizer
 from clients.packing import Chunk, Work, device_cost, pack, plan_chunks
 from clients.plain import PlainGradients
 from clients.private import PrivateGradients, check_private
 from clients.records import Grads, Rows
-from clients.unread import Summed, add_dense
+from clients.table_noise import LateNoise, Summed, add_dense, late_noise
 from fedsim.config import Dp, Train
 from fedsim.models.memory import activation_floats
 from fedsim.models.tasks import Task
@@ -50,7 +51,7 @@ class Assignment:
 class Trainer:
     """Trains devices from the same parameters and returns the weighted sum of their changes.
 
-    `run` names the run to the noise: two runs, or two models of one, never share theirs.
+    Two runs, or two models of one, need noise sources of their own.
     """
 
     def __init__(
@@ -61,9 +62,8 @@ class Trainer:
         memory: int = DEFAULT_MEMORY,
         dp: Dp | None = None,
         noise: NoiseSource | None = None,
-        run: Name = "",
     ) -> None:
-        self.settings, self.memory, self.run = train, memory, run
+        self.settings, self.memory = train, memory
         self.dp = dp if dp is not None and dp.unit == "example" else None
         self.noise = noise or Seeded(0)
         alone = self.dp is not None and self.dp.method in SLOW
@@ -74,11 +74,9 @@ class Trainer:
             check_private(self.dp, train, self._linear())
         if train.weight_decay or not (self.dp is None or self._linear()):
             self.local.tables = {}  # then more than its batches moves a row
-        self.gradients = (
-            PlainGradients(self.local)
-            if self.dp is None
-            else PrivateGradients(self.local, self.dp, self.noise)
-        )
+        self.gradients: PlainGradients | PrivateGradients = PlainGradients(self.local)
+        if self.dp is not None:
+            self.gradients = PrivateGradients(self.local, self.dp, self.noise, self._noises_late())
         self.attempts = 0
 
     def _linear(self) -> bool:
@@ -86,37 +84,50 @@ class Trainer:
         settings = self.settings
         return settings.optimizer == "sgd" and not settings.weight_decay and not settings.proximal
 
-    def train(self, params: Params, assigned: Sequence[Assignment], seed: int, round: int) -> Update:
+    def train(
+        self,
+        params: Params,
+        assigned: Sequence[Assignment],
+        seed: int,
+        round: int,
+        clip: DeviceClip | None = None,
+        survivors: int = 1,
+    ) -> Update:
         """Train every assigned device on its own examples, starting from `params`.
 
         The randomness of a device is named by (seed, round, device), so the sum does not depend on
-        chunks or nodes beyond the order of float64 additions.
+        chunks or nodes beyond the order of float64 additions. Where `clip` is given, each device's whole
+        change is bounded by it before its weight. `survivors` noise shares make up a sum's noise.
         """
         if self.noise.kind == "os":
             self.attempts += 1  # what is done again is another release; a seed repeats the first one
-        names = (self.run, self.attempts, round)
+        names = (self.attempts, round)
         start = {name: p.to(self.place) for name, p in params.items()}
         total = no_update(params)
         summed = Summed(params, list(self.local.tables)) if self._sums_noise() else None
-        for chunk in self._chunks(params, assigned, seed, names):
-            total = total + self._train_chunk(start, chunk, summed)
+        for chunk in self._chunks(params, assigned, seed, names, survivors):
+            total = total + self._train_chunk(start, chunk, summed, clip)
+            if clip is not None and clip.summed is not None:
+                total = replace(total, delta={n: clip.summed.reduce(d) for n, d in total.delta.items()})
         if summed is not None and assigned:
             delta = summed.draw(total.delta, self.noise, (*names, assigned[0].device))
             total = replace(total, delta=delta)
         return total
 
-    def train_each(
-        self, params: Params, assigned: Sequence[Assignment], seed: int, round: int
-    ) -> Iterator[Update]:
-        """Yield each device's own update, in the order of `assigned`, as `train` would sum them."""
-        for assignment in assigned:
-            yield self.train(params, [assignment], seed, round)
-
     def _sums_noise(self) -> bool:
         return self.dp is not None and self.dp.noise_layout == "summed"
 
+    def _noises_late(self) -> bool:
+        """Whether held table rows get their noise when they are read: momentum would move them before."""
+        return self._sums_noise() and not self.settings.momentum
+
     def _chunks(
-        self, params: Params, assigned: Sequence[Assignment], seed: int, names: tuple[Name, ...]
+        self,
+        params: Params,
+        assigned: Sequence[Assignment],
+        seed: int,
+        names: tuple[Name, ...],
+        survivors: int,
     ) -> Iterator[Chunk]:
         # parameters, gradients, optimiser state; noise takes the gradients' place
         copies = 2 + len(self.optimizer.init(params)) + (self.dp is not None)
@@ -125,7 +136,7 @@ class Trainer:
             device_cost(params, tables, a.examples, copies, self._activations(a.examples)) for a in assigned
         ]
         for members in plan_chunks(costs, self.memory if self.local.stacked else 0):
-            works = [self._work(assigned[i], seed, names) for i in members]
+            works = [self._work(assigned[i], seed, names, survivors) for i in members]
             yield pack(works, tables, self.place, names)
 
     def _activations(self, examples: Examples) -> int:
@@ -133,7 +144,7 @@ class Trainer:
         batch = min(self.settings.batch_size, len(examples))
         return batch * activation_floats(self.module, self.task.inputs, examples)
 
-    def _work(self, a: Assignment, seed: int, names: tuple[Name, ...]) -> Work:
+    def _work(self, a: Assignment, seed: int, names: tuple[Name, ...], survivors: int) -> Work:
         round = names[-1]
         key = int(generator(seed, "dropout", round, a.device).integers(2**62))
         if self.dp is None:
@@ -141,34 +152,57 @@ class Trainer:
             return Work(
                 a.examples, a.weight, make_schedule(self.settings, len(a.examples), rng), key, a.device
             )
-        plan = local_plan(self.dp, self.settings, a.activity)
+        plan = local_plan(self.dp, self.settings, a.activity, survivors)
         slots = self.dp.micro_batches if self.dp.method == "edp" else 1
         coins = self.noise.generator(*names, "batches", a.device)
         schedule = make_poisson_schedule(plan, len(a.examples), slots, coins)
         return Work(a.examples, a.weight, schedule, key, a.device, plan)
 
-    def _train_chunk(self, start: Params, chunk: Chunk, summed: Summed | None) -> Update:
+    def _train_chunk(
+        self, start: Params, chunk: Chunk, summed: Summed | None, clip: DeviceClip | None
+    ) -> Update:
         begin = {n: p[chunk.table_rows[n]] if n in chunk.table_rows else p for n, p in start.items()}
         local = {
             name: p.clone() if name in chunk.table_rows else p.expand(len(chunk.works), *p.shape).clone()
             for name, p in begin.items()
         }
         state = self.optimizer.init(local)
+        late = self._late_noise(chunk) if self._noises_late() else {}
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.place)
         for step, active in enumerate(chunk.active):
             here = {name: p[:active] for name, p in local.items()}
             part = {kind: {n: s[:active] for n, s in d.items()} for kind, d in state.items()}
+            self._catch_up(here, late, chunk, step)
             loss_sum += self._step(here, begin, part, chunk, step)
         metrics = {"steps": float(sum(chunk.active))}
         if self.dp is None or self.dp.trust == "central":  # exact losses are no release of any mechanism
             metrics |= {"loss_sum": float(loss_sum), "loss_examples": float(chunk.mask.sum())}
-        delta = self._delta(start, begin, local, chunk)
+        changes = {name: local[name].sub_(p) for name, p in begin.items()}
+        weights = chunk.weights
+        if clip is not None:
+            factors, metrics["unclipped"] = clip_factors(changes, clip.norm)
+            changes = {name: finite(change) for name, change in changes.items()}
+            weights = weights * factors
+        if clip is not None and clip.summed is not None:
+            delta = self._sum_in_secret(start, changes, weights, chunk, clip)
+        else:
+            delta = self._sum(start, changes, weights, chunk)
         if summed is not None:
-            summed.add(chunk, self.optimizer)
+            summed.add(chunk, self.optimizer, late)
         elif self.dp is not None:
             add_dense(delta, chunk, self.optimizer, self.noise)
-        weight = float(chunk.weights.sum())
-        return Update({n: d.double() for n, d in delta.items()}, weight, len(chunk.works), metrics)
+        total = {name: d.double() for name, d in delta.items()}
+        return Update(total, float(chunk.weights.sum()), len(chunk.works), metrics)
+
+    def _late_noise(self, chunk: Chunk) -> dict[str, LateNoise]:
+        """Return what the rows of tables get when they are read."""
+        return {t: late_noise(chunk, t, self.local.tables[t], self.optimizer) for t in chunk.table_rows}
+
+    def _catch_up(self, params: Params, late: Mapping[str, LateNoise], chunk: Chunk, step: int) -> None:
+        works = chunk.works[: chunk.active[step]]
+        for table, plan in late.items():
+            names = [(*chunk.names, "late", table, work.device, step) for work in works]
+            plan.apply(params[table], step, self.noise, names)
 
     def _step(
         self, params: Params, begin: Params, state: dict[str, Params], chunk: Chunk, step: int
@@ -195,19 +229,33 @@ class Trainer:
             for name, g in grads.items()
         }
 
-    def _delta(self, start: Params, begin: Params, local: Params, chunk: Chunk) -> Params:
-        """Return the weighted sum over devices of local - global, on the CPU. Uses up `local`."""
-        delta = {}
-        for name, p in start.items():
-            change = local[name].sub_(begin[name])
-            change *= chunk.weights.to(change.dtype).view(-1, *[1] * (change.dim() - 1))
+    def _sum(self, start: Params, changes: Params, weights: Tensor, chunk: Chunk) -> Params:
+        """Return the weighted sum of the devices' changes [K, ...], on the CPU. Uses up `changes`."""
+        total = {}
+        for name, change in changes.items():
+            change *= weights.to(change.dtype).view(-1, *[1] * (change.dim() - 1))
             if name in chunk.table_rows:
-                whole = torch.zeros_like(p)
+                whole = torch.zeros_like(start[name], dtype=change.dtype)
                 whole.index_add_(0, chunk.table_rows[name].flatten(), change.flatten(0, 1))
-                delta[name] = whole.cpu()
+                total[name] = whole.cpu()
             else:
-                delta[name] = change.sum(0).cpu()
-        return delta
+                total[name] = change.sum(0).cpu()
+        return total
+
+    def _sum_in_secret(
+        self, start: Params, changes: Params, weights: Tensor, chunk: Chunk, clip: DeviceClip
+    ) -> Params:
+        """Return the modular sum of what the devices send, each with its noise share."""
+        total = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in start.items()}
+        for k, work in enumerate(chunk.works):
+            value = {}
+            for name, change in changes.items():
+                value[name] = weights[k].cpu() * change[k].double().cpu()
+                if name in chunk.table_rows:
+                    whole = torch.zeros(start[name].shape, dtype=torch.float64)
+                    value[name] = whole.index_add_(0, chunk.table_rows[name][k].cpu(), value[name])
+            total = add_in_secret(total, value, (*chunk.names, work.device), clip)
+        return total
 
 
 def cut_to_norm(grads: Grads, params: Mapping[str, Tensor], bound: float) -> Params:

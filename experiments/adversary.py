@@ -1,7 +1,8 @@
 """A ClientApp some of whose devices lie, on nodes that do not: for tests and experiments on robust rules."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from flwr.app import Context, Message
@@ -38,20 +39,14 @@ class Liar:
     def __init__(self, trainer: Trainer, share: float, lie: Lie) -> None:
         self.trainer, self.share, self.lie = trainer, share, lie
 
-    def train(self, params: Params, assigned: Sequence[Assignment], seed: int, round: int) -> Update:
+    def train(self, params: Params, assigned: Sequence[Assignment], *how: Any) -> Update:
         total = no_update(params)
         for bad in (False, True):
             part = [a for a in assigned if is_bad(a.device, self.share) == bad]
             if part:
-                update = self.trainer.train(params, part, seed, round)
+                update = self.trainer.train(params, part, *how)
                 total = total + (replace(update, delta=self.lie(update.delta)) if bad else update)
         return total
-
-    def train_each(
-        self, params: Params, assigned: Sequence[Assignment], seed: int, round: int
-    ) -> Iterator[Update]:
-        for assignment in assigned:
-            yield self.train(params, [assignment], seed, round)
 
 
 def adversarial(share: float, lie: Lie) -> ClientApp:

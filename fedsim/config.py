@@ -242,6 +242,9 @@ class Selection(Section):
     candidates: int = Field(
         0, ge=0, le=10**9, description="loss: devices drawn by activity to choose from; 0 = twice the cohort"
     )
+    total_score: NonNegative = Field(
+        0.0, description="public sum of scores that inclusion is normalised by; 0 = that of the real roster"
+    )
 
 
 class Aggregation(Section):
@@ -291,7 +294,8 @@ class Dp(Section):
         description="who adds the noise: the trusted server | each device | shares in a simulated secure sum",
     )
     relation: Literal["auto", "add_or_remove", "zero_out"] = Field(
-        "auto", description="neighbouring relation; auto = zero_out under a secure sum, else add_or_remove"
+        "auto",
+        description="neighbouring relation; auto = add_or_remove where it holds, else zero_out",
     )
     clip_norm: Positive = Field(1.0, description="L2 bound C of a unit's contribution")
     clipping: Literal["flat", "per_layer", "automatic", "adaptive"] = Field(
@@ -324,8 +328,32 @@ class Dp(Section):
         0.0, description="Poisson rate of a device's batches; 0 = train.batch_size / public activity"
     )
     micro_batches: Count = Field(4, description="edp: slots that a batch's examples are drawn into")
-    amplification: Literal["auto", "none"] = Field(
-        "auto", description="claim amplification by sampling where its conditions hold | never"
+    amplification: Literal["auto", "claim", "none"] = Field(
+        "auto", description="by sampling: where its conditions hold | refuse to run without | never"
+    )
+    max_weight: Positive = Field(1.0, description="device: largest public weight that a device can have")
+    quantile: float = Field(
+        0.5, gt=0.0, lt=1.0, description="adaptive clipping: share of devices that shall not be clipped"
+    )
+    clip_lr: Positive = Field(0.2, description="adaptive clipping: step of the logarithm of the clip norm")
+    count_noise: NonNegative = Field(
+        0.0, description="adaptive clipping: noise stddev on the count of unclipped; 0 = cohort / 20"
+    )
+    min_survivors: float = Field(
+        0.5,
+        gt=0.0,
+        le=1.0,
+        description="secure sum: honest share of the invited without which none is released",
+    )
+    sum_bits: int = Field(40, ge=16, le=42, description="secure sum: bits of the modulus")
+    sum_scale: float = Field(
+        2.0**-16, gt=0.0, le=1.0, description="secure sum: width of the fixed-point cells over the clip norm"
+    )
+    max_participations: int = Field(
+        0, ge=0, le=10**6, description="rounds in which a device may be selected at most; 0 = all"
+    )
+    min_separation: Count = Field(
+        1, description="rounds from one selection of a device to its next at least; also the bands"
     )
 
 

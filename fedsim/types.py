@@ -140,6 +140,10 @@ class Cohort:
     """Each device's public weight in the sum of updates."""
     period: int = 1
     """The period of the stream, which decides what the devices hold."""
+    clip_norm: float = 0.0
+    """Bound on a device's whole change; 0 = none."""
+    survivors: int = 1
+    """Honest answers, without the protected one's, that a secure sum's noise shares are set for."""
 
     def __len__(self) -> int:
         return len(self.devices)

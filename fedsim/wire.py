@@ -76,6 +76,8 @@ def pack_task(arrays: ArrayRecord, cohort: Cohort, form: Form = ONLY_SUMS) -> Re
             "weights": cohort.weights.tolist(),
             "single": form.single,
             "figures": form.figures,
+            "clip_norm": cohort.clip_norm,
+            "survivors": cohort.survivors,
         }
     )
     return RecordDict({"params": arrays, "cohort": config})
@@ -89,6 +91,8 @@ def unpack_task(content: RecordDict) -> tuple[Params, Cohort]:
         devices=_names(config),
         probabilities=None,  # the server's business; devices are not told
         weights=np.array(config["weights"], dtype=np.float64),
+        clip_norm=float(config["clip_norm"]),  # type: ignore[arg-type]
+        survivors=_integer(config, "survivors"),
     )
     return unpack_params(content.array_records["params"]), cohort
 

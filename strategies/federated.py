@@ -15,12 +15,15 @@ from fedsim.config import Config
 from fedsim.data.availability import Clock
 from fedsim.data.stream import period_of_round
 from fedsim.errors import RunFailed, WrongInput
+from fedsim.privacy.noise import NoiseSource, noise_source
 from fedsim.seeds import generator
 from fedsim.types import Cohort, Params, Reply, Update, View, no_update
 from fedsim.wire import NOT_FINITE, pack_evaluation, pack_params, pack_task, unpack_scores
 from strategies.aggregation import Aggregator, State, make_aggregator
 from strategies.forms import form_of
-from strategies.guards import Guard
+from strategies.guards import Guard, guarded
+from strategies.limits import Limits
+from strategies.private import Private, noise_survivors, with_privacy
 from strategies.robust import combine
 from strategies.roster import Roster
 from strategies.selection import select
@@ -56,16 +59,27 @@ class Federated(Strategy):
         roster: Roster,
         params: Params,
         active_hours: NDArray[np.bool_] | None = None,
+        noise: NoiseSource | None = None,
         privacy_cap: NDArray[np.float64] | float | None = None,
     ) -> None:
         """`privacy_cap` is the inclusion probability that `selection.rule = "privacy_aware"` never passes."""
         self.config, self.roster, self.privacy_cap = config, roster, privacy_cap
         self.form = form_of(config)
         self.clock = Clock(config.availability, config.seed, len(roster.devices), active_hours)
-        self.aggregator: Aggregator = make_aggregator(config.aggregation)
-        devices = len(roster.devices)
+        devices = int((roster.activity > 0).sum())
+        self.aggregator: Aggregator = with_privacy(
+            make_aggregator(config.aggregation), config, devices, noise or noise_source(config, real=False)
+        )
+        self.survivors = noise_survivors(config, devices)
+        self.limits = Limits(config, roster.devices)
+        self.retired = np.zeros(len(roster.devices), dtype=bool)
+        """Devices that are left out of every cohort; the others' chances and the divisor stay."""
         self.state = ServerState(
-            0, params, self.aggregator.init(params), np.zeros(devices, np.int64), np.full(devices, np.nan)
+            0,
+            params,
+            self.aggregator.init(params),
+            np.zeros(len(roster.devices), np.int64),
+            np.full(len(roster.devices), np.nan),
         )
         self.cohort: Cohort | None = None
 
@@ -91,23 +105,42 @@ class Federated(Strategy):
         return {int(node): _part(answering, nodes == node) for node in np.unique(nodes)}
 
     def select(self, round: int) -> Cohort:
-        """Return the cohort of a round, a pure function of (seed, round, roster, participation)."""
-        view = View(
+        """Return the cohort of a round, a pure function of (seed, round, roster, participation, retired)."""
+        view = self.view(round)
+        cohort = select(view, self.config.selection, generator(self.config.seed, "select", round))
+        self._check(cohort, view)
+        public = weights(cohort, view, self.config)
+        whole = replace(
+            cohort,
+            weights=public,
+            period=view.period,
+            clip_norm=self.clip_norm,
+            survivors=self.survivors,
+        )
+        stays = ~self.retired[np.searchsorted(view.devices, cohort.devices)]
+        return whole if stays.all() else _part(whole, stays)
+
+    @property
+    def clip_norm(self) -> float:
+        """The bound on a device's whole change in the next round; 0 without device-level DP."""
+        private = isinstance(self.aggregator, Private)
+        return self.aggregator.clip_norm(self.state.aggregator) if private else 0.0  # type: ignore[attr-defined]
+
+    def view(self, round: int) -> View:
+        """Return what selection may look at in a round."""
+        participation = self.state.participation
+        return View(
             round=round,
             devices=self.roster.devices,
             activity=self.roster.activity,
-            reachable=self.clock.reachable(round),
-            participation=self.state.participation,
+            reachable=self.clock.reachable(round) & self.limits.open(round, participation),
+            participation=participation,
             period=self._period(round),
             rounds=self.config.train.rounds,
             availability=self.clock.share(),
             losses=self.state.losses if self.form.figures else None,
             privacy_cap=self.privacy_cap,
         )
-        cohort = select(view, self.config.selection, generator(self.config.seed, "select", round))
-        self._check(cohort, view)
-        public = weights(cohort, view, self.config)
-        return replace(cohort, weights=public, period=view.period)
 
     def _check(self, cohort: Cohort, view: View) -> None:
         """Refuse what a selector of somebody's own must not return."""
@@ -143,7 +176,7 @@ class Federated(Strategy):
         `skipped` tells.
         """
         assert self.cohort is not None, "aggregate_train comes after configure_train"
-        before, settings = self.state, self.config.aggregation
+        before, settings = self.state, guarded(self.config)
         guard = Guard(server_round, self.asked(self.cohort), before.params, self.form, settings)
         total, losses = self._gather(guard.accepted(self._good(replies)))
         _check_divergence(server_round, total, guard)

@@ -13,7 +13,7 @@ import torch
 from flwr.app import Message, RecordDict
 from numpy.typing import NDArray
 
-from fedsim.config import Aggregation
+from fedsim.config import Aggregation, Config
 from fedsim.types import Cohort, DeviceId, Form, Params, Reply, Update
 from fedsim.wire import NOT_FINITE, array_bytes, unpack_reply
 
@@ -25,6 +25,12 @@ ROUNDING = 1e-6
 def skips_rounds(settings: Aggregation) -> bool:
     """Whether rounds may be left out by what devices answered, which voids amplification by sampling."""
     return settings.min_updates > 0
+
+
+def guarded(config: Config) -> Aggregation:
+    """Return the bounds that answers are held to; the norm of a masked sum says nothing."""
+    masked = config.dp.unit == "device" and config.dp.trust == "secure_sum"
+    return config.aggregation.model_copy(update={"max_norm": 0.0}) if masked else config.aggregation
 
 
 class Guard:

@@ -62,7 +62,7 @@ def privacy_aware(view: View, settings: Selection, rng: np.random.Generator) -> 
             'dp.target_epsilon; set dp.unit = "device", dp.noise_multiplier and dp.target_epsilon'
         )
     scores = np.where(_eligible(view), _powered(view, settings), 0.0)
-    p = settings.cohort * scores / max(scores.sum(), np.finfo(float).tiny)
+    p = settings.cohort * scores / (settings.total_score or max(scores.sum(), np.finfo(float).tiny))
     return _sample(view, np.minimum(p, np.minimum(view.privacy_cap, 1.0)), settings, rng, whole=False)
 
 
@@ -127,7 +127,11 @@ def draw(view: View, scores: Scores, settings: Selection, rng: np.random.Generat
 
     Raises WrongInput where a cap below 1 contradicts a fixed size.
     """
-    p = inclusion_probabilities(np.where(_eligible(view), scores, 0.0), settings.cohort)
+    scores = np.where(_eligible(view), scores, 0.0)
+    if settings.total_score:  # public: a device's inclusion is the same whoever else there is
+        p = np.minimum(1.0, settings.cohort * (scores / settings.total_score))
+    else:
+        p = inclusion_probabilities(scores, settings.cohort)
     return _sample(view, p, settings, rng)
 
 

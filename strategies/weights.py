@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from fedsim.config import Config
 from fedsim.errors import WrongInput
+from fedsim.privacy.mechanism import device_mechanism
 from fedsim.types import Cohort, Update, View
 
 Weights = NDArray[np.float64]
@@ -57,8 +58,12 @@ WEIGHTS: dict[str, Callable[[Cohort, View, Config], Weights]] = {
 
 
 def weights(cohort: Cohort, view: View, config: Config) -> Weights:
-    """Return each device's public weight by the rule that `aggregation.weights` names."""
-    return WEIGHTS[config.aggregation.weights](cohort, view, config)
+    """Return each device's public weight by the rule that `aggregation.weights` names.
+
+    With device-level DP it is at most `dp.max_weight`, which the noise is scaled to.
+    """
+    found = WEIGHTS[config.aggregation.weights](cohort, view, config)
+    return np.minimum(found, device_mechanism(config).max_weight) if config.dp.unit == "device" else found
 
 
 def with_divisor(total: Update, config: Config) -> Update:

@@ -217,8 +217,8 @@ def test_a_device_whose_own_update_is_not_finite_falls_alone(
 
     whole, bad = Trainer._work, "d00"
 
-    def spoiled(self: Trainer, a: Assignment, seed: int, names: tuple[str | int, ...]) -> object:
-        work = whole(self, a, seed, names)
+    def spoiled(self: Trainer, a: Assignment, *how: object) -> object:
+        work = whole(self, a, *how)  # type: ignore[arg-type]
         return replace(work, weight=float("nan")) if a.device.endswith(bad) else work
 
     settings = config(tmp_path, selection__rule="uniform", selection__cohort=30, train__rounds=2)

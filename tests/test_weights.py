@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from fedsim.config import Config, from_flat
 from fedsim.errors import WrongInput
+from fedsim.privacy.claims import amplification, relation
+from fedsim.privacy.mechanism import device_mechanism
 from fedsim.types import Cohort, Update, View, no_update
 from strategies.aggregation import make_aggregator
 from strategies.selection import inclusion_probabilities
@@ -99,6 +101,25 @@ def test_the_cap_bounds_every_weight(p: list[float], cap: float) -> None:
     free = weights(members, view(), config())
     assert (found <= cap).all()
     assert (found == np.minimum(free, cap)).all()
+
+
+def test_device_level_dp_bounds_every_weight_by_what_its_noise_is_scaled_to() -> None:
+    p = np.array([0.01, 0.5, 0.2, 0.8])
+    private = config(**{"dp.unit": "device", "dp.max_weight": 2.0})
+    assert device_mechanism(private).max_weight == 2.0
+    found = weights(cohort([0, 1, 2, 3], p), view(), private)
+    assert found.tolist() == pytest.approx([2.0, 0.5, 2.0, 1.25])
+    assert relation(private) == "zero_out"  # shares of everybody's activity change with a device
+    claimed = config("equal", **{"dp.unit": "device", "selection.total_score": 16.0})
+    assert relation(claimed) == "add_or_remove"
+
+
+def test_a_minimum_of_updates_ends_the_claim_of_amplification() -> None:
+    settings = {"dp.unit": "device", "selection.rule": "uniform"}
+    assert amplification(config("equal", **settings)).claimed
+    told = amplification(config("equal", **settings, **{"aggregation.min_updates": 3}))
+    assert not told.claimed
+    assert "min_updates" in told.reason
 
 
 def test_unknown_probabilities_are_refused_in_a_sentence() -> None:

@@ -1,49 +1,69 @@
 """What a node answers to a task: the sum of its devices' updates, or each of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clients.device_clip import DeviceClip
 from clients.training import Assignment, Trainer
 from fedsim.config import Aggregation, Config
-from fedsim.types import DeviceId, Form, Params, Reply, Update, no_update
+from fedsim.types import Cohort, DeviceId, Form, Params, Reply, Update, no_update
 from fedsim.wire import NOT_FINITE
 
 
-def answer(
-    trainer: Trainer, params: Params, assigned: Sequence[Assignment], config: Config, round: int, form: Form
-) -> Reply:
+@dataclass(frozen=True)
+class Job:
+    """What a node is asked to do in a round."""
+
+    trainer: Trainer
+    params: Params
+    assigned: Sequence[Assignment]
+    config: Config
+    cohort: Cohort
+    clip: DeviceClip | None = None
+
+    @property
+    def masked(self) -> bool:
+        """Whether the sum is one of masked numbers, which say nothing by themselves."""
+        return self.clip is not None and self.clip.summed is not None
+
+    def train(self, assigned: Sequence[Assignment]) -> Update:
+        seed, cohort = self.config.seed, self.cohort
+        return self.trainer.train(self.params, assigned, seed, cohort.round, self.clip, cohort.survivors)
+
+
+def answer(job: Job, form: Form) -> Reply:
     """Train the assigned devices and return what the server asked for.
 
     They train as one batch where their sum is enough. One by one they train where single updates or figures
     are asked for, where norms are bounded, or where the sum is not finite: then those that are to blame are
-    left out and named.
+    left out and named. A secure sum is never taken apart.
     """
-    if not (form.single or form.figures or config.aggregation.max_norm):
-        total = trainer.train(params, assigned, config.seed, round)
-        if total.finite:
-            return Reply(round, _names(assigned), total)
-    return answer_each(trainer, params, assigned, config, round, form)
+    if job.masked or not (form.single or form.figures or job.config.aggregation.max_norm):
+        total = job.train(job.assigned)
+        if total.finite or job.masked:
+            return Reply(job.cohort.round, _names(job.assigned), total)
+    return answer_each(job, form)
 
 
-def answer_each(
-    trainer: Trainer, params: Params, assigned: Sequence[Assignment], config: Config, round: int, form: Form
-) -> Reply:
+def answer_each(job: Job, form: Form) -> Reply:
     """Return the sum, or the single updates, of the devices that pass the node's own checks."""
+    params, settings = job.params, job.config.aggregation
     total = replace(no_update(params), delta={}) if form.single else no_update(params)
     kept: list[Assignment] = []
     rows: list[Params] = []
     figures: list[dict[str, float]] = []
     rejected: dict[DeviceId, str] = {}
-    for a, update in _each(trainer, params, assigned, config.seed, round):
-        reason = fault(update, config.aggregation)
+    for a in job.assigned:
+        update = job.train([replace(a, weight=1.0)])
+        reason = fault(update, settings)
         if reason:
             rejected[a.device] = reason
             continue
-        bounded = bound(update, config.aggregation)
+        bounded = bound(update, settings)
         if form.single:
             rows.append({name: d.float() for name, d in bounded.delta.items()})
             bounded = replace(bounded, delta={})
@@ -53,7 +73,7 @@ def answer_each(
     if form.single:
         total = replace(total, delta=_stacked(rows, params))
     told = figures if form.single or form.figures else []
-    return Reply(round, _names(kept), total, form.single, _columns(told), rejected)
+    return Reply(job.cohort.round, _names(kept), total, form.single, _columns(told), rejected)
 
 
 def fault(update: Update, settings: Aggregation) -> str:
@@ -76,14 +96,6 @@ def bound(update: Update, settings: Aggregation) -> Update:
 def weighted(update: Update, weight: float) -> Update:
     """Return an unweighted update as a term of a weighted sum."""
     return replace(update, delta={name: weight * d for name, d in update.delta.items()}, weight=weight)
-
-
-def _each(
-    trainer: Trainer, params: Params, assigned: Sequence[Assignment], seed: int, round: int
-) -> Iterator[tuple[Assignment, Update]]:
-    """Yield each assignment with its device's unweighted update."""
-    alike = [replace(a, weight=1.0) for a in assigned]
-    yield from zip(assigned, trainer.train_each(params, alike, seed, round), strict=True)
 
 
 def _names(assigned: Sequence[Assignment]) -> NDArray[np.str_]:

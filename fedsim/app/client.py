@@ -1,6 +1,6 @@
 """The Flower ClientApp: a node announces the devices that it hosts and trains those that are asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,17 +9,18 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from clients.device_clip import device_clip
 from clients.training import Assignment, Trainer
-from fedsim.app.answer import answer
+from fedsim.app.answer import Job, answer
 from fedsim.app.place import chunk_bytes, data_dir, torch_device
-from fedsim.config import Config, from_flat
+from fedsim.config import Config, Dp, from_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.holdings import Holdings, load_holdings
 from fedsim.models import build_model
 from fedsim.models.evaluation import evaluate_each
 from fedsim.models.flips import count_flips_each
 from fedsim.models.tasks import make_task
-from fedsim.privacy.noise import NoiseSource, Os, Seeded
+from fedsim.privacy.noise import NoiseSource, noise_source
 from fedsim.types import Examples, Params, Reply
 from fedsim.wire import (
     Announcement,
@@ -47,6 +48,7 @@ class Node:
     config: Config
     holdings: Holdings
     trainer: Trainer
+    noise: NoiseSource
     share: slice
     """The devices that the node hosts, out of the federation's sorted ones."""
 
@@ -84,7 +86,21 @@ def reply_of(node: Node, content: RecordDict) -> Reply:
         Assignment(device, node.holdings.train(device, cohort.period), float(weight), int(size))
         for device, weight, size in zip(cohort.devices.tolist(), cohort.weights, sizes[members], strict=True)
     ]
-    return answer(node.trainer, params, assigned, node.config, cohort.round, unpack_form(content))
+    clip = device_clip(node.config, params, cohort, node.noise)
+    job = Job(node.trainer, params, assigned, node.config, cohort, clip)
+    return _told(answer(job, unpack_form(content)), node.config.dp)
+
+
+def _told(reply: Reply, dp: Dp) -> Reply:
+    """Return the reply with no more figures than whoever gets it may see.
+
+    Exact losses are functions of protected examples: only a trusted server is told.
+    """
+    if dp.unit == "none" or dp.trust == "central":
+        return reply
+    steps = {name: value for name, value in reply.update.metrics.items() if name == "steps"}
+    figures = {name: values for name, values in reply.figures.items() if name == "steps"}
+    return replace(reply, update=replace(reply.update, metrics=steps), figures=figures)
 
 
 @app.evaluate()
@@ -123,11 +139,6 @@ def _make_node(config: Config, folder: Path | None, first: int, step: int, real:
     holdings = load_holdings(config, folder)
     federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
-    task, noise = make_task(federation.spec), noise_source(config.dp.noise_source, config.seed, real)
-    trainer = Trainer(module, task, config.train, chunk_bytes(config.place), config.dp, noise, config.hash)
-    return Node(config, holdings, trainer, slice(first, None, step))
-
-
-def noise_source(name: str, seed: int, real: bool) -> NoiseSource:
-    """Return the noise source that the settings name: the seed in simulation, entropy on real nodes."""
-    return Os() if name == "os" or (name == "auto" and real) else Seeded(seed)
+    task, noise = make_task(federation.spec), noise_source(config, real)
+    trainer = Trainer(module, task, config.train, chunk_bytes(config.place), config.dp, noise)
+    return Node(config, holdings, trainer, noise, slice(first, None, step))

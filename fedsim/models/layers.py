@@ -119,10 +119,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution over images, padded with zeros. x: [..., B, in, height, width].
-
-    Stacked models unfold their patches and multiply them as one batch of matrices.
-    """
+    """A convolution over images, padded with zeros. x: [..., B, in, height, width]."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding)
@@ -237,21 +234,17 @@ def convolve(
 ) -> Tensor:
     """Convolve images [B, in, h, w] by weight [out, in, kh, kw], or [K, B, ...] by [K, ...].
 
-    Stacked models unfold their patches and multiply them as one batch of matrices.
+    Stacked models are the groups of one convolution.
     """
     if weight.dim() == 4:
         return nn.functional.conv2d(x, weight, bias, stride, padding, dilation)
-    kernel = weight.shape[-2:]
-    height, width = (
-        (size + 2 * p - d * (k - 1) - 1) // s + 1
-        for size, p, d, k, s in zip(x.shape[-2:], padding, dilation, kernel, stride, strict=True)
+    models = len(weight)
+    side_by_side = x.transpose(0, 1).flatten(1, 2)  # [B, K·in, h, w]
+    biases = None if bias is None else bias.flatten()
+    out = nn.functional.conv2d(
+        side_by_side, weight.flatten(0, 1), biases, stride, padding, dilation, groups=models
     )
-    patches = nn.functional.unfold(
-        x.flatten(0, 1), kernel, dilation=dilation, padding=padding, stride=stride
-    )  # [K·B, in·kernel, positions]
-    rows = patches.view(*x.shape[:2], *patches.shape[1:]).transpose(-1, -2).flatten(1, 2)
-    out = linear(rows, weight.flatten(2), bias)
-    return out.view(*x.shape[:2], height, width, -1).movedim(-1, -3)
+    return out.unflatten(1, (models, -1)).transpose(0, 1)
 
 
 def over(p: Tensor, dims: int, tail: int = 1) -> Tensor:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from torch import Tensor
 
+from fedsim.config import Config
 from fedsim.seeds import Name
 
 BLOCK = 1 << 10
@@ -77,8 +78,8 @@ class Seeded(NoiseSource):
 
     kind = "seeded"
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(hashlib.blake2b(f"fedsim noise {seed}".encode(), digest_size=32).digest())
+    def __init__(self, seed: int, run: str = "") -> None:
+        super().__init__(hashlib.blake2b(f"fedsim noise {seed} {run}".encode(), digest_size=32).digest())
 
 
 class Os(NoiseSource):
@@ -88,6 +89,17 @@ class Os(NoiseSource):
 
     def __init__(self) -> None:
         super().__init__(os.urandom(32))
+
+
+def noise_source(config: Config, real: bool) -> NoiseSource:
+    """Return the run's noise: seeded in simulation, of the operating system where a node is `real`.
+
+    The config's hash is part of the seed, so that runs with other settings share no noise.
+    """
+    kind = config.dp.noise_source
+    if kind == "os" or (kind == "auto" and real):
+        return Os()
+    return Seeded(config.seed, config.hash)
 
 
 def _normals(streams: Sequence[CipherContext], width: int) -> Tensor:

@@ -1,0 +1,90 @@
+"""A simulated secure sum: what devices would send (integers modulo 2^bits, with their noise shares in them).
+
+No cryptography happens here: it is the arithmetic of a secure aggregation, so that its rounding, its overflow
+and its drop-outs are those that a real one would have. Integers travel as float64, which holds them exactly.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedsim.config import Dp
+from fedsim.errors import WrongInput
+
+LEAST_CELLS = 4.0
+"""Stddev of a share in cells from which a sum of rounded shares is a rounded Gaussian up to e^-300."""
+
+
+@dataclass(frozen=True)
+class SecureSum:
+    """Fixed-point numbers of width `cell` modulo 2^bits, and shares that add up to the noise.
+
+    Guarantee: the honest survivors' shares total at least `stddev` while `survivors` of them answer, without
+    the protected device's own; with fewer nothing is released.
+    """
+
+    bits: int
+    cell: float
+    stddev: float
+    """Of the noise that the sum shall have."""
+    survivors: int
+    """Fewest honest devices that answer, without the protected one."""
+
+    @property
+    def share_stddev(self) -> float:
+        return self.stddev / math.sqrt(self.survivors)
+
+    def may_release(self, answered: int) -> bool:
+        """Whether so many answers hold enough noise, the protected device's own not counted."""
+        return answered - 1 >= self.survivors
+
+    def clip_norm(self, norm: float, size: int) -> float:
+        """Return what to clip a vector of `size` numbers to, so that rounded it has at most `norm`."""
+        room = norm - math.sqrt(size) / 2 * self.cell
+        if room <= 0:
+            raise WrongInput(
+                f"cells of {self.cell:g} are too wide for {size} parameters and a clip norm of {norm:g}; "
+                "lower dp.sum_scale"
+            )
+        return room
+
+    def encode(self, value: Tensor, noise: Tensor) -> Tensor:
+        """Return what a device sends: rounded value plus rounded noise share, modulo 2^bits (float64)."""
+        share = (noise.double() * (self.share_stddev / self.cell)).round()
+        return self.reduce((value / self.cell).round() + share)
+
+    def reduce(self, total: Tensor) -> Tensor:
+        """Return integers modulo 2^bits, in [0, 2^bits)."""
+        return torch.remainder(total, 2.0**self.bits)
+
+    def decode(self, total: Tensor) -> Tensor:
+        """Return the sum as numbers; right as long as its true size stays below half the modulus."""
+        reduced = self.reduce(total)
+        return torch.where(reduced >= 2.0 ** (self.bits - 1), reduced - 2.0**self.bits, reduced) * self.cell
+
+    def headroom(self, decoded: Tensor) -> float:
+        """Return the largest number of a decoded sum over what would overflow; near 1 is a warning."""
+        return float(decoded.abs().max() / (self.cell * 2.0 ** (self.bits - 1))) if decoded.numel() else 0.0
+
+
+def secure_sum(dp: Dp, clip: float, stddev: float, survivors: int) -> SecureSum:
+    """Return the sum that carries `stddev` of noise while `survivors` others answer. Raises WrongInput."""
+    if survivors < 1:
+        raise WrongInput(
+            "a secure sum needs at least one honest device beside the protected one; raise selection.cohort "
+            "or dp.min_survivors"
+        )
+    made = SecureSum(dp.sum_bits, dp.sum_scale * clip, stddev, survivors)
+    if made.share_stddev < LEAST_CELLS * made.cell:
+        raise WrongInput(
+            f"a noise share of {made.share_stddev:g} is too fine for cells of {made.cell:g}: lower "
+            f"dp.sum_scale = {dp.sum_scale:g}"
+        )
+    return made
+
+
+def fewest_survivors(share: float, invited: int) -> int:
+    """Return the public number of honest answers, without the protected device, that noise is set for."""
+    return max(1, math.floor(share * invited) - 1)

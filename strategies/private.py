@@ -1,0 +1,130 @@
+"""Device-level DP on the server: noise on the sum, a constant divisor, and only then the aggregation rule."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedsim.config import Config
+from fedsim.privacy.banded import correlated
+from fedsim.privacy.mechanism import DeviceMechanism, device_mechanism
+from fedsim.privacy.noise import NoiseSource
+from fedsim.privacy.secure_sum import SecureSum, fewest_survivors, secure_sum
+from fedsim.types import Params, Update
+from strategies.aggregation import Aggregator, State
+
+PREFIX = "dp/"
+
+
+class Private:
+    """An aggregation rule that sees the total only through a device-level mechanism.
+
+    Noise is added and a step is taken in every round, also where no device answered. The noise of a round is
+    named by the round, so a repeated round with the same inputs is the same release.
+
+    Guarantee: every round's step is a function of the noised sum and public constants alone, for one device
+    under the mechanism's relation.
+    """
+
+    def __init__(
+        self,
+        inner: Aggregator,
+        mechanism: DeviceMechanism,
+        clip: float,
+        noise: NoiseSource,
+        summed: SecureSum | None = None,
+    ) -> None:
+        self.inner, self.mechanism, self.first_clip = inner, mechanism, clip
+        self.noise, self.summed = noise, summed
+
+    def init(self, params: Params) -> State:
+        """The inner rule's state, the round, the clip norm and, with bands, the noise of the last rounds."""
+        earlier = {
+            f"{PREFIX}noise/{age}/{name}": torch.zeros(p.shape, dtype=torch.float64)
+            for age in range(1, self.mechanism.bands)
+            for name, p in params.items()
+        }
+        own = {f"{PREFIX}round": _scalar(0), f"{PREFIX}clip": _scalar(self.first_clip)}
+        return self.inner.init(params) | earlier | own
+
+    def clip_norm(self, state: State) -> float:
+        """Return the clip norm of the next round: a function of earlier releases only."""
+        return float(state[f"{PREFIX}clip"])
+
+    def step(self, params: Params, total: Update, state: State) -> tuple[Params, State]:
+        round, clip = int(state[f"{PREFIX}round"]) + 1, self.clip_norm(state)
+        own = {name: value for name, value in state.items() if name.startswith(PREFIX)}
+        own[f"{PREFIX}round"] = _scalar(round)
+        inner = {name: value for name, value in state.items() if not name.startswith(PREFIX)}
+        if self.summed is not None:
+            if not self.summed.may_release(total.devices):
+                return params, inner | own
+            noised = {name: self.summed.decode(d) for name, d in total.delta.items()}
+        else:
+            noised = self._noised(total, clip, round, own)
+        own[f"{PREFIX}clip"] = _scalar(self._next_clip(total, clip, round))
+        public = replace(total, delta=noised, weight=self.mechanism.divisor)
+        moved, after = self.inner.step(params, public, inner)
+        return moved, after | own
+
+    def _noised(self, total: Update, clip: float, round: int, own: State) -> Params:
+        """Return the sum with this round's noise; `own` gets the noise that later rounds take back."""
+        stddev, bands = self.mechanism.stddev(clip), self.mechanism.bands
+        noised: Params = {}
+        for name, delta in total.delta.items():
+            white = self.noise.normal(torch.empty(delta.numel()), "server", round, name)
+            keys = [f"{PREFIX}noise/{age}/{name}" for age in range(1, bands)]
+            fresh = correlated(white.double().view(delta.shape), [own[key] for key in keys], bands)
+            for newer, older in zip(
+                reversed([fresh, *(own[k] for k in keys[:-1])]), reversed(keys), strict=False
+            ):
+                own[older] = newer
+            noised[name] = delta + stddev * fresh
+        return noised
+
+    def _next_clip(self, total: Update, clip: float, round: int) -> float:
+        if not self.mechanism.adaptive:
+            return clip
+        draw = float(self.noise.normal(torch.empty(1), "count", round))
+        centred = total.metrics.get("unclipped", 0.0) - total.devices / 2
+        return self.mechanism.next_clip(clip, centred + self.mechanism.count_noise * draw)
+
+
+def _scalar(value: float) -> Tensor:
+    return torch.tensor(float(value), dtype=torch.float64)
+
+
+class EnoughAnswers:
+    """An aggregation rule that takes no step on a secure sum whose noise shares are too few."""
+
+    def __init__(self, inner: Aggregator, survivors: int) -> None:
+        self.inner, self.survivors = inner, survivors
+
+    def init(self, params: Params) -> State:
+        return self.inner.init(params)
+
+    def step(self, params: Params, total: Update, state: State) -> tuple[Params, State]:
+        if total.devices - 1 < self.survivors:
+            return params, state
+        return self.inner.step(params, total, state)
+
+
+def with_privacy(inner: Aggregator, config: Config, devices: int, noise: NoiseSource) -> Aggregator:
+    """Return the rule with what `[dp]` asks of the server; `devices` are those with examples in public."""
+    dp = config.dp
+    survivors = noise_survivors(config, devices)
+    if dp.unit == "example" and dp.trust == "secure_sum":
+        return EnoughAnswers(inner, survivors)
+    if dp.unit != "device":
+        return inner
+    mechanism, clip = device_mechanism(config), dp.clip_norm
+    summed = None
+    if dp.trust == "secure_sum":
+        summed = secure_sum(dp, mechanism.sensitivity(clip), mechanism.stddev(clip), survivors)
+    return Private(inner, mechanism, clip, noise, summed)
+
+
+def noise_survivors(config: Config, devices: int) -> int:
+    """Return the honest answers that noise shares are set for: of the cohort, or of all devices."""
+    invited = devices if config.dp.unit == "example" else config.selection.cohort
+    return fewest_survivors(config.dp.min_survivors, invited) if config.dp.trust == "secure_sum" else 1
