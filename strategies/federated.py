@@ -15,6 +15,7 @@ from fedsim.config import Config
 from fedsim.data.availability import Clock
 from fedsim.data.stream import period_of_round
 from fedsim.errors import RunFailed, WrongInput
+from fedsim.privacy.cap import privacy_cap
 from fedsim.privacy.noise import NoiseSource, noise_source
 from fedsim.seeds import generator
 from fedsim.types import Cohort, Params, Reply, Update, View, no_update
@@ -60,16 +61,15 @@ class Federated(Strategy):
         params: Params,
         active_hours: NDArray[np.bool_] | None = None,
         noise: NoiseSource | None = None,
-        privacy_cap: NDArray[np.float64] | float | None = None,
     ) -> None:
-        """`privacy_cap` is the inclusion probability that `selection.rule = "privacy_aware"` never passes."""
-        self.config, self.roster, self.privacy_cap = config, roster, privacy_cap
+        self.config, self.roster = config, roster
         self.form = form_of(config)
         self.clock = Clock(config.availability, config.seed, len(roster.devices), active_hours)
         devices = int((roster.activity > 0).sum())
         self.aggregator: Aggregator = with_privacy(
             make_aggregator(config.aggregation), config, devices, noise or noise_source(config, real=False)
         )
+        self.privacy_cap = privacy_cap(config, devices)
         self.survivors = noise_survivors(config, devices)
         self.limits = Limits(config, roster.devices)
         self.retired = np.zeros(len(roster.devices), dtype=bool)

@@ -14,6 +14,7 @@ from fedsim.data.holdings import Holdings, load_holdings
 from fedsim.data.statistics import activity_statistics, label_skew
 from fedsim.data.stream import rounds_per_period
 from fedsim.models import build_model, parameters_of
+from fedsim.privacy.cap import privacy_cap
 from fedsim.seeds import generator
 from fedsim.types import View
 from strategies.aggregation import make_aggregator
@@ -76,6 +77,7 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
         reachable=clock.reachable(1),
         availability=clock.share(),
         losses=np.full(len(activity), np.nan),
+        privacy_cap=privacy_cap(config, int((activity > 0).sum())),
         participation=np.zeros(len(activity), dtype=np.int64),
         rounds=config.train.rounds,
     )
