@@ -1,7 +1,7 @@
 """Tables and figures of the experiment `selection`: `python experiments/results/selection_table.py`.
 
-Reads `selection_runs.jsonl` beside this file; prints markdown; writes `selection_accuracy.png` and
-`selection_deciles.png`. Intervals are 95 % t-intervals over seeds. Differences are paired by seed: the same
+Reads `selection_runs.jsonl` beside this file; prints the differences and writes all tables to `selection.md`,
+figures to `selection_accuracy.png` and `selection_deciles.png`. Intervals are 95 % t-intervals over seeds. Differences are paired by seed: the same
 seed gives the same first model, and batches by device and round.
 """
 
@@ -24,18 +24,25 @@ MODES = ("static", "continual")
 SETS = ("massive", "star")
 ROUNDS = {"massive": 100, "star": 60}
 
+ABOUT = """Written by `selection_table.py` from `selection_runs.jsonl`; means with 95 % t-intervals over seeds.
+
+Differences: accuracy in points, a rule less uniform selection with the same weights, paired by seed. "Equal
+steps" compares when a run has taken as many local steps as uniform selection in all its rounds; it means
+nothing where data arrive by period. Rounds to target: until 75 % (massive) or 40 % (star), of 100 or 60, measured
+every 5 or 4 rounds. Tenths are devices by activity, measured on what each holds out; a device of the least
+active tenth holds out one or two examples."""
+
 Run = dict
 Runs = dict[tuple[str, str, str, str], list[Run]]
 
 
 def main() -> None:
     runs = read()
-    for name in SETS:
-        print(f"\n### {name}\n")
-        for mode in MODES:
-            print("\n".join(table(runs, name, mode)) + "\n")
-    print("\n### Selection by activity less uniform selection, accuracy in points, paired by seed\n")
-    print("\n".join(differences(runs)))
+    compared = "\n".join(differences(runs))
+    print(compared)
+    parts = ["# Selection x weights: every cell", ABOUT, compared]
+    parts += ["\n".join(table(runs, name, mode)) for name in SETS for mode in MODES]
+    (HERE / "selection.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     draw(runs, accuracy_panel, "selection_accuracy.png")
     draw(runs, decile_panel, "selection_deciles.png")
 
@@ -53,9 +60,9 @@ def read() -> Runs:
 
 def table(runs: Runs, name: str, mode: str) -> list[str]:
     """Every cell of one set and mode: what the experiment was asked for."""
-    seeds = len(runs[name, mode, "uniform", "equal"])
+    seeds, static = len(runs[name, mode, "uniform", "equal"]), mode == "static"
     lines = [
-        f"{mode}, {seeds} seeds",
+        f"## {name}, {mode}, {seeds} seeds",
         "",
         "| selection | weights | accuracy, % | rounds to target | at uniform's steps, % | least active tenth "
         "| most active tenth | weight of the top 1 %, % | participation Gini |",
@@ -67,7 +74,7 @@ def table(runs: Runs, name: str, mode: str) -> list[str]:
             columns = [
                 percent([run["accuracy"] for run in cell]),
                 rounds_to_target(cell, ROUNDS[name]),
-                percent(at_equal_steps(cell, runs[name, mode, "uniform", weights])),
+                percent(at_equal_steps(cell, runs[name, mode, "uniform", weights])) if static else "",
                 percent([run["deciles"][0] for run in cell]),
                 percent([run["deciles"][-1] for run in cell]),
                 percent([run["top_1_weight"] for run in cell]),
