@@ -1,8 +1,8 @@
 """Tables and figures of the experiment `selection`: `python experiments/results/selection_table.py`.
 
 Reads `selection_runs.jsonl` beside this file; prints the differences and writes all tables to `selection.md`,
-figures to `selection_accuracy.png` and `selection_deciles.png`. Intervals are 95 % t-intervals over seeds. Differences are paired by seed: the same
-seed gives the same first model, and batches by device and round.
+figures to `selection_accuracy.png` and `selection_deciles.png`. Intervals are 95 % t-intervals over seeds.
+Differences are paired by seed: the same seed gives the same first model, and batches by device and round.
 """
 
 import json
@@ -24,13 +24,13 @@ MODES = ("static", "continual")
 SETS = ("massive", "star")
 ROUNDS = {"massive": 100, "star": 60}
 
-ABOUT = """Written by `selection_table.py` from `selection_runs.jsonl`; means with 95 % t-intervals over seeds.
+ABOUT = """Written by `selection_table.py` from `selection_runs.jsonl`: means with 95 % t-intervals over seeds.
 
 Differences: accuracy in points, a rule less uniform selection with the same weights, paired by seed. "Equal
 steps" compares when a run has taken as many local steps as uniform selection in all its rounds; it means
-nothing where data arrive by period. Rounds to target: until 75 % (massive) or 40 % (star), of 100 or 60, measured
-every 5 or 4 rounds. Tenths are devices by activity, measured on what each holds out; a device of the least
-active tenth holds out one or two examples."""
+nothing where data arrive by period. Rounds to target: until 75 % (massive) or 40 % (star), of 100 or 60,
+measured every 5 or 4 rounds. Tenths are devices by activity, measured on what each holds out; those of the
+least active tenth hold out very little."""
 
 Run = dict
 Runs = dict[tuple[str, str, str, str], list[Run]]
