@@ -229,6 +229,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
 def main() -> None:
     """Run the command line: exit code 0 done, 2 wrong input, 1 anything else."""
     sys.path.insert(0, os.getcwd())  # own code by "package.module:function" is sought where one stands
+    keep_freed_memory()
     try:
         cli()
     except WrongInput as error:

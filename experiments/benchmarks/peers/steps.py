@@ -199,9 +199,12 @@ class Ours(Engine):
 
     private = True
 
+    steps = 0
+
     def step(self) -> None:
         sums = self._clip()
-        noise = engine.noise_like(sums, self.setting.noise * self.setting.clip)
+        self.steps += 1
+        noise = engine.noise_like(sums, self.setting.noise * self.setting.clip, self.steps)
         rate = self.setting.lr / self.setting.batch
         with torch.no_grad():
             for name, p in self.params.items():
