@@ -1,9 +1,7 @@
 """Where a run happens: the data directory, the torch device, the threads, the memory for a chunk."""
 
-import ctypes
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,6 @@ from fedsim.errors import WrongInput
 
 DATA_VARIABLE = "FEDSIM_DATA"
 GIB = 2**30
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""What glibc's mallopt calls them."""
 DEFAULT_CHUNK_GIB = 0.25
 """What pays on a CPU: small enough for its caches, large enough to fill its vector units."""
 
@@ -37,17 +33,6 @@ def torch_device(place: Place) -> torch.device:
 def threads(place: Place) -> int:
     """Return the torch threads to use: as named, else one a core."""
     return place.threads or os.cpu_count() or 1
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what is freed: large tensors then need no fresh pages from the system each time.
-
-    Worth a quarter of the speed of training on a CPU; nothing where the C library is not glibc.
-    """
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def chunk_bytes(place: Place) -> int:
