@@ -53,8 +53,8 @@ def book_keeping(
         records, leaks = tape.backward(counted, {name: leaves[name] for name in sorted(trained)})
         if leaks:
             raise WrongInput(
-                f"the parameter {next(iter(leaks))!r} is used outside its layer's forward, where its gradient "
-                'cannot be clipped by example; use it through a layer, or use dp.method = "opacus"'
+                f"the parameter {next(iter(leaks))!r} is used outside its layer's forward, where its "
+                'gradient cannot be clipped by example; use it through a layer, or use dp.method = "opacus"'
             )
         real = (
             each.new_ones(models, examples, dtype=torch.bool) if mask is None else mask.view(models, examples)
