@@ -1,4 +1,4 @@
-"""The command line: `fedsim run | show | data | report | runs | export`."""
+"""The command line: `fedsim run | show | calibrate | data | report | runs | export`."""
 
 import json
 import os
@@ -95,6 +95,21 @@ def show(experiment: Experiment, settings: Settings = None, data_dir: DataDir = 
     from fedsim.app.describe import describe
 
     describe(config, out)
+
+
+@cli.command()
+def calibrate(
+    experiment: Experiment,
+    epsilon: Annotated[float, typer.Option(help="Epsilon that the run may cost at most.")],
+    what: Annotated[str, typer.Option("--for", help="What to choose: noise | cap | rounds.")] = "noise",
+    settings: Settings = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Find the noise, the cap on inclusion or the rounds with which a run's guarantee is an epsilon."""
+    config = resolve(experiment, settings, data_dir=data_dir)
+    from fedsim.app.plan import calibrated
+
+    out.print(*calibrated(config, epsilon, what), sep="\n", soft_wrap=True)
 
 
 @cli.command()

@@ -45,8 +45,8 @@ class SecureSum:
         room = norm - math.sqrt(size) / 2 * self.cell
         if room <= 0:
             raise WrongInput(
-                f"cells of {self.cell:g} are too wide for {size} parameters and a clip norm of {norm:g}; lower "
-                "dp.sum_scale"
+                f"cells of {self.cell:g} are too wide for {size} parameters and a clip norm of {norm:g}; "
+                "lower dp.sum_scale"
             )
         return room
 
