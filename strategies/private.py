@@ -129,6 +129,6 @@ def with_privacy(inner: Aggregator, config: Config, devices: int, noise: NoiseSo
 
 
 def noise_survivors(config: Config, devices: int) -> int:
-    """Return the honest answers that noise shares are set for: of the cohort, or of all devices."""
-    invited = devices if config.dp.unit == "example" else config.selection.cohort
+    """Return the honest answers that noise shares are set for; 1 without a secure sum."""
+    invited = min(config.selection.cohort, devices)
     return fewest_survivors(config.dp.min_survivors, invited) if config.dp.trust == "secure_sum" else 1

@@ -232,12 +232,16 @@ def summary_table(summary: dict[str, Any]) -> Table:
         table.add_row(name, f"{value:.4f}", *([f"{reference[name]:.4f}"] if name in reference else []))
     table.add_row("rounds", str(summary["rounds"]))
     table.add_row("devices with examples", f"{summary['devices']} of {summary['devices_all']}")
+    privacy = summary["privacy"]
+    if privacy:
+        spent = f"{privacy['epsilon_max']:.3f} (at most {privacy['epsilon_guarantee']:.3f})"
+        table.add_row(f"epsilon of one {privacy['unit']}, delta {privacy['delta']:g}", spent)
     table.add_row("training time", f"{summary['time']['train_s']:.1f} s")
     table.add_row("devices a second", f"{summary['time']['devices_per_s']:.0f}")
     if summary["test_labels_unseen"]:
         table.add_row("test labels unseen in training", str(summary["test_labels_unseen"]))
-    if "stopped_early" in summary:
-        table.caption = summary["stopped_early"]
+    notes = [summary[name] for name in ("stopped_early", "privacy_warning") if name in summary]
+    table.caption = "; ".join(notes) or None
     return table
 
 

@@ -80,8 +80,8 @@ def check_resume(run: RunDir, config: Config, federation: FederatedDataset, nois
         )
     if before["noise_source"] not in ("none", noise):
         raise WrongInput(
-            f"{run.path} began with noise from {before['noise_source']!r} and cannot go on with {noise!r}; run "
-            "it where it was begun, or start over with --fresh"
+            f"{run.path} began with noise from {before['noise_source']!r} and cannot go on with {noise!r}; "
+            "run it where it was begun, or start over with --fresh"
         )
 
 

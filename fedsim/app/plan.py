@@ -39,7 +39,7 @@ def privacy_sentences(config: Config, holdings: Holdings) -> list[str]:
         f"Delta: {rule}.",
         f"Amplification by sampling {'claimed' if claim.claimed else 'not claimed'}: {claim.reason}.",
         f"Planned epsilon (expected participation, by Renyi): median {np.median(members):.3f}, 95th "
-        f"percentile {np.quantile(members, 0.95):.3f}; by decile of public activity (median, 95th percentile): "
+        f"percentile {np.quantile(members, 0.95):.3f}; by decile of public activity (and 95th percentile): "
         + ", ".join(deciles(plan, activity)),
     ]
 

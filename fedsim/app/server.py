@@ -25,6 +25,7 @@ from fedsim.models.tasks import make_task
 from fedsim.privacy.claims import check_dp
 from fedsim.privacy.noise import NoiseSource, noise_source
 from strategies.federated import Federated
+from strategies.roster import Roster
 
 app = ServerApp()
 
@@ -65,8 +66,9 @@ def _run(
     holdings = load_holdings(config, data_dir(config.place, node_config))
     federation = holdings.dataset
     check_dp(config)
-    noise = noise_source(config, real="data-path" in node_config)
-    server = _make_server(grid, config, holdings, run, noise)
+    roster = ask_roster(grid)
+    noise = noise_source(config, roster.real)
+    server = _make_server(grid, config, holdings, run, roster, noise)
     check_evaluation(config, holdings)
     check_patience(server.evaluate, config, federation)
     if resumed:
@@ -84,11 +86,13 @@ def _run(
     run.write_summary(summarise(server, reference, setup_s, why, privacy))
 
 
-def _make_server(grid: Grid, config: Config, holdings: Holdings, run: RunDir, noise: NoiseSource) -> Server:
+def _make_server(
+    grid: Grid, config: Config, holdings: Holdings, run: RunDir, roster: Roster, noise: NoiseSource
+) -> Server:
     federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
     hours = holdings.active_hours() if config.availability.rule == "clock" else None
-    strategy = Federated(config, ask_roster(grid), parameters_of(module), hours, noise)
+    strategy = Federated(config, roster, parameters_of(module), hours, noise)
     strategy.select(1)  # a selector that cannot work is told before anything is written
     task = make_task(federation.spec)
     spending = make_spending(config, holdings, strategy, run)

@@ -156,6 +156,12 @@ def protected_units(config: Config, federation: FederatedDataset) -> int:
     )
 
 
+def delta_warning(config: Config, federation: FederatedDataset) -> str:
+    """Return the warning of a delta that is too large for the protected units, else ""."""
+    delta, rule = target_delta(config, protected_units(config, federation))
+    return f"dp.delta = {delta:g} {rule}" if "WARNING" in rule else ""
+
+
 def make_spending(config: Config, holdings: Holdings, strategy: Federated, run: RunDir) -> Spending:
     """Return a run's spending, with its ledger as the files have it."""
     delta, _ = target_delta(config, protected_units(config, holdings.dataset))

@@ -6,6 +6,7 @@ from typing import Any
 from fedsim.app.continual import period_matrix, transfer
 from fedsim.app.rounds import Server
 from fedsim.app.rundir import Row
+from fedsim.app.spending import delta_warning
 from fedsim.data.federation import count_unseen_labels
 
 NOT_METRICS = {
@@ -43,6 +44,8 @@ def summarise(
         "privacy": dict(privacy),
         "attacks": {"membership": [], "canary": [], "audit": []},
     }
+    if privacy and (warning := delta_warning(config, federation)):
+        summary["privacy_warning"] = warning
     if why:
         summary["stopped_early"] = why
     return summary
