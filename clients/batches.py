@@ -7,11 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.config import Train
+from fedsim.privacy.local import LocalPlan
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The batches of one device: row numbers [steps, batch], and which of them are real."""
+    """The batches of one device: row numbers [steps, slots, size], and which of them are real.
+
+    A slot is a micro-batch, clipped as one; elsewhere there is one slot, the whole batch.
+    """
 
     rows: NDArray[np.int64]
     mask: NDArray[np.bool_]
@@ -31,5 +35,26 @@ def make_schedule(train: Train, examples: int, rng: np.random.Generator) -> Sche
     for epoch in range(epochs):
         rows[epoch, :examples] = rng.permutation(examples)
     mask = np.broadcast_to(np.arange(per_epoch * batch) < examples, rows.shape)
-    shape = (epochs * per_epoch, batch)
+    shape = (epochs * per_epoch, 1, batch)
     return Schedule(rows.reshape(shape)[:steps], mask.reshape(shape)[:steps])
+
+
+def make_poisson_schedule(plan: LocalPlan, examples: int, slots: int, rng: np.random.Generator) -> Schedule:
+    """Return Poisson batches: each example is in each step's by a coin of its own, in a slot by another.
+
+    Guarantee: whether and where an example is in a batch does not depend on any other example, the batch is
+    never cut, and an empty one is a step like any other.
+    """
+    inside = rng.random((plan.steps, examples)) < plan.sampling_rate
+    slot = rng.integers(slots, size=inside.shape)
+    step, row = np.nonzero(inside)
+    group = step * slots + slot[step, row]
+    order = np.argsort(group, kind="stable")
+    counts = np.bincount(group, minlength=plan.steps * slots)
+    place = np.arange(len(group)) - np.repeat(np.cumsum(counts) - counts, counts)
+    size = max(int(counts.max(initial=0)), 1)
+    rows = np.zeros((plan.steps * slots, size), dtype=np.int64)
+    mask = np.zeros(rows.shape, dtype=bool)
+    rows[group[order], place], mask[group[order], place] = row[order], True
+    shape = (plan.steps, slots, size)
+    return Schedule(rows.reshape(shape), mask.reshape(shape))

@@ -10,10 +10,11 @@ from fedsim.config import Config
 from fedsim.privacy.mechanism import device_mechanism
 from fedsim.privacy.noise import NoiseSource
 from fedsim.privacy.secure_sum import SecureSum, secure_sum
+from fedsim.seeds import Name
 from fedsim.types import Cohort, Params
 
-MARGIN = 1e-9
-"""Relative room for the rounding of float64 norms and products."""
+MARGIN = 1e-6
+"""Relative room for the rounding of float32 products and sums."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,12 @@ def device_clip(config: Config, params: Params, cohort: Cohort, noise: NoiseSour
 def clip_factors(changes: Mapping[str, Tensor], norm: float) -> tuple[Tensor, int]:
     """Return factors [K] that bound each device's change to `norm`, and how many devices were not clipped.
 
-    `changes` are [K, ...] by name, float64. A device whose change is not finite gets the factor 0 and counts
+    `changes` are [K, ...] by name. A device whose change is not finite gets the factor 0 and counts
     as clipped; mask its change with `finite` before multiplying.
 
     Guarantee: a device's change over all parameters, times its factor, has an L2 norm of at most `norm`.
     """
-    squares = sum(change.flatten(1).square().sum(1) for change in changes.values())
+    squares = sum(change.double().flatten(1).square().sum(1) for change in changes.values())
     assert isinstance(squares, Tensor), "a model has parameters"
     norms = squares.sqrt()
     finite = norms.isfinite()
@@ -59,12 +60,15 @@ def finite(change: Tensor) -> Tensor:
     return torch.nan_to_num(change, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def add_in_secret(total: Params, value: Params, device: int, round: int, clip: DeviceClip) -> Params:
-    """Return the modular sum with what one device sends: its clipped change, rounded, and its noise share."""
+def add_in_secret(total: Params, value: Params, names: tuple[Name, ...], clip: DeviceClip) -> Params:
+    """Return the modular sum with what one device sends: its clipped change, rounded, and its noise share.
+
+    `names` (attempt, round, device) begin the share's key.
+    """
     assert clip.summed is not None, "a secure sum is set up"
     assert clip.noise is not None, "shares need a noise source"
     after = {}
     for name, one in value.items():
-        share = clip.noise.normal(torch.empty(one.numel()), "share", round, device, name)
+        share = clip.noise.normal(torch.empty(one.numel()), *names, "share", name)
         after[name] = clip.summed.reduce(total[name] + clip.summed.encode(one, share.view(one.shape)))
     return after

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from clients.records import Grads, Rows, add_rows
 from fedsim.config import Train
 from fedsim.types import Params
 
@@ -20,8 +21,14 @@ class Optimizer(Protocol):
     def init(self, params: Params) -> State:
         """Return the state of fresh parameters."""
 
-    def update(self, params: Params, grads: Params, state: State, step: int) -> None:
+    def update(self, params: Params, grads: Grads, state: State, step: int) -> None:
         """Move `params` along `grads`, in place; also `state`."""
+
+    def noise_reach(self, steps: int) -> list[float]:
+        """Return how far one unit of gradient in each of `steps` steps moves a parameter by the last one.
+
+        Only for a rule that is linear in the gradients alone: raises NotImplementedError otherwise.
+        """
 
 
 class Sgd:
@@ -33,12 +40,22 @@ class Sgd:
     def init(self, params: Params) -> State:
         return {"velocity": _zeros(params)} if self.momentum else {}
 
-    def update(self, params: Params, grads: Params, state: State, step: int) -> None:
+    def update(self, params: Params, grads: Grads, state: State, step: int) -> None:
         for name, p in params.items():
-            g = _decayed(grads[name], p, self.decay)
+            given = grads[name]
+            if isinstance(given, Rows) and not self.momentum and not self.decay:
+                add_rows(p, given, -self.lr)
+                continue
+            g = _decayed(given, p, self.decay)
             if self.momentum:
                 g = state["velocity"][name].mul_(self.momentum).add_(g)
             p.sub_(g, alpha=self.lr)
+
+    def noise_reach(self, steps: int) -> list[float]:
+        if self.decay:
+            raise NotImplementedError("weight decay makes a step depend on the parameters")
+        kept = [self.momentum**left for left in range(steps)]  # of a gradient, `left` steps later
+        return [self.lr * sum(kept[: steps - step]) for step in range(steps)]
 
 
 class Adam:
@@ -52,7 +69,7 @@ class Adam:
     def init(self, params: Params) -> State:
         return {"first": _zeros(params), "second": _zeros(params)}
 
-    def update(self, params: Params, grads: Params, state: State, step: int) -> None:
+    def update(self, params: Params, grads: Grads, state: State, step: int) -> None:
         scale = self.lr / (1 - self.beta1**step)
         for name, p in params.items():
             g = _decayed(grads[name], p, 0.0 if self.decoupled else self.decay)
@@ -63,6 +80,9 @@ class Adam:
             root = (v / (1 - self.beta2**step)).sqrt_().add_(self.eps)
             p.addcdiv_(m, root, value=-scale)
 
+    def noise_reach(self, steps: int) -> list[float]:
+        raise NotImplementedError("Adam is not linear in the gradients")
+
 
 def make_optimizer(train: Train) -> Optimizer:
     """Return the optimiser that `train.optimizer` names."""
@@ -71,7 +91,8 @@ def make_optimizer(train: Train) -> Optimizer:
     return Adam(train, decoupled=train.optimizer == "adamw")
 
 
-def _decayed(g: Tensor, p: Tensor, decay: float) -> Tensor:
+def _decayed(given: Tensor | Rows, p: Tensor, decay: float) -> Tensor:
+    g = given.dense(p.shape) if isinstance(given, Rows) else given
     return g.add(p, alpha=decay) if decay else g
 
 

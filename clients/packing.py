@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from clients.batches import Schedule
-from fedsim.types import PAD, Examples, Params, same_width, trim
+from fedsim.privacy.local import LocalPlan
+from fedsim.seeds import Name
+from fedsim.types import PAD, DeviceId, Examples, Params, same_width, trim
 
 BYTES = 4  # float32
 
@@ -22,6 +24,9 @@ class Work:
     schedule: Schedule
     key: int
     """Names this device and round to dropout."""
+    device: DeviceId = ""
+    plan: LocalPlan | None = None
+    """Its local steps under example-level DP."""
 
     @property
     def steps(self) -> int:
@@ -35,9 +40,11 @@ class Chunk:
     fields: dict[str, Tensor]
     """Examples [K, n, ...], padded to the largest device."""
     rows: Tensor
-    """Row numbers of each step's batch [K, steps, batch]."""
+    """Row numbers of each step's batch [K, steps, slots, size]."""
     mask: Tensor
-    """Which of them are real [K, steps, batch]."""
+    """Which of them are real [K, steps, slots, size]."""
+    sizes: list[int]
+    """The largest slot of each step."""
     active: list[int]
     """Devices at work in each step."""
     weights: Tensor
@@ -46,6 +53,11 @@ class Chunk:
     """[K], int64."""
     table_rows: dict[str, Tensor]
     """For each table that is read by ids: the rows that each device holds, [K, rows]."""
+    table_counts: dict[str, Tensor]
+    """How many of these are real [K]; the others are filling."""
+    works: list[Work]
+    names: tuple[Name, ...]
+    """Attempt and round: what every key of this chunk's noise begins with."""
 
 
 def plan_chunks(costs: Sequence[int], limit: int) -> list[list[int]]:
@@ -62,7 +74,9 @@ def plan_chunks(costs: Sequence[int], limit: int) -> list[list[int]]:
     return chunks
 
 
-def pack(works: Sequence[Work], tables: Mapping[str, str], device: torch.device) -> Chunk:
+def pack(
+    works: Sequence[Work], tables: Mapping[str, str], device: torch.device, names: tuple[Name, ...] = ()
+) -> Chunk:
     """Stack the works of a chunk. `tables` maps a table parameter to the field of ids that reads it."""
     works = sorted(works, key=lambda work: -work.steps)
     wide = same_width([w.examples for w in works])
@@ -71,23 +85,28 @@ def pack(works: Sequence[Work], tables: Mapping[str, str], device: torch.device)
         for name in wide[0].fields
     }
     fields = trim(fields)
-    table_rows = {}
+    table_rows, table_counts = {}, {}
     for table, field in tables.items():
-        table_rows[table], fields[field] = _compact(fields[field])
-    steps, batch = works[0].steps, max(w.schedule.rows.shape[1] for w in works)
-    rows = np.zeros((len(works), steps, batch), dtype=np.int64)
-    mask = np.zeros((len(works), steps, batch), dtype=bool)
+        table_rows[table], table_counts[table], fields[field] = _compact(fields[field])
+    steps, slots = works[0].schedule.rows.shape[:2]
+    size = max(w.schedule.rows.shape[2] for w in works)
+    rows = np.zeros((len(works), steps, slots, size), dtype=np.int64)
+    mask = np.zeros(rows.shape, dtype=bool)
     for k, work in enumerate(works):
-        s, b = work.schedule.rows.shape
-        rows[k, :s, :b], mask[k, :s, :b] = work.schedule.rows, work.schedule.mask
+        s, _, b = work.schedule.rows.shape
+        rows[k, :s, :, :b], mask[k, :s, :, :b] = work.schedule.rows, work.schedule.mask
     return Chunk(
         fields={name: f.to(device) for name, f in fields.items()},
         rows=torch.from_numpy(rows).to(device),
         mask=torch.from_numpy(mask).to(device),
+        sizes=(mask.any((0, 2)) * np.arange(1, size + 1)).max(1).clip(1).tolist(),
         active=[sum(w.steps > step for w in works) for step in range(steps)],
         weights=torch.tensor([w.weight for w in works], dtype=torch.float64, device=device),
         keys=torch.tensor([w.key for w in works], device=device),
         table_rows={name: r.to(device) for name, r in table_rows.items()},
+        table_counts={name: c.to(device) for name, c in table_counts.items()},
+        works=list(works),
+        names=names,
     )
 
 
@@ -106,11 +125,12 @@ def device_cost(
     return (count * copies + activations) * BYTES
 
 
-def _compact(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the distinct ids of each device [K, rows], PAD first, and `ids` as positions in them.
+def _compact(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the distinct ids of each device [K, rows], PAD first, how many they are, `ids` as positions.
 
     Rows are filled up with PAD, whose positions are never read and so never change.
     """
     sets = [torch.unique(torch.cat([one.flatten(), one.new_tensor([PAD])])) for one in ids]
     positions = [torch.searchsorted(s, one.contiguous()) for s, one in zip(sets, ids, strict=True)]
-    return torch.nn.utils.rnn.pad_sequence(sets, batch_first=True), torch.stack(positions)
+    counts = torch.tensor([len(s) for s in sets])
+    return torch.nn.utils.rnn.pad_sequence(sets, batch_first=True), counts, torch.stack(positions)

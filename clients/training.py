@@ -11,18 +11,23 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.modules.dropout import _DropoutNd
 
-from clients.batches import make_schedule
+from clients.batches import make_poisson_schedule, make_schedule
+from clients.clipping import SLOW
 from clients.device_clip import DeviceClip, add_in_secret, clip_factors, finite
+from clients.local import LocalModel
 from clients.optimizers import make_optimizer
 from clients.packing import Chunk, Work, device_cost, pack, plan_chunks
-from fedsim.config import Train
-from fedsim.models.layers import STACKABLE, set_dropout_keys
+from clients.plain import PlainGradients
+from clients.private import PrivateGradients, check_private
+from clients.records import Grads, Rows
+from clients.unread import Summed, add_dense
+from fedsim.config import Dp, Train
 from fedsim.models.memory import activation_floats
 from fedsim.models.tasks import Task
-from fedsim.seeds import generator
+from fedsim.privacy.local import local_plan
+from fedsim.privacy.noise import NoiseSource, Seeded
+from fedsim.seeds import Name, generator
 from fedsim.types import DeviceId, Examples, Params, Update, no_update
 
 GIB = 2**30
@@ -32,26 +37,54 @@ DEFAULT_MEMORY = GIB
 
 @dataclass(frozen=True)
 class Assignment:
-    """A device that is asked to train: its id, its examples and its weight in the sum."""
+    """A device that is asked to train: its id, its examples, its weight in the sum.
+
+    `activity` is what is public of its size; example-level DP sees nothing else of it.
+    """
 
     device: DeviceId
     examples: Examples
     weight: float
+    activity: int = 0
 
 
 class Trainer:
-    """Trains devices from the same parameters and returns the weighted sum of their changes."""
+    """Trains devices from the same parameters and returns the weighted sum of their changes.
 
-    def __init__(self, module: nn.Module, task: Task, train: Train, memory: int = DEFAULT_MEMORY) -> None:
-        self.module, self.task, self.settings = module, task, train
-        self.memory = memory
+    Two runs, or two models of one, need noise sources of their own.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        task: Task,
+        train: Train,
+        memory: int = DEFAULT_MEMORY,
+        dp: Dp | None = None,
+        noise: NoiseSource | None = None,
+    ) -> None:
+        self.settings, self.memory = train, memory
+        self.dp = dp if dp is not None and dp.unit == "example" else None
+        self.noise = noise or Seeded(0)
+        alone = self.dp is not None and self.dp.method in SLOW
+        self.local = LocalModel(module, task, train.precision, alone)
+        self.module, self.task, self.place = module, task, self.local.place
         self.optimizer = make_optimizer(train)
-        self.place = next(module.parameters()).device
-        self.stacked = is_stackable(module)
-        # Weight decay moves rows that no batch reads, so devices then hold whole tables.
-        self.tables: Mapping[str, str] = (
-            getattr(module, "tables", {}) if self.stacked and not train.weight_decay else {}
+        if self.dp is not None:
+            check_private(self.dp, train, self._linear())
+        if train.weight_decay or not (self.dp is None or self._linear()):
+            self.local.tables = {}  # then more than its batches moves a row
+        self.gradients = (
+            PlainGradients(self.local)
+            if self.dp is None
+            else PrivateGradients(self.local, self.dp, self.noise)
         )
+        self.attempts = 0
+
+    def _linear(self) -> bool:
+        """Whether parameters move by a linear function of the gradients and of nothing else."""
+        settings = self.settings
+        return settings.optimizer == "sgd" and not settings.weight_decay and not settings.proximal
 
     def train(
         self,
@@ -60,142 +93,170 @@ class Trainer:
         seed: int,
         round: int,
         clip: DeviceClip | None = None,
+        survivors: int = 1,
     ) -> Update:
         """Train every assigned device on its own examples, starting from `params`.
 
         The randomness of a device is named by (seed, round, device), so the sum does not depend on
         chunks or nodes beyond the order of float64 additions. Where `clip` is given, each device's whole
-        change is bounded by it before its weight.
+        change is bounded by it before its weight. `survivors` noise shares make up a sum's noise.
         """
-        total = no_update(params)
+        if self.noise.kind == "os":
+            self.attempts += 1  # what is done again is another release; a seed repeats the first one
+        names = (self.attempts, round)
         start = {name: p.to(self.place) for name, p in params.items()}
-        for chunk in self._chunks(params, assigned, seed, round):
-            total = total + self._train_chunk(start, chunk, round, clip)
+        total = no_update(params)
+        summed = Summed(params, list(self.local.tables)) if self._sums_noise() else None
+        for chunk in self._chunks(params, assigned, seed, names, survivors):
+            total = total + self._train_chunk(start, chunk, summed, clip)
             if clip is not None and clip.summed is not None:
                 total = replace(total, delta={n: clip.summed.reduce(d) for n, d in total.delta.items()})
+        if summed is not None and assigned:
+            delta = summed.draw(total.delta, self.noise, (*names, assigned[0].device))
+            total = replace(total, delta=delta)
         return total
 
+    def _sums_noise(self) -> bool:
+        return self.dp is not None and self.dp.noise_layout == "summed"
+
     def _chunks(
-        self, params: Params, assigned: Sequence[Assignment], seed: int, round: int
+        self,
+        params: Params,
+        assigned: Sequence[Assignment],
+        seed: int,
+        names: tuple[Name, ...],
+        survivors: int,
     ) -> Iterator[Chunk]:
-        copies = 2 + len(self.optimizer.init(params))  # parameters, gradients, optimiser state
+        # parameters, gradients, optimiser state; noise takes the gradients' place
+        copies = 2 + len(self.optimizer.init(params)) + (self.dp is not None)
+        tables = self.local.tables
         costs = [
-            device_cost(params, self.tables, a.examples, copies, self._activations(a.examples))
-            for a in assigned
+            device_cost(params, tables, a.examples, copies, self._activations(a.examples)) for a in assigned
         ]
-        for members in plan_chunks(costs, self.memory if self.stacked else 0):
-            works = [self._work(assigned[i], seed, round) for i in members]
-            yield pack(works, self.tables, self.place)
+        for members in plan_chunks(costs, self.memory if self.local.stacked else 0):
+            works = [self._work(assigned[i], seed, names, survivors) for i in members]
+            yield pack(works, tables, self.place, names)
 
     def _activations(self, examples: Examples) -> int:
         """Return the floats that one local step on these examples holds."""
         batch = min(self.settings.batch_size, len(examples))
         return batch * activation_floats(self.module, self.task.inputs, examples)
 
-    def _work(self, a: Assignment, seed: int, round: int) -> Work:
-        schedule = make_schedule(self.settings, len(a.examples), generator(seed, "batches", round, a.device))
+    def _work(self, a: Assignment, seed: int, names: tuple[Name, ...], survivors: int) -> Work:
+        round = names[-1]
         key = int(generator(seed, "dropout", round, a.device).integers(2**62))
-        return Work(a.examples, a.weight, schedule, key)
+        if self.dp is None:
+            rng = generator(seed, "batches", round, a.device)
+            return Work(
+                a.examples, a.weight, make_schedule(self.settings, len(a.examples), rng), key, a.device
+            )
+        plan = local_plan(self.dp, self.settings, a.activity, survivors)
+        slots = self.dp.micro_batches if self.dp.method == "edp" else 1
+        coins = self.noise.generator(*names, "batches", a.device)
+        schedule = make_poisson_schedule(plan, len(a.examples), slots, coins)
+        return Work(a.examples, a.weight, schedule, key, a.device, plan)
 
-    def _train_chunk(self, start: Params, chunk: Chunk, round: int, clip: DeviceClip | None) -> Update:
-        devices = len(chunk.weights)
-        local = {name: self._copies(name, p, chunk) for name, p in start.items()}
+    def _train_chunk(
+        self, start: Params, chunk: Chunk, summed: Summed | None, clip: DeviceClip | None
+    ) -> Update:
+        begin = {n: p[chunk.table_rows[n]] if n in chunk.table_rows else p for n, p in start.items()}
+        local = {
+            name: p.clone() if name in chunk.table_rows else p.expand(len(chunk.works), *p.shape).clone()
+            for name, p in begin.items()
+        }
         state = self.optimizer.init(local)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.place)
         for step, active in enumerate(chunk.active):
             here = {name: p[:active] for name, p in local.items()}
             part = {kind: {n: s[:active] for n, s in d.items()} for kind, d in state.items()}
-            loss_sum += self._step(here, part, chunk, step, active)
-        metrics = {
-            "loss_sum": float(loss_sum),
-            "loss_examples": float(chunk.mask.sum()),
-            "steps": float(sum(chunk.active)),
-        }
-        weight = float(chunk.weights.sum())
-        changes = {name: self._change(p, local[name], name, chunk) for name, p in start.items()}
-        if clip is None:
-            return Update(self._sum(start, changes, chunk.weights, chunk), weight, devices, metrics)
-        factors, metrics["unclipped"] = clip_factors(changes, clip.norm)
-        changes = {name: finite(change) for name, change in changes.items()}
-        if clip.summed is None:
-            delta = self._sum(start, changes, chunk.weights * factors, chunk)
+            loss_sum += self._step(here, begin, part, chunk, step)
+        metrics = {"steps": float(sum(chunk.active))}
+        if self.dp is None or self.dp.trust == "central":  # exact losses are no release of any mechanism
+            metrics |= {"loss_sum": float(loss_sum), "loss_examples": float(chunk.mask.sum())}
+        changes = {name: local[name].sub_(p) for name, p in begin.items()}
+        weights = chunk.weights
+        if clip is not None:
+            factors, metrics["unclipped"] = clip_factors(changes, clip.norm)
+            changes = {name: finite(change) for name, change in changes.items()}
+            weights = weights * factors
+        if clip is not None and clip.summed is not None:
+            delta = self._sum_in_secret(start, changes, weights, chunk, clip)
         else:
-            delta = self._sum_in_secret(start, changes, chunk.weights * factors, chunk, round, clip)
-        return Update(delta, weight, devices, metrics)
+            delta = self._sum(start, changes, weights, chunk)
+        if summed is not None:
+            summed.add(chunk, self.optimizer)
+        elif self.dp is not None:
+            add_dense(delta, chunk, self.optimizer, self.noise)
+        total = {name: d.double() for name, d in delta.items()}
+        return Update(total, float(chunk.weights.sum()), len(chunk.works), metrics)
 
-    def _copies(self, name: str, p: Tensor, chunk: Chunk) -> Tensor:
-        """Return one copy a device, [K, ...]; of a table only the rows that the device reads."""
-        if name in chunk.table_rows:
-            return p[chunk.table_rows[name]]
-        return p.expand(len(chunk.weights), *p.shape).clone()
-
-    def _step(self, params: Params, state: dict[str, Params], chunk: Chunk, step: int, active: int) -> Tensor:
-        """Take one local step on the first `active` devices; return the sum of the examples' losses."""
-        rows, mask = chunk.rows[:active, step], chunk.mask[:active, step]
+    def _step(
+        self, params: Params, begin: Params, state: dict[str, Params], chunk: Chunk, step: int
+    ) -> Tensor:
+        """Take one local step on the devices still at work; return the sum of the examples' losses."""
+        active, size = chunk.active[step], chunk.sizes[step]
+        rows, mask = (x[:active, step, :, :size] for x in (chunk.rows, chunk.mask))
         which = torch.arange(active, device=self.place).unsqueeze(1)
-        batch = {name: field[which, rows] for name, field in chunk.fields.items()}
-        set_dropout_keys(self.module, chunk.keys[:active], step, stacked=self.stacked)
-        leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-        losses = self._losses(leaves, batch, chunk, step) * mask
-        mean = losses.sum(-1) / mask.sum(-1)
-        found = torch.autograd.grad(mean.sum(), list(leaves.values()), allow_unused=True)
-        grads = {
-            name: torch.zeros_like(leaf) if grad is None else grad  # a parameter that forward does not use
-            for (name, leaf), grad in zip(leaves.items(), found, strict=True)
-        }
+        batch = {name: field[which, rows.flatten(1)] for name, field in chunk.fields.items()}
+        grads, losses = self.gradients(params, batch, mask, chunk, step)
         with torch.no_grad():
+            if self.settings.proximal:
+                grads = self._pulled(grads, params, begin)
+            if self.settings.grad_clip:
+                grads = cut_to_norm(grads, params, self.settings.grad_clip)
             self.optimizer.update(params, grads, state, step + 1)
-        return losses.detach().double().sum()
+        return losses.double().sum()
 
-    def _losses(self, params: Params, batch: Params, chunk: Chunk, step: int) -> Tensor:
-        inputs = tuple(batch[name] for name in self.task.inputs)
-        # our layers need no seed; what else draws in a model of somebody's own gets one for these devices
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((int(chunk.keys[0]) + step) % 2**62)
-            if self.stacked:
-                outputs = functional_call(self.module, params, inputs)
-            else:  # layers that know no device axis: chunks of one device, the axis taken off
-                single = {name: p[0] for name, p in params.items()}
-                alone = functional_call(self.module, single, tuple(i[0] for i in inputs))
-                outputs = {name: o.unsqueeze(0) for name, o in alone.items()}
-        return self.task.losses(outputs, batch)
-
-    def _change(self, begin: Tensor, end: Tensor, name: str, chunk: Chunk) -> Tensor:
-        """Return local - global of each device, [K, ...] float64; of a table only the rows it reads."""
-        return end.double() - (begin[chunk.table_rows[name]] if name in chunk.table_rows else begin).double()
+    def _pulled(self, grads: Grads, params: Params, begin: Params) -> Params:
+        """Add the gradient of (proximal / 2) |params - begin|² (FedProx; Li et al., 2020)."""
+        pull = self.settings.proximal
+        return {
+            name: dense(g, params[name]) + pull * (params[name] - _first(begin[name], params[name]))
+            for name, g in grads.items()
+        }
 
     def _sum(self, start: Params, changes: Params, weights: Tensor, chunk: Chunk) -> Params:
-        """Return the weighted sum of the devices' changes, float64, on the CPU."""
-        delta = {}
+        """Return the weighted sum of the devices' changes [K, ...], on the CPU. Uses up `changes`."""
+        total = {}
         for name, change in changes.items():
-            weighted = change * weights.view(-1, *[1] * (change.dim() - 1))
+            change *= weights.to(change.dtype).view(-1, *[1] * (change.dim() - 1))
             if name in chunk.table_rows:
-                whole = torch.zeros(start[name].shape, dtype=torch.float64, device=self.place)
-                whole.index_add_(0, chunk.table_rows[name].flatten(), weighted.flatten(0, 1))
-                delta[name] = whole.cpu()
+                whole = torch.zeros_like(start[name], dtype=change.dtype)
+                whole.index_add_(0, chunk.table_rows[name].flatten(), change.flatten(0, 1))
+                total[name] = whole.cpu()
             else:
-                delta[name] = weighted.sum(0).cpu()
-        return delta
+                total[name] = change.sum(0).cpu()
+        return total
 
     def _sum_in_secret(
-        self, start: Params, changes: Params, weights: Tensor, chunk: Chunk, round: int, clip: DeviceClip
+        self, start: Params, changes: Params, weights: Tensor, chunk: Chunk, clip: DeviceClip
     ) -> Params:
         """Return the modular sum of what the devices send, each with its noise share."""
         total = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in start.items()}
-        for k, key in enumerate(chunk.keys.tolist()):
-            alone = torch.zeros_like(weights)
-            alone[k] = weights[k]
-            total = add_in_secret(total, self._sum(start, changes, alone, chunk), key, round, clip)
+        for k, work in enumerate(chunk.works):
+            value = {}
+            for name, change in changes.items():
+                value[name] = weights[k].cpu() * change[k].double().cpu()
+                if name in chunk.table_rows:
+                    whole = torch.zeros(start[name].shape, dtype=torch.float64)
+                    value[name] = whole.index_add_(0, chunk.table_rows[name][k].cpu(), value[name])
+            total = add_in_secret(total, value, (*chunk.names, work.device), clip)
         return total
 
 
-def is_stackable(module: nn.Module) -> bool:
-    """Whether every layer that owns parameters takes them with a leading device axis.
+def cut_to_norm(grads: Grads, params: Mapping[str, Tensor], bound: float) -> Params:
+    """Scale each device's gradient to an L2 norm of at most `bound` over all parameters."""
+    whole = {name: dense(g, params[name]) for name, g in grads.items()}
+    squares = torch.stack([g.flatten(1).square().sum(1) for g in whole.values()]).sum(0)
+    factor = (bound / squares.sqrt().clamp(min=bound)).to(squares.dtype)
+    return {name: g * factor.view(-1, *[1] * (g.dim() - 1)) for name, g in whole.items()}
 
-    torch's own Dropout draws from one stream for all devices, so a model that has it is not stacked.
-    """
-    return all(
-        isinstance(layer, STACKABLE)
-        or (not isinstance(layer, _DropoutNd) and next(layer.parameters(recurse=False), None) is None)
-        for layer in module.modules()
-    )
+
+def dense(grad: Tensor | Rows, like: Tensor) -> Tensor:
+    """Return a gradient as a whole tensor [K, ...]."""
+    return grad.dense(like.shape) if isinstance(grad, Rows) else grad
+
+
+def _first(begin: Tensor, like: Tensor) -> Tensor:
+    """Return the rows of the devices still at work, where each has its own."""
+    return begin[: len(like)] if begin.dim() == like.dim() else begin

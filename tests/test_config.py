@@ -58,7 +58,7 @@ def test_settings_override_the_file(tmp_path: Path) -> None:
     ("flat", "sentence"),
     [
         ({"train.lrr": 1}, "did you mean 'train.lr'"),
-        ({"dp.unit": "device"}, "unknown config key 'dp.unit'"),
+        ({"dp.units": "device"}, "unknown config key 'dp.units'; did you mean 'dp.unit'?"),
         ({"train.lr": -1}, "train.lr = -1 is not allowed"),
         ({"train.rounds": 2.5}, "train.rounds = 2.5 is not allowed"),
         ({"data.task": "poetry"}, "data.task = 'poetry' is not allowed"),

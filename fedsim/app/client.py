@@ -66,12 +66,14 @@ def train(message: Message, context: Context) -> Message:
     """Train the devices that the message names, as one batch, and answer with their weighted sum."""
     node = _node(context)
     params, cohort = unpack_task(message.content)
+    sizes = public_activity(node.holdings.activity(cohort.period), node.config.data.activity_public)
+    members = np.searchsorted(node.holdings.dataset.devices, cohort.devices)
     assigned = [
-        Assignment(device, node.holdings.train(device, cohort.period), float(weight))
-        for device, weight in zip(cohort.devices.tolist(), cohort.weights, strict=True)
+        Assignment(device, node.holdings.train(device, cohort.period), float(weight), int(size))
+        for device, weight, size in zip(cohort.devices.tolist(), cohort.weights, sizes[members], strict=True)
     ]
     clip = device_clip(node.config, params, cohort, node.noise)
-    update = node.trainer.train(params, assigned, node.config.seed, cohort.round, clip)
+    update = node.trainer.train(params, assigned, node.config.seed, cohort.round, clip, cohort.survivors)
     return Message(pack_update(_told(update, node.config.dp), cohort.round), reply_to=message)
 
 
@@ -118,6 +120,6 @@ def _make_node(config: Config, folder: Path | None, first: int, step: int, real:
     holdings = load_holdings(config, folder)
     federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
-    trainer = Trainer(module, make_task(federation.spec), config.train, chunk_bytes(config.place))
-    noise = noise_source(config, real)
+    task, noise = make_task(federation.spec), noise_source(config, real)
+    trainer = Trainer(module, task, config.train, chunk_bytes(config.place), config.dp, noise)
     return Node(config, holdings, trainer, noise, real, slice(first, None, step))

@@ -5,6 +5,8 @@ the same K. `torch.func.functional_call` with stacked parameters turns any model
 layers, and indexes its activations from the right, into K models that train as one batch.
 """
 
+from typing import Any, Protocol, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -13,23 +15,24 @@ class Linear(nn.Linear):
     """`x @ weight.T + bias`. x: [..., in], or [K, ..., in] for weight [K, out, in]."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.weight.dim() == 2:
-            return super().forward(input)
-        rows = input.flatten(1, -2)
-        out = torch.baddbmm(self.bias.unsqueeze(1), rows, self.weight.transpose(1, 2))
-        return out.view(*input.shape[:-1], out.shape[-1])
+        return linear(input, self.weight, self.bias)
 
 
 class Embedding(nn.Embedding):
     """A table of rows. ids: [...], or [K, ...] for weight [K, rows, width]; -> [..., width]."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.weight.dim() == 2:
-            return super().forward(input)
-        models, rows, _ = self.weight.shape
-        first = torch.arange(models, device=input.device) * rows
-        ids = input + first.view(-1, *[1] * (input.dim() - 1))
-        return nn.functional.embedding(ids, self.weight.flatten(0, 1))
+        return lookup(input, self.weight, self.padding_idx)
+
+
+class Watch(Protocol):
+    """Somebody who looks into an LSTM: per-example clipping does."""
+
+    def gates(self, x: Tensor, gates: Tensor) -> Tensor:
+        """See the input and its part of the pre-activations; return the latter."""
+
+    def hidden(self, states: Tensor) -> None:
+        """See the hidden states."""
 
 
 class BiLSTM(nn.Module):
@@ -41,23 +44,22 @@ class BiLSTM(nn.Module):
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
-        self.hidden = hidden
         bound = hidden**-0.5
         self.weight_input = nn.Parameter(torch.empty(2, 4 * hidden, inputs).uniform_(-bound, bound))
         self.weight_hidden = nn.Parameter(torch.empty(2, 4 * hidden, hidden).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(2, 4 * hidden).uniform_(-bound, bound))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        batch, time = x.shape[-3], x.shape[-2]
+        return self.run(x, mask, self.weight_input, self.weight_hidden, self.bias)
+
+    def run(
+        self, x: Tensor, mask: Tensor, into: Tensor, hidden: Tensor, bias: Tensor, watch: Watch | None = None
+    ) -> Tensor:
+        """Run with these weights, [2, ...] or [K, 2, ...]."""
         back = _reversal(mask)
         both = torch.stack([x, _gather_time(x, back)], dim=-4).flatten(0, -4)  # [2K, B, T, in]
-        hidden = _lstm(
-            both,
-            self.weight_input.flatten(0, -3),
-            self.weight_hidden.flatten(0, -3),
-            self.bias.flatten(0, -2),
-        ).view(*x.shape[:-3], 2, batch, time, self.hidden)
-        forward, backward = hidden.unbind(-4)
+        states = lstm(both, into.flatten(0, -3), hidden.flatten(0, -3), bias.flatten(0, -2), watch)
+        forward, backward = states.view(*x.shape[:-3], 2, *x.shape[-3:-1], -1).unbind(-4)
         out = torch.cat([forward, _gather_time(backward, back)], dim=-1)
         return out * mask.unsqueeze(-1)
 
@@ -77,13 +79,20 @@ class LSTM(nn.Module):
         self.bias = nn.Parameter(torch.empty(4 * hidden).uniform_(-bound, bound))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        hidden = _lstm(
+        return self.run(x, mask, self.weight_input, self.weight_hidden, self.bias)
+
+    def run(
+        self, x: Tensor, mask: Tensor, into: Tensor, hidden: Tensor, bias: Tensor, watch: Watch | None = None
+    ) -> Tensor:
+        """Run with these weights, [...] or [K, ...]."""
+        states = lstm(
             x.reshape(-1, *x.shape[-3:]),
-            self.weight_input.view(-1, *self.weight_input.shape[-2:]),
-            self.weight_hidden.view(-1, *self.weight_hidden.shape[-2:]),
-            self.bias.view(-1, self.bias.shape[-1]),
+            into.view(-1, *into.shape[-2:]),
+            hidden.view(-1, *hidden.shape[-2:]),
+            bias.view(-1, bias.shape[-1]),
+            watch,
         )
-        return hidden.view(*x.shape[:-1], -1) * mask.unsqueeze(-1)
+        return states.view(*x.shape[:-1], -1) * mask.unsqueeze(-1)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -94,7 +103,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         normal = nn.functional.layer_norm(input, input.shape[-1:], eps=self.eps)
-        return normal * _over(self.weight, input.dim()) + _over(self.bias, input.dim())
+        return normal * over(self.weight, input.dim()) + over(self.bias, input.dim())
 
 
 class GroupNorm(nn.GroupNorm):
@@ -105,7 +114,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         normal = nn.functional.group_norm(input.flatten(0, -4), self.num_groups, eps=self.eps)
-        weight, bias = (_over(p, input.dim() - 2)[..., None, None] for p in (self.weight, self.bias))
+        weight, bias = (over(p, input.dim() - 2)[..., None, None] for p in (self.weight, self.bias))
         return normal.view(input.shape) * weight + bias
 
 
@@ -119,22 +128,7 @@ class Conv2d(nn.Conv2d):
         super().__init__(inputs, outputs, kernel, stride, padding)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.weight.dim() == 4:
-            return super().forward(input)
-        height, width = (
-            (size + 2 * p - k) // s + 1
-            for size, p, k, s in zip(
-                input.shape[-2:], _pair(self.padding), self.kernel_size, self.stride, strict=True
-            )
-        )
-        patches = nn.functional.unfold(
-            input.flatten(0, 1), self.kernel_size, padding=_pair(self.padding), stride=self.stride
-        )  # [K·B, in·kernel², positions]
-        rows = patches.view(*input.shape[:2], *patches.shape[1:]).transpose(-1, -2).flatten(1, 2)
-        bias = self.bias
-        assert bias is not None, "this layer always has a bias"
-        out = torch.baddbmm(bias.unsqueeze(1), rows, self.weight.flatten(2).transpose(1, 2))
-        return out.view(*input.shape[:2], height, width, -1).movedim(-1, -3)
+        return convolve(input, self.weight, self.bias, self.stride, pair(self.padding))
 
 
 class Attention(nn.Module):
@@ -208,30 +202,140 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 31 & 0x1FFFFFFFF)
 
 
-def _over(p: Tensor, dims: int) -> Tensor:
-    """View p [width] or [K, width] as [K, 1, ..., 1, width] of `dims` axes."""
-    return p.view(*p.shape[:-1], *[1] * (dims - p.dim()), p.shape[-1])
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x @ weight.T + bias for weight [out, in], or x [K, ..., in] with weight [K, out, in]."""
+    if weight.dim() == 2:
+        return nn.functional.linear(x, weight, bias)
+    rows = x.flatten(1, -2)
+    if bias is None:
+        out = torch.bmm(rows, weight.transpose(1, 2))
+    else:
+        out = torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2))
+    return out.view(*x.shape[:-1], out.shape[-1])
 
 
-def _pair(size: int | tuple[int, ...] | str) -> tuple[int, ...]:
+def lookup(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
+    """Rows of `table` [rows, width], or of [K, rows, width] for ids [K, ...]; `padding` learns nothing."""
+    if table.dim() == 2:
+        return nn.functional.embedding(ids, table, padding)
+    models, rows, _ = table.shape
+    first = torch.arange(models, device=ids.device) * rows
+    flat = ids + first.view(-1, *[1] * (ids.dim() - 1))
+    out = nn.functional.embedding(flat, table.flatten(0, 1))
+    if padding is None:
+        return out
+    return torch.where((ids == padding).unsqueeze(-1), out.detach(), out)
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...] = (1, 1),
+    padding: tuple[int, ...] = (0, 0),
+    dilation: tuple[int, ...] = (1, 1),
+) -> Tensor:
+    """Convolve images [B, in, h, w] by weight [out, in, kh, kw], or [K, B, ...] by [K, ...].
+
+    Stacked models unfold their patches and multiply them as one batch of matrices.
+    """
+    if weight.dim() == 4:
+        return nn.functional.conv2d(x, weight, bias, stride, padding, dilation)
+    kernel = weight.shape[-2:]
+    height, width = (
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, p, d, k, s in zip(x.shape[-2:], padding, dilation, kernel, stride, strict=True)
+    )
+    patches = nn.functional.unfold(
+        x.flatten(0, 1), kernel, dilation=dilation, padding=padding, stride=stride
+    )  # [K·B, in·kernel, positions]
+    rows = patches.view(*x.shape[:2], *patches.shape[1:]).transpose(-1, -2).flatten(1, 2)
+    out = linear(rows, weight.flatten(2), bias)
+    return out.view(*x.shape[:2], height, width, -1).movedim(-1, -3)
+
+
+def over(p: Tensor, dims: int, tail: int = 1) -> Tensor:
+    """View p [*tail] or [K, *tail] as [K, 1, ..., 1, *tail] of `dims` axes."""
+    return p.view(*p.shape[:-tail], *[1] * (dims - p.dim()), *p.shape[-tail:])
+
+
+def pair(size: int | tuple[int, ...] | str) -> tuple[int, ...]:
+    """Return a size as height and width."""
     assert not isinstance(size, str), "padding is a number here"
     return (size, size) if isinstance(size, int) else size
 
 
-def _lstm(x: Tensor, weight_input: Tensor, weight_hidden: Tensor, bias: Tensor) -> Tensor:
+def lstm(x: Tensor, into: Tensor, hidden: Tensor, bias: Tensor, watch: Watch | None = None) -> Tensor:
     """x: [M, B, T, in] for M stacked directions -> hidden states [M, B, T, hidden]."""
     models, batch, time, _ = x.shape
-    gates = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, 2), weight_input.transpose(1, 2))
-    steps = gates.view(models, batch, time, -1).unbind(2)
-    recurrent = weight_hidden.transpose(1, 2)
-    h = c = x.new_zeros(models, batch, recurrent.shape[1])
-    outputs = []
-    for step in steps:
-        i, f, g, o = torch.baddbmm(step, h, recurrent).chunk(4, dim=-1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
-        outputs.append(h)
-    return torch.stack(outputs, dim=2)
+    gates = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, 2), into.transpose(1, 2))
+    gates = gates.view(models, batch, time, -1)
+    if watch is not None:
+        gates = watch.gates(x, gates)
+    states = cast(Tensor, Recurrence.apply(gates, hidden))  # type: ignore[no-untyped-call]
+    if watch is not None:
+        watch.hidden(states)
+    return states
+
+
+class Recurrence(torch.autograd.Function):
+    """The LSTM's recurrence over time with its backward written out: few kernels a step, no graph.
+
+    gates: [M, B, T, 4·hidden], the input's part of the pre-activations (i, f, g, o);
+    weight: [M, 4·hidden, hidden] -> hidden states [M, B, T, hidden]. tanh(x) is taken as
+    2·sigmoid(2x) - 1, whose kernel is several times faster on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, weight: Tensor) -> Tensor:
+        models, batch, time, width = gates.shape
+        hidden = width // 4
+        twice = gates.new_ones(4, 1).index_fill_(0, torch.tensor([2], device=gates.device), 2.0)
+        doubled = twice.expand(4, hidden).flatten()  # g needs sigmoid(2x)
+        recurrent = weight.transpose(1, 2) * doubled
+        active = gates.permute(2, 0, 1, 3) * doubled  # [T, M, B, 4·hidden], becomes the activations
+        cells = gates.new_empty(time, models, batch, hidden)
+        bent, states = torch.empty_like(cells), torch.empty_like(cells)
+        h = c = gates.new_zeros(models, batch, hidden)
+        for t, a in enumerate(active.unbind(0)):
+            if t:
+                a.baddbmm_(h, recurrent)
+            i, f, g, o = a.sigmoid_().chunk(4, dim=-1)
+            g.mul_(2).sub_(1)
+            c = torch.mul(i, g, out=cells[t]).addcmul_(f, c)
+            torch.mul(c, 2, out=bent[t]).sigmoid_().mul_(2).sub_(1)
+            h = torch.mul(bent[t], o, out=states[t])
+        ctx.save_for_backward(active, cells, bent, states, weight)
+        return states.permute(1, 2, 0, 3)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        active, cells, bent, states, weight = ctx.saved_tensors
+        time, models, batch, hidden = cells.shape
+        i, f, g, o = active.chunk(4, dim=-1)
+        # what the gates' gradients are of those of cell and state, for all steps at once
+        slopes = torch.empty_like(active).view(time, models, batch, 4, hidden)
+        torch.mul(g, i * (1 - i), out=slopes[..., 0, :])
+        slopes[0, ..., 1, :] = 0
+        torch.mul(cells[:-1], (f * (1 - f))[1:], out=slopes[1:, ..., 1, :])
+        torch.mul(i, 1 - g * g, out=slopes[..., 2, :])
+        torch.mul(bent, o * (1 - o), out=slopes[..., 3, :])
+        into_cell = o * (1 - bent * bent)
+        out = slopes.view(time, models, batch, 4 * hidden)
+        upstream = grad.permute(2, 0, 1, 3)
+        dh, dc = upstream[-1], states.new_zeros(models, batch, hidden)
+        for t in range(time - 1, -1, -1):
+            dc.addcmul_(dh, into_cell[t])
+            slopes[t, ..., :3, :].mul_(dc.unsqueeze(-2))
+            slopes[t, ..., 3, :].mul_(dh)
+            if t:
+                dh = torch.baddbmm(upstream[t - 1], out[t], weight)
+                dc.mul_(f[t])
+        into_weight = None
+        if ctx.needs_input_grad[1]:
+            before = states[:-1].permute(1, 0, 2, 3).flatten(1, 2)
+            into_weight = out[1:].permute(1, 0, 2, 3).flatten(1, 2).transpose(1, 2) @ before
+        return out.permute(1, 2, 0, 3), into_weight
 
 
 def _reversal(mask: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Transformer(nn.Module):
         """tokens: [..., B, T] -> logits `next` [..., B, T, vocabulary], or those of label and tags."""
         mask = tokens != PAD
         time = torch.arange(tokens.shape[-1], device=tokens.device)
-        places = self.position(time.expand(*tokens.shape[:-2], 1, -1))
+        places = self.position(time.expand_as(tokens))
         states = self.dropout(self.embedding(tokens) + places)
         visible = time <= time.unsqueeze(-1) if self.causal else mask.unsqueeze(-2)
         for block in self.blocks:

@@ -7,10 +7,11 @@ float32 Gaussians are not hardened against attacks on floating point (Mironov, 2
 import hashlib
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from torch import Tensor
@@ -18,6 +19,8 @@ from torch import Tensor
 from fedsim.config import Config
 from fedsim.seeds import Name
 
+BLOCK = 1 << 10
+"""Values that are made together: half of them cosines, half sines."""
 CHUNK = 1 << 16
 """Values at a time: keystream and temporaries stay in the cache."""
 _ZEROS = bytes(4 * CHUNK)
@@ -38,16 +41,27 @@ class NoiseSource:
 
     def normal(self, out: Tensor, *names: Name) -> Tensor:
         """Fill a flat float32 CPU tensor with independent standard normals and return it."""
+        return self.normals(out.unsqueeze(0), [names]).squeeze(0)
+
+    def normals(self, out: Tensor, names: Sequence[tuple[Name, ...]]) -> Tensor:
+        """Fill each row of a float32 CPU tensor [K, n] from the stream of its names and return it.
+
+        A row's values are the first n of its stream, whatever n is and whatever stands beside it.
+        """
         assert out.dtype == torch.float32, f"noise is float32, got {out.dtype}"
-        stream = Cipher(AES(self._key(names)), CTR(_COUNTER)).encryptor()
-        keystream = bytearray(4 * CHUNK + 16)  # update_into wants room for a block more
-        bits = torch.frombuffer(keystream, dtype=torch.int32)
-        for start in range(0, len(out), CHUNK):
-            part = out[start : start + CHUNK]
-            pairs = (len(part) + 1) // 2
-            stream.update_into(memoryview(_ZEROS)[: 8 * pairs], keystream)
-            _box_muller(bits[: 2 * pairs], part)
+        assert len(set(names)) == len(out), "each row has names of its own, or two would share their noise"
+        width = -(-out.shape[1] // BLOCK) * BLOCK
+        together = max(CHUNK // max(width, 1), 1)
+        for first in range(0, len(out), together):
+            rows = out[first : first + together]
+            streams = [self._stream(name) for name in names[first : first + together]]
+            for start in range(0, out.shape[1], CHUNK):
+                part = rows[:, start : start + CHUNK]
+                part.copy_(_normals(streams, min(CHUNK, width - start))[:, : part.shape[1]])
         return out
+
+    def _stream(self, names: tuple[Name, ...]) -> CipherContext:
+        return Cipher(AES(self._key(names)), CTR(_COUNTER)).encryptor()
 
     def generator(self, *names: Name) -> np.random.Generator:
         """Return a generator for coins, slots and batches, seeded with 128 bits that the secret keys."""
@@ -88,15 +102,21 @@ def noise_source(config: Config, real: bool) -> NoiseSource:
     return Seeded(config.seed, config.hash)
 
 
-def _box_muller(bits: Tensor, out: Tensor) -> None:
-    """Write len(out) standard normals made of uniform int32 bits, two values of each two bits.
+def _normals(streams: Sequence[CipherContext], width: int) -> Tensor:
+    """Return the next `width` normals of each stream [K, width], width a multiple of BLOCK.
 
-    The radius comes from u = (m + 1/2) / 2^31, m of 31 bits: fine near 0, so that tails reach 6.6.
+    Each block takes its first half of uniform int32 bits for radii and its second for angles (Box and
+    Muller, 1958). The radius comes from u = (m + 1/2) / 2^31, m of 31 bits: fine near 0, so tails reach 6.6.
     """
-    pairs = len(bits) // 2
-    radius = (bits[:pairs] & 0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-31)
-    radius.log_().mul_(-2.0).sqrt_()
-    angle = bits[pairs:].to(torch.float32).mul_(2 * math.pi * 2.0**-32)
-    torch.mul(radius, angle.cos(), out=out[:pairs])
-    rest = len(out) - pairs
-    torch.mul(radius[:rest], angle[:rest].sin(), out=out[pairs:])
+    keystream = bytearray(4 * width * len(streams) + 16)  # update_into wants room for a block more
+    view = memoryview(keystream)
+    for row, stream in enumerate(streams):
+        stream.update_into(memoryview(_ZEROS)[: 4 * width], view[4 * width * row :])
+    bits = torch.frombuffer(keystream, dtype=torch.int32, count=width * len(streams))
+    first, second = bits.view(-1, 2, BLOCK // 2).unbind(1)
+    radius = (first & 0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-31).log_().mul_(-2.0).sqrt_()
+    angle = second.to(torch.float32).mul_(2 * math.pi * 2.0**-32)
+    out = torch.empty(len(bits) // BLOCK, 2, BLOCK // 2)
+    torch.mul(radius, angle.cos(), out=out[:, 0])
+    torch.mul(radius, angle.sin_(), out=out[:, 1])
+    return out.view(len(streams), width)

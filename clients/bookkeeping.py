@@ -1,0 +1,105 @@
+"""Book-keeping with a device axis: clipped gradient sums of K models in one forward and one backward.
+
+After Bu et al. (2023), "Differentially private optimization on large model at small cost": norms come from
+each op's input A and output gradient G, and the clipped sum from the same two; no second backward.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from clients.clip import Clip, Clipped
+from clients.records import Record, Rows
+from clients.tape import Tape, recording
+from fedsim.errors import WrongInput
+from fedsim.types import Params
+
+Losses = Callable[..., Tensor]
+"""losses(outputs, *targets) -> the loss of each example, [B], or [K, B] of K models."""
+
+
+def book_keeping(
+    module: nn.Module,
+    losses: Losses,
+    inputs: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    clip: Clip | None,
+    params: Params,
+    mask: Tensor | None,
+    stacked: bool,
+    group: int = 1,
+    divisors: Tensor | None = None,
+) -> Clipped:
+    """Return clipped sums with the model axis K = 1 where not `stacked`; a parameter out of use is absent.
+
+    With `group` > 1 each so many neighbouring examples count as one, a micro-batch whose gradient is that
+    of the sum of its losses over `divisors` [K, B / group]. Without `clip` nothing is clipped.
+    """
+    models, examples = (inputs[0].shape[:2]) if stacked else (1, len(inputs[0]))
+    tape = Tape(models, examples, stacked, inputs[0].device)
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    leaves = {name: p.detach().requires_grad_(name in trained) for name, p in params.items()}
+    with recording(module, tape):
+        each = losses(functional_call(module, leaves, tuple(inputs)), *targets)
+    if each.shape != inputs[0].shape[: each.dim()] or each.dim() != 1 + stacked:
+        raise WrongInput(
+            f"losses must have one value an example, shape {tuple(inputs[0].shape[: 1 + stacked])}, "
+            f"got {tuple(each.shape)}"
+        )
+    counted = each if mask is None else torch.where(mask, each, torch.zeros_like(each))
+    records, leaks = tape.backward(counted, {name: leaves[name] for name in sorted(trained)})
+    if leaks:
+        raise WrongInput(
+            f"the parameter {next(iter(leaks))!r} is used outside its layer's forward, where its gradient "
+            'cannot be clipped by example; use it through a layer, or use dp.method = "opacus"'
+        )
+    real = each.new_ones(models, examples, dtype=torch.bool) if mask is None else mask.view(models, examples)
+    if group > 1:
+        records = [record.grouped(group) for record in records]
+        real = real.unflatten(1, (-1, group)).any(2)
+    layers = len({name.rpartition(".")[0] for name in trained})
+    return _clip(records, clip, layers, real, divisors, each.detach().view(models, examples))
+
+
+def _clip(
+    records: Sequence[Record],
+    clip: Clip | None,
+    layers: int,
+    real: Tensor,
+    divisors: Tensor | None,
+    losses: Tensor,
+) -> Clipped:
+    squares = [record.squares() for record in records]
+    total = torch.stack(squares).sum(0) if squares else losses.new_zeros(real.shape)
+    scale = torch.ones_like(total) if divisors is None else 1 / divisors
+    norms = total.clamp(min=0.0).sqrt() * scale
+    good = total.isfinite()
+    if good.is_cuda or not bool(good.all()):  # a GPU does not wait for the answer
+        records = [record.keep(good) for record in records]
+    sums: dict[str, Tensor | Rows] = {}
+    for record, factors in zip(records, _factors(records, squares, clip, layers, norms, scale), strict=True):
+        sums |= record.sums(torch.where(good & real, factors * scale, torch.zeros_like(factors)))
+    return Clipped(sums, torch.where(real, norms, torch.zeros_like(norms)), losses)
+
+
+def _factors(
+    records: Sequence[Record],
+    squares: Sequence[Tensor],
+    clip: Clip | None,
+    layers: int,
+    norms: Tensor,
+    scale: Tensor,
+) -> list[Tensor]:
+    """Return one tensor [K, B] a record."""
+    if clip is None:
+        return [torch.ones_like(norms)] * len(records)
+    if clip.rule != "per_layer":
+        return [clip.factors(norms, 1)] * len(records)
+    owners = [record.weights[0].rpartition(".")[0] for record in records]
+    alone = {
+        owner: torch.stack([s for s, of in zip(squares, owners, strict=True) if of == owner]).sum(0)
+        for owner in owners
+    }
+    return [clip.factors(alone[owner].clamp(min=0.0).sqrt() * scale, layers) for owner in owners]

@@ -1,0 +1,45 @@
+"""Gradients of a local step without privacy: the mean over each device's batch."""
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from clients.local import LocalModel
+from clients.packing import Chunk
+from clients.records import Grads, Lookup, Rows
+from clients.tape import Tape, recording
+from fedsim.types import Params
+
+
+class PlainGradients:
+    """One forward and one backward of the summed mean losses; tables give only the rows that were read."""
+
+    def __init__(self, local: LocalModel) -> None:
+        self.local = local
+
+    def __call__(
+        self, params: Params, batch: Params, mask: Tensor, chunk: Chunk, step: int
+    ) -> tuple[Grads, Tensor]:
+        """Return the gradients [K, ...] and the losses [K, B], zero where not `mask` [K, slots, size]."""
+        real, rows_only = mask.flatten(1), frozenset(self.local.tables)
+        tape = Tape(len(real), real.shape[1], self.local.stacked, real.device)
+        leaves = {n: p.detach().requires_grad_(n not in rows_only) for n, p in params.items()}
+        with (
+            recording(self.local.module, tape, rows_only),
+            self.local.arithmetic(chunk.keys[: len(mask)], step),
+        ):
+            outputs = functional_call(self.local.module, self.local.params(leaves), self.local.inputs(batch))
+        each = self.local.losses(batch)(outputs, *self.local.targets(batch))
+        losses = each.view(real.shape) * real
+        by_autograd = {n: leaf for n, leaf in leaves.items() if leaf.requires_grad}
+        records, found = tape.backward(losses.sum(1) / real.sum(1), by_autograd)
+        grads: dict[str, Tensor | Rows] = {
+            # a parameter that forward does not use has no gradient
+            n: found[n] if n in found else torch.zeros_like(p)
+            for n, p in params.items()
+            if n not in rows_only
+        }
+        for record in records:
+            assert isinstance(record, Lookup), "only tables are watched"
+            grads[record.table] = Rows(record.ids.flatten(1), record.gradient.flatten(1, 2))
+        return {name: grads[name] for name in params}, losses.detach()

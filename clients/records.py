@@ -1,0 +1,293 @@
+"""What an op leaves behind for the clipping of its weights: inputs A, output gradients G, two sums of them.
+
+Every record answers `squares()`, the squared gradient norm of each example [K, B], and `sums(c)`, its
+weights' gradients summed over examples with factors c [K, B] (book-keeping: Bu et al., 2023, here with
+a device axis K). No record holds a gradient of each example for a weight larger than A and G.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedsim.types import Params
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The gradient of a table of which only some rows were read: `values` [K, n, width] at `ids` [K, n]."""
+
+    ids: Tensor
+    values: Tensor
+
+    def dense(self, shape: Sequence[int]) -> Tensor:
+        """Return the gradient of a whole stacked table [K, rows, width]."""
+        whole = self.values.new_zeros(shape)
+        add_rows(whole, self, 1.0)
+        return whole
+
+
+Grads = Mapping[str, Tensor | Rows]
+
+
+def add_rows(table: Tensor, rows: Rows, scale: float) -> None:
+    """Add `scale` times the rows to a stacked table [K, rows, width], in place."""
+    models, count, width = table.shape
+    first = torch.arange(models, device=table.device).unsqueeze(1) * count
+    flat = table.view(models * count, width)
+    flat.index_add_(0, (rows.ids + first).flatten(), rows.values.flatten(0, 1), alpha=scale)
+
+
+class Record(Protocol):
+    """One op's contribution to each example's gradient."""
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The parameters that it holds the gradients of."""
+
+    def squares(self) -> Tensor:
+        """Return the squared norms of the examples' gradients of `weights` together, [K, B]."""
+
+    def sums(self, factors: Tensor) -> dict[str, Tensor | Rows]:
+        """Return the gradients [K, ...] summed over the examples with `factors` [K, B]."""
+
+    def keep(self, good: Tensor) -> "Record":
+        """Return the record with the examples that are not `good` [K, B] set to zero."""
+
+    def grouped(self, size: int) -> "Record":
+        """Return the record with each `size` neighbouring examples taken as one."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product: the gradient of input i's weight is Σ_t g_tᵀ a_t, that of a bias Σ_t g_t.
+
+    Linear layers, convolutions (rows are patches) and both products of an LSTM, whose gates share g.
+    `inputs` maps a weight to its A [K, D, B, T, in]; `gradient` is [K, D, B, T, out]; D counts copies
+    of the op in one layer (the directions of a BiLSTM). `shapes` are the parameters' without K.
+    """
+
+    inputs: Mapping[str, Tensor]
+    bias: str | None
+    gradient: Tensor
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return (*self.inputs, *([self.bias] if self.bias else []))
+
+    def squares(self) -> Tensor:
+        g = self.gradient
+        if g.shape[3] == 1:
+            reach = sum((a.square().sum(-1) for a in self.inputs.values()), start=_ones(self.bias, g))
+            return (reach * g.square().sum(-1)).sum((1, 3))
+        time, width = g.shape[3], g.shape[4]
+        inner = sum(a.shape[4] for a in self.inputs.values())
+        # T² (in + out) products of rows, or T · in · out of the whole gradient, whichever is fewer
+        return self._by_rows() if time * (inner + width) < inner * width else self._by_gradient()
+
+    def _by_rows(self) -> Tensor:
+        g = self.gradient.flatten(0, 2)
+        rows = [a.flatten(0, 2) for a in self.inputs.values()]
+        near = g.new_zeros(len(g), g.shape[1], g.shape[1]) + (1.0 if self.bias else 0.0)
+        for a in rows:
+            near.baddbmm_(a, a.transpose(1, 2))
+        each = _gram_norm(near, torch.bmm(g, g.transpose(1, 2)))
+        return each.view(self.gradient.shape[:3]).sum(1)
+
+    def _by_gradient(self) -> Tensor:
+        g = self.gradient
+        total = g.sum(3).square().sum(-1) if self.bias else g.new_zeros(g.shape[:3])
+        for a in self.inputs.values():
+            each = torch.bmm(g.flatten(0, 2).transpose(1, 2), a.flatten(0, 2))
+            total = total + each.square_().sum((1, 2)).view(g.shape[:3])
+        return total.sum(1)
+
+    def sums(self, factors: Tensor) -> dict[str, Tensor | Rows]:
+        g = self.gradient * factors[:, None, :, None, None]
+        rows = g.flatten(0, 1).flatten(1, 2)  # [K·D, B·T, out]
+        models = len(factors)
+        found: dict[str, Tensor | Rows] = {
+            name: torch.bmm(rows.transpose(1, 2), a.flatten(0, 1).flatten(1, 2)).view(
+                models, *self.shapes[name]
+            )
+            for name, a in self.inputs.items()
+        }
+        if self.bias:
+            found[self.bias] = rows.sum(1).view(models, *self.shapes[self.bias])
+        return found
+
+    def keep(self, good: Tensor) -> "Product":
+        mask = ~good[:, None, :, None, None]
+        inputs = {name: a.masked_fill(mask, 0.0) for name, a in self.inputs.items()}
+        return Product(inputs, self.bias, self.gradient.masked_fill(mask, 0.0), self.shapes)
+
+    def grouped(self, size: int) -> "Product":
+        inputs = {name: _grouped(a, 2, size) for name, a in self.inputs.items()}
+        return Product(inputs, self.bias, _grouped(self.gradient, 2, size), self.shapes)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Rows of a table: the gradient of row r is Σ_{t: id_t = r} g_t.
+
+    ids: [K, B, T], gradient: [K, B, T, width], zero at padding.
+    """
+
+    table: str
+    ids: Tensor
+    gradient: Tensor
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return (self.table,)
+
+    def squares(self) -> Tensor:
+        ids, g = self.ids.flatten(0, 1), self.gradient.flatten(0, 1)
+        if ids.shape[1] > LONG:
+            return self._by_segments(ids, g).view(self.ids.shape[:2])
+        same = (ids.unsqueeze(1) == ids.unsqueeze(2)).to(g.dtype)
+        return _gram_norm(same, torch.bmm(g, g.transpose(1, 2))).view(self.ids.shape[:2])
+
+    def _by_segments(self, ids: Tensor, g: Tensor) -> Tensor:
+        """Add the gradients of like ids first: sort, number the runs, sum them."""
+        ordered, order = ids.sort(dim=1)
+        fresh = torch.nn.functional.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0))
+        run = fresh.long().cumsum(1).unsqueeze(-1).expand_as(g)
+        rows = g.gather(1, order.unsqueeze(-1).expand_as(g))
+        return torch.zeros_like(g).scatter_add_(1, run, rows).square().sum((1, 2))
+
+    def sums(self, factors: Tensor) -> dict[str, Tensor | Rows]:
+        values = self.gradient * factors[:, :, None, None]
+        return {self.table: Rows(self.ids.flatten(1), values.flatten(1, 2))}
+
+    def keep(self, good: Tensor) -> "Lookup":
+        return Lookup(self.table, self.ids, self.gradient.masked_fill(~good[:, :, None, None], 0.0))
+
+    def grouped(self, size: int) -> "Lookup":
+        return Lookup(self.table, _grouped(self.ids, 1, size), _grouped(self.gradient, 1, size))
+
+
+LONG = 256
+"""Tokens from which on sorting beats comparing all pairs."""
+
+
+@dataclass(frozen=True)
+class Small:
+    """Weights so few that each example's gradient is at hand: [K, B, ...] by name (norm layers)."""
+
+    each: Mapping[str, Tensor]
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return tuple(self.each)
+
+    def squares(self) -> Tensor:
+        found = [g.flatten(2).square().sum(-1) for g in self.each.values()]
+        return torch.stack(found).sum(0)
+
+    def sums(self, factors: Tensor) -> dict[str, Tensor | Rows]:
+        return {name: torch.einsum("kb,kb...->k...", factors, g) for name, g in self.each.items()}
+
+    def keep(self, good: Tensor) -> "Small":
+        return Small(
+            {
+                n: g.masked_fill(~good.view(*good.shape, *[1] * (g.dim() - 2)), 0.0)
+                for n, g in self.each.items()
+            }
+        )
+
+    def grouped(self, size: int) -> "Small":
+        return Small({n: g.unflatten(1, (-1, size)).sum(2) for n, g in self.each.items()})
+
+
+@dataclass(frozen=True)
+class Tied:
+    """One table that is looked up and also multiplied by (a tied output layer): its cross term counted."""
+
+    lookup: Lookup
+    product: Product
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.lookup.weights + self.product.weights))
+
+    def squares(self) -> Tensor:
+        """|E + L|² = |E|² + |L|² + 2 Σ_{t,s} (g_t·a_s) G_s[id_t]."""
+        (a,) = (a.squeeze(1).flatten(0, 1) for a in self.product.inputs.values())  # [KB, S, width]
+        logits = self.product.gradient.squeeze(1).flatten(0, 1)  # [KB, S, rows]
+        ids = self.lookup.ids.flatten(0, 1)
+        at = logits.gather(2, ids.unsqueeze(1).expand(-1, logits.shape[1], -1))  # [KB, S, T]
+        cross = torch.bmm(a, self.lookup.gradient.flatten(0, 1).transpose(1, 2)).mul_(at).sum((1, 2))
+        return (
+            self.lookup.squares() + self.product.squares() + 2 * cross.view(self.lookup.ids.shape[:2])
+        ).clamp(min=0.0)
+
+    def sums(self, factors: Tensor) -> dict[str, Tensor | Rows]:
+        found = self.product.sums(factors)
+        rows = self.lookup.sums(factors)[self.lookup.table]
+        whole = found[self.lookup.table]
+        assert isinstance(rows, Rows), "a lookup gives rows"
+        assert isinstance(whole, Tensor), "a product gives a matrix"
+        add_rows(whole, rows, 1.0)
+        return found
+
+    def keep(self, good: Tensor) -> "Tied":
+        return Tied(self.lookup.keep(good), self.product.keep(good))
+
+    def grouped(self, size: int) -> "Tied":
+        return Tied(self.lookup.grouped(size), self.product.grouped(size))
+
+
+def joined(records: Sequence[Record]) -> list[Record]:
+    """Return records that share no parameter: those that do become one, never a sum of squares."""
+    found: list[Record] = []
+    for record in records:
+        twin = next((r for r in found if set(r.weights) & set(record.weights)), None)
+        if twin is None:
+            found.append(record)
+        else:
+            found[found.index(twin)] = _join(twin, record)
+    return found
+
+
+def _join(one: Record, two: Record) -> Record:
+    """Join two uses of the same weights: more rows of one product, more ids, or a tied table."""
+    if isinstance(one, Product) and isinstance(two, Product) and one.weights == two.weights:
+        inputs = {name: torch.cat([a, two.inputs[name]], dim=3) for name, a in one.inputs.items()}
+        return Product(inputs, one.bias, torch.cat([one.gradient, two.gradient], dim=3), one.shapes)
+    if isinstance(one, Lookup) and isinstance(two, Lookup):
+        return Lookup(one.table, torch.cat([one.ids, two.ids], 2), torch.cat([one.gradient, two.gradient], 2))
+    if isinstance(one, Small) and isinstance(two, Small) and one.weights == two.weights:
+        return Small(_sum(one.each, two.each))
+    if isinstance(one, Lookup) and isinstance(two, Product):
+        return Tied(one, two)
+    if isinstance(one, Product) and isinstance(two, Lookup):
+        return Tied(two, one)
+    shared = sorted(set(one.weights) & set(two.weights))
+    raise NotImplementedError(f"{shared[0]} is shared by layers of other kinds, for which there is no rule")
+
+
+def _gram_norm(near: Tensor, far: Tensor) -> Tensor:
+    """Return Σ_{t,s} near · far of two Gram matrices [n, T, T], at least what rounding may hide: [n].
+
+    Where steps cancel each other, the sum loses the digits of its terms; the bound on that is added.
+    """
+    reach = (near.diagonal(dim1=1, dim2=2) * far.diagonal(dim1=1, dim2=2)).clamp(min=0.0).sqrt().sum(1)
+    slack = 16 * torch.finfo(near.dtype).eps * reach.square()
+    return (near * far).sum((1, 2)) + slack
+
+
+def _sum(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> Params:
+    return {name: g + two[name] for name, g in one.items()}
+
+
+def _ones(bias: str | None, like: Tensor) -> Tensor:
+    return like.new_full((), 1.0 if bias else 0.0)
+
+
+def _grouped(x: Tensor, axis: int, size: int) -> Tensor:
+    """[..., B, T, ...] -> [..., B / size, size · T, ...] with B at `axis`."""
+    return x.unflatten(axis, (-1, size)).flatten(axis + 1, axis + 2)

@@ -1,0 +1,276 @@
+"""Watching a forward and one backward: each layer's op leaves a record, no weight gradient is computed.
+
+Inside `recording(module, tape, ...)` the forwards of layers that own parameters are replaced: they run
+the ordinary kernel on detached weights and watch their output, whose gradient arrives in the backward.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import group_norm, layer_norm, unfold
+
+from clients.records import Lookup, Product, Record, Small, joined
+from fedsim.errors import WrongInput
+from fedsim.models import layers
+from fedsim.models.layers import pair
+
+Finish = Callable[[Tensor], Record]
+"""Makes the record of an op once its output's gradient is there."""
+
+
+class Tape:
+    """The records of one forward and backward over K models with B examples each.
+
+    `stacked` says whether inputs carry the model axis; records always do.
+    """
+
+    def __init__(self, models: int, examples: int, stacked: bool, device: torch.device) -> None:
+        self.models, self.examples, self.stacked = models, examples, stacked
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
+        self.shapes: Mapping[str, tuple[int, ...]] = {}
+        """The module's parameters without the model axis."""
+        self._records: list[Record] = []
+
+    def watch(self, output: Tensor, finish: Finish) -> Tensor:
+        """Return `output`; when its gradient arrives, `finish` turns that into a record."""
+        note: Callable[[Tensor], None] = lambda g: self._records.append(finish(g))  # noqa: E731
+        return cast(Tensor, _Watch.apply(output, self.anchor, note))  # type: ignore[no-untyped-call]
+
+    def backward(
+        self, losses: Tensor, leaves: Mapping[str, Tensor]
+    ) -> tuple[list[Record], dict[str, Tensor]]:
+        """Run the backward of the summed losses; return the records and the gradients of `leaves`.
+
+        Records of the same parameters are joined. A leaf that the losses do not depend on is left out.
+        """
+        found = torch.autograd.grad(
+            losses.sum(), [self.anchor, *leaves.values()], allow_unused=True, materialize_grads=False
+        )
+        grads = {name: g for name, g in zip(leaves, found[1:], strict=True) if g is not None}
+        return joined(self._records), grads
+
+    def shaped(self, x: Tensor, layer: str, tail: int) -> Tensor:
+        """View [K?, B, ..., *tail] as [K, B, T, *tail]. Raises WrongInput without the axis of examples."""
+        lead = x if self.stacked else x.unsqueeze(0)
+        if lead.dim() < 2 + tail or lead.shape[:2] != (self.models, self.examples):
+            raise WrongInput(
+                f"the layer {layer!r} gets an input of shape {tuple(x.shape)}, whose "
+                f"{'second' if self.stacked else 'first'} axis is not that of the {self.examples} examples; "
+                "per-example clipping needs every layer to see each example on its own"
+            )
+        if lead.dtype in (torch.bfloat16, torch.float16):
+            lead = lead.float()  # norms and sums are taken in at least float32
+        split = lead.dim() - tail
+        return lead.reshape(*lead.shape[:2], -1, *lead.shape[split:])
+
+
+class _Watch(torch.autograd.Function):
+    """The identity, which hands its gradient to a callback; the anchor makes it part of any graph."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, callback: Callable[[Tensor], None]) -> Tensor:
+        ctx.callback = callback
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        ctx.callback(grad)
+        return (grad if ctx.needs_input_grad[0] else None), None, None
+
+
+@contextmanager
+def recording(module: nn.Module, tape: Tape, only: frozenset[str] | None = None) -> Iterator[None]:
+    """Let the layers of `module` that own trainable parameters write to `tape`; `only` those parameters.
+
+    Raises WrongInput that names the first layer without a rule.
+    """
+    names = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
+    tape.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    watched = []
+    for path, layer in module.named_modules():
+        own = {key: names[id(p)] for key, p in layer._parameters.items() if p is not None and id(p) in names}
+        if not own or (only is not None and not set(own.values()) & only):
+            continue
+        rule = rule_of(layer)
+        if rule is None:
+            raise WrongInput(no_rule(path, layer))
+        watched.append(layer)
+        layer.forward = partial(rule, tape, layer, path, own)
+    try:
+        yield
+    finally:
+        for layer in watched:
+            del layer.forward
+
+
+def rule_of(layer: nn.Module) -> Callable[..., Tensor] | None:
+    """Return the rule of exactly this type: a subclass may compute anything."""
+    return RULES.get(type(layer))
+
+
+def no_rule(path: str, layer: nn.Module) -> str:
+    return (
+        f"the layer {path!r} ({type(layer).__name__}) has no rule for per-example clipping; build the model "
+        "of fedsim.models.layers or of torch's Linear, Embedding, Conv2d, LayerNorm and GroupNorm, or use "
+        'dp.method = "opacus"'
+    )
+
+
+def without_rule(module: nn.Module) -> tuple[str, nn.Module] | None:
+    """Return the first layer that owns trainable parameters and has no rule, None if all have one."""
+    for path, layer in module.named_modules():
+        if any(p.requires_grad for p in layer.parameters(recurse=False)) and rule_of(layer) is None:
+            return path, layer
+    return None
+
+
+Lstm = layers.LSTM | layers.BiLSTM
+Own = Mapping[str, str]
+"""A layer's trainable parameters: its own name of each -> the module's name of it."""
+
+
+def _linear(tape: Tape, layer: nn.Linear, path: str, own: Own, x: Tensor) -> Tensor:
+    out = layers.linear(x, layer.weight.detach(), None if layer.bias is None else layer.bias.detach())
+    a = tape.shaped(x.detach(), path, 1).unsqueeze(1)
+
+    def finish(g: Tensor) -> Record:
+        gradient = tape.shaped(g, path, 1).unsqueeze(1)
+        return _product({"weight": a}, gradient, own, tape)
+
+    return tape.watch(out, finish)
+
+
+def _convolution(tape: Tape, layer: nn.Conv2d, path: str, own: Own, x: Tensor) -> Tensor:
+    if layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        raise WrongInput(
+            f"the convolution {path!r} has groups, a padding mode or a padding by name, for which there is "
+            'no rule; use dp.method = "opacus"'
+        )
+    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    out = layers.convolve(x, weight, bias, layer.stride, pair(layer.padding), pair(layer.dilation))
+    images = tape.shaped(x.detach(), path, 3).squeeze(2)  # [K, B, in, height, width]
+
+    def finish(g: Tensor) -> Record:
+        patches = unfold(
+            images.flatten(0, 1),
+            layer.kernel_size,
+            padding=pair(layer.padding),
+            stride=layer.stride,
+            dilation=pair(layer.dilation),
+        )
+        rows = patches.transpose(1, 2).unflatten(0, images.shape[:2]).unsqueeze(1)
+        gradient = tape.shaped(g, path, 3).squeeze(2).flatten(-2).transpose(-1, -2).unsqueeze(1)
+        return _product({"weight": rows}, gradient, own, tape)
+
+    return tape.watch(out, finish)
+
+
+def _embedding(tape: Tape, layer: nn.Embedding, path: str, own: Own, ids: Tensor) -> Tensor:
+    if layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse:
+        raise WrongInput(
+            f"the table {path!r} has max_norm, scale_grad_by_freq or sparse, for which there is no rule; "
+            "leave them at their defaults"
+        )
+    out = layers.lookup(ids, layer.weight.detach(), layer.padding_idx)
+    where = tape.shaped(ids, path, 0)
+
+    def finish(g: Tensor) -> Record:
+        gradient = tape.shaped(g, path, 1)
+        if layer.padding_idx is not None:
+            gradient = gradient.masked_fill((where == layer.padding_idx).unsqueeze(-1), 0.0)
+        return Lookup(own["weight"], where, gradient)
+
+    return tape.watch(out, finish)
+
+
+def _layer_norm(tape: Tape, layer: nn.LayerNorm, path: str, own: Own, x: Tensor) -> Tensor:
+    normal = layer_norm(x, layer.normalized_shape, eps=layer.eps)
+    return _scaled(tape, layer, path, own, normal, len(layer.normalized_shape))
+
+
+def _group_norm(tape: Tape, layer: nn.GroupNorm, path: str, own: Own, x: Tensor) -> Tensor:
+    """x: [K?, B, channels, ...]; statistics are those of one example."""
+    lead = 2 if tape.stacked else 1
+    normal = group_norm(x.flatten(0, lead - 1), layer.num_groups, eps=layer.eps).view(x.shape)
+    last = normal.movedim(lead, -1)
+    return _scaled(tape, layer, path, own, last, 1).movedim(-1, lead)
+
+
+def _scaled(tape: Tape, layer: Any, path: str, own: Own, normal: Tensor, tail: int) -> Tensor:
+    """Return normal · weight + bias over the last `tail` axes."""
+    weight = layer.weight.detach()
+    out = normal * layers.over(weight, normal.dim(), tail)
+    if layer.bias is not None:
+        out = out + layers.over(layer.bias.detach(), normal.dim(), tail)
+    x = tape.shaped(normal.detach(), path, tail)
+
+    def finish(g: Tensor) -> Record:
+        gradient = tape.shaped(g, path, tail)
+        each = {"weight": (x * gradient).sum(2), "bias": gradient.sum(2)}
+        return Small({own[key]: grad for key, grad in each.items() if key in own})
+
+    return tape.watch(out, finish)
+
+
+def _lstm(tape: Tape, layer: Lstm, path: str, own: Own, x: Tensor, mask: Tensor) -> Tensor:
+    seen = _Gates(tape, layer, path, own)
+    into, hidden, bias = (p.detach() for p in (layer.weight_input, layer.weight_hidden, layer.bias))
+    return layer.run(x, mask, into, hidden, bias, seen)
+
+
+class _Gates:
+    """Watches an LSTM's pre-activations: input and recurrent weights share their gradient."""
+
+    def __init__(self, tape: Tape, layer: Lstm, path: str, own: Own) -> None:
+        self.tape, self.path, self.own = tape, path, own
+        self.copies = 2 if isinstance(layer, layers.BiLSTM) else 1
+        self.x = self.states = torch.empty(0)
+
+    def gates(self, x: Tensor, gates: Tensor) -> Tensor:
+        """x: [K·D, B, T, in], gates: [K·D, B, T, 4·hidden]."""
+        if gates.shape[:2] != (self.tape.models * self.copies, self.tape.examples):
+            self.tape.shaped(x[: self.tape.models, :0], self.path, 2)  # raises: the examples' axis is missing
+        self.x = x.detach()
+        return self.tape.watch(gates, self._finish)
+
+    def hidden(self, states: Tensor) -> None:
+        self.states = states.detach()
+
+    def _finish(self, g: Tensor) -> Record:
+        before = torch.zeros_like(self.states)
+        before[:, :, 1:] = self.states[:, :, :-1]
+        inputs = {"weight_input": self._split(self.x), "weight_hidden": self._split(before)}
+        return _product(inputs, self._split(g), self.own, self.tape)
+
+    def _split(self, x: Tensor) -> Tensor:
+        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        return x.unflatten(0, (self.tape.models, self.copies))
+
+
+def _product(inputs: Mapping[str, Tensor], gradient: Tensor, own: Own, tape: Tape) -> Product:
+    """Return the record of a layer's products without its frozen parameters."""
+    shapes = {name: tape.shapes[name] for name in own.values()}
+    return Product(
+        {own[key]: a for key, a in inputs.items() if key in own}, own.get("bias"), gradient, shapes
+    )
+
+
+RULES: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Linear: _linear,
+    layers.Linear: _linear,
+    nn.Conv2d: _convolution,
+    layers.Conv2d: _convolution,
+    nn.Embedding: _embedding,
+    layers.Embedding: _embedding,
+    nn.LayerNorm: _layer_norm,
+    layers.LayerNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+    layers.GroupNorm: _group_norm,
+    layers.LSTM: _lstm,
+    layers.BiLSTM: _lstm,
+}
+"""How the layers of each type are watched."""

@@ -1,0 +1,105 @@
+"""What of our engine is measured: the models in our layers, and the trainer with and without DP.
+
+The only place that knows how the engine is called.
+"""
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
+
+from clients.training import Trainer
+from experiments.benchmarks.peers.settings import Setting
+from fedsim.app.place import chunk_bytes
+from fedsim.config import Dp, Model, Place, Train
+from fedsim.models import build_model
+from fedsim.models.layers import Conv2d, Linear
+from fedsim.models.tasks import Task, make_task
+from fedsim.types import Params, Spec
+
+
+class Unavailable(Exception):
+    """This version of the engine does not have what was asked for."""
+
+
+class PflCnn(nn.Module):
+    """The CNN of pfl's published benchmark, in layers that take a device axis."""
+
+    def __init__(self, s: Setting) -> None:
+        super().__init__()
+        channels, height, width = s.image
+        self.first, self.second = Conv2d(channels, 32, 3), Conv2d(32, 64, 3)
+        self.hidden = Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), s.hidden)
+        self.label = Linear(s.hidden, s.classes)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """image: [..., B, channels, height, width] -> label logits [..., B, labels]."""
+        x = self.second(self.first(image).relu()).relu()
+        x = max_pool2d(x.flatten(0, -4), 2).view(*x.shape[:-2], x.shape[-2] // 2, x.shape[-1] // 2)
+        return {"label": self.label(self.hidden(x.flatten(-3)).relu())}
+
+
+def spec_of(s: Setting) -> Spec:
+    labels = tuple(map(str, range(s.classes)))
+    if s.image[0]:
+        return Spec("image", labels=labels, image=s.image)
+    return Spec("classification", vocabulary=s.vocabulary, labels=labels, length=s.tokens)
+
+
+def build(s: Setting) -> tuple[nn.Module, Task]:
+    spec = spec_of(s)
+    if s.model == "pfl_cnn":
+        torch.manual_seed(0)
+        return PflCnn(s), make_task(spec)
+    model = Model(name=s.model, embedding=s.embedding, hidden=s.hidden, layers=s.layers, heads=s.heads)
+    return build_model(spec, model, seed=0), make_task(spec)
+
+
+def make_trainer(s: Setting, private: bool, layout: str = "dense") -> tuple[Trainer, nn.Module]:
+    """Return a trainer as the simulator makes it, and its module. Raises Unavailable."""
+    module, task = build(s)
+    memory = chunk_bytes(Place())
+    if not private:
+        return Trainer(module, task, Train(lr=s.lr, batch_size=s.batch), memory), module
+    if "dp" not in inspect.signature(Trainer).parameters:
+        raise Unavailable("the trainer has no DP-SGD yet")
+    steps = -(-s.examples // s.batch)
+    train = Train(lr=s.lr, batch_size=s.batch, local_steps=steps)
+    dp = Dp.model_validate(
+        {
+            "unit": "example",
+            "trust": "local",
+            "clip_norm": s.clip,
+            "noise_multiplier": s.noise,
+            "noise_layout": layout,
+            "sampling_rate": s.batch / s.examples,
+        }
+    )
+    make: Callable[..., Trainer] = Trainer
+    return make(module, task, train, memory, dp=dp), module
+
+
+def clipped_sums(
+    module: nn.Module, task: Task, batch: Params, clip: float, params: Params | None = None
+) -> Params:
+    """Return the clipped gradient sums by book-keeping; `params` [K, ...] for K models side by side.
+
+    Raises Unavailable where the engine has no book-keeping yet.
+    """
+    try:
+        from clients.clipping import clipped_gradients
+    except ImportError:
+        raise Unavailable("clients.clipping is not here yet") from None
+    found = clipped_gradients(
+        module, task.losses, batch, clip, params=params, stacked=params is not None, method="exact"
+    )
+    return dict(found.sums)
+
+
+def noise_like(sums: Params, stddev: float) -> Params:
+    """Return Gaussian noise for each sum, drawn on one flat buffer."""
+    flat = torch.randn(sum(s.numel() for s in sums.values())).mul_(stddev)
+    parts = flat.split([s.numel() for s in sums.values()])
+    return {name: part.view(s.shape) for (name, s), part in zip(sums.items(), parts, strict=True)}
