@@ -8,8 +8,9 @@ import hashlib
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,22 @@ class Entry:
         return (self.round, self.release, self.attempt)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """An entry on disk: everything but the members, which are named."""
+
+    round: int
+    period: int
+    release: str
+    attempt: str
+    groups: tuple[tuple[Event, ...], ...]
+    name: str
+
+    @property
+    def key(self) -> tuple[int, str, str]:
+        return (self.round, self.release, self.attempt)
+
+
 @dataclass
 class Ledger:
     """All releases of a run.
@@ -56,101 +73,85 @@ class Ledger:
 
     folder: Path
     devices: int
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[Kept] = field(default_factory=list)
 
     @staticmethod
     def open(folder: Path, devices: int) -> "Ledger":
         """Return the ledger of a run's folder as the files have it."""
         ledger = Ledger(folder, devices)
-        for line in ledger._lines():
-            ledger.entries.append(ledger._entry(json.loads(line)))
+        ledger.entries.extend(_kept(json.loads(line)) for line in ledger._lines())
         return ledger
 
     def write(self, entry: Entry) -> None:
         """Put a release on disk, before it happens; once it returns, the release may go out."""
-        if any(_same(entry, known) for known in self.entries):
+        name, content = _named(entry.members)
+        kept = Kept(entry.round, entry.period, entry.release, entry.attempt, entry.groups, name)
+        if kept in self.entries:
             return
-        name = self._write_members(entry.members)
-        row = {
-            "round": entry.round,
-            "period": entry.period,
-            "release": entry.release,
-            "attempt": entry.attempt,
-            "groups": [[[e.noise_multiplier, e.sampling_rate, e.count] for e in g] for g in entry.groups],
-            "members": name,
+        self._write_members(name, content)
+        row = asdict(kept) | {
+            "groups": [[[e.noise_multiplier, e.sampling_rate, e.count] for e in g] for g in entry.groups]
         }
-        torn = self._path.exists() and self._path.stat().st_size and not self._text().endswith("\n")
+        start = "\n" if self._is_torn() else ""
         with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(("\n" if torn else "") + json.dumps(row, allow_nan=False) + "\n")
+            stream.write(start + json.dumps(row, allow_nan=False) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
         _sync_folder(self.folder)
-        self.entries.append(entry)
+        self.entries.append(kept)
 
     def counts(
-        self, counted: Callable[[Entry], bool] = lambda entry: True, more: Iterable[Entry] = ()
+        self, counted: Callable[[Kept], bool] = lambda entry: True, more: Iterable[Entry] = ()
     ) -> tuple[Table, csr_array]:
         """Return the distinct events, and how often each befell each device [devices, events].
 
         Only entries that are `counted`, and `more` entries that are about to be written.
         """
-        times: dict[tuple[tuple[tuple[Event, ...], ...], bytes], tuple[Entry, int]] = {}
-        for entry in [*filter(counted, self.entries), *more]:
-            key = (entry.groups, hashlib.sha1(entry.members.tobytes()).digest())
-            times[key] = (entry, times.get(key, (entry, 0))[1] + 1)
+        times = Counter((entry.groups, entry.name) for entry in self.entries if counted(entry))
         columns: dict[tuple[float, float], int] = {}
-        rows, places, values = [], [], []
-        for entry, often in times.values():
-            order = np.argsort(entry.members, kind="stable")
-            edges = np.searchsorted(entry.members[order], np.arange(len(entry.groups) + 1))
-            for number, group in enumerate(entry.groups):
-                who = order[edges[number] : edges[number + 1]]
-                for e in merged(group):
-                    place = columns.setdefault((e.noise_multiplier, e.sampling_rate), len(columns))
-                    rows.append(who)
-                    places.append(np.full(len(who), place))
-                    values.append(np.full(len(who), e.count * often))
-        shape = (self.devices, len(columns))
-        if not rows:
+        parts = [
+            _cells(groups, self._members(name), often, columns) for (groups, name), often in times.items()
+        ]
+        parts += [_cells(entry.groups, entry.members, 1, columns) for entry in more]
+        if not columns:
             return Table(()), csr_array((self.devices, 0), dtype=np.int64)
-        found = coo_array(
-            (np.concatenate(values), (np.concatenate(rows), np.concatenate(places))), shape=shape
-        )
+        who, event, often = (np.concatenate(each) for each in zip(*parts, strict=True))
+        found = coo_array((often, (who, event)), shape=(self.devices, len(columns)))
         return Table(tuple(Event(z, q) for z, q in columns)), csr_array(found)
+
+    def _members(self, name: str) -> Members:
+        found: Members = np.load(self.folder / "privacy" / f"{name}.npy", allow_pickle=False)
+        return found
 
     @property
     def _path(self) -> Path:
         return self.folder / "privacy.jsonl"
 
-    def _text(self) -> str:
-        return self._path.read_text(encoding="utf-8")
+    def _is_torn(self) -> bool:
+        """Whether the last row was cut off by the end of its process."""
+        if not self._path.exists() or not self._path.stat().st_size:
+            return False
+        with self._path.open("rb") as stream:
+            stream.seek(-1, os.SEEK_END)
+            return stream.read() != b"\n"
 
     def _lines(self) -> list[str]:
         """Return whole rows; a torn one was never followed by its release."""
-        text = self._text() if self._path.exists() else ""
+        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
         return [line for line in text.splitlines(keepends=True) if line.endswith("}\n") and _is_row(line)]
 
-    def _entry(self, row: dict[str, Any]) -> Entry:
-        members = np.load(self.folder / "privacy" / f"{row['members']}.npy", allow_pickle=False)
-        groups = tuple(tuple(Event(float(z), float(q), int(n)) for z, q, n in g) for g in row["groups"])
-        return Entry(row["round"], row["period"], row["release"], row["attempt"], groups, members)
-
-    def _write_members(self, members: Members) -> str:
-        stream = io.BytesIO()
-        np.save(stream, members)
-        content = stream.getvalue()
-        name = hashlib.sha256(content).hexdigest()[:16]
+    def _write_members(self, name: str, content: bytes) -> None:
         path = self.folder / "privacy" / f"{name}.npy"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            aside = path.with_suffix(".part")
-            with aside.open("wb") as out:
-                out.write(content)
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(aside, path)
-            _sync_folder(path.parent)
-        return name
+        if path.exists():
+            return
+        path.parent.mkdir(exist_ok=True)
+        aside = path.with_suffix(".part")
+        with aside.open("wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(aside, path)
+        _sync_folder(path.parent)
 
 
 def row_events(table: Table, counts: csr_array, device: int) -> tuple[Event, ...]:
@@ -160,13 +161,44 @@ def row_events(table: Table, counts: csr_array, device: int) -> tuple[Event, ...
     return merged(Event(e.noise_multiplier, e.sampling_rate, int(n)) for e, n in found)
 
 
-def _same(a: Entry, b: Entry) -> bool:
-    return a.key == b.key and a.groups == b.groups and bool(np.array_equal(a.members, b.members))
+def _cells(
+    groups: tuple[tuple[Event, ...], ...],
+    members: Members,
+    often: int,
+    columns: dict[tuple[float, float], int],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return (device, column, count) of an entry that happened `often`; new events get new columns."""
+    who, event, count = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    part = np.flatnonzero(members != NOBODY)
+    part = part[np.argsort(members[part], kind="stable")]
+    edges = np.searchsorted(members[part], np.arange(len(groups) + 1))
+    for number, group in enumerate(groups):
+        mine = part[edges[number] : edges[number + 1]]
+        for e in merged(group):
+            who.append(mine)
+            event.append(
+                np.full(len(mine), columns.setdefault((e.noise_multiplier, e.sampling_rate), len(columns)))
+            )
+            count.append(np.full(len(mine), e.count * often))
+    return np.concatenate(who), np.concatenate(event), np.concatenate(count)
+
+
+def _named(members: Members) -> tuple[str, bytes]:
+    """Return the members as the bytes of a file, and the name that these give it."""
+    stream = io.BytesIO()
+    np.save(stream, members)
+    content = stream.getvalue()
+    return hashlib.sha256(content).hexdigest()[:16], content
+
+
+def _kept(row: dict[str, Any]) -> Kept:
+    groups = tuple(tuple(Event(float(z), float(q), int(n)) for z, q, n in g) for g in row["groups"])
+    return Kept(row["round"], row["period"], row["release"], row["attempt"], groups, row["name"])
 
 
 def _is_row(line: str) -> bool:
     try:
-        return "members" in json.loads(line)
+        return "name" in json.loads(line)
     except ValueError:
         return False
 
