@@ -1,7 +1,7 @@
 """What may be claimed and what is refused; planning and calibration; the statement.
 
-Seen to fail: "fixed" left out of `amplification`, zero-out for normalised rosters, `target_delta` without the
-factor 10, calibration bisecting towards the bad side, voids without its epsilon.
+Seen to fail: "fixed" let through by `amplification`, add-or-remove claimed for rosters that are normalised,
+`target_delta` without the factor 10, calibration that returns the bad side of its last step.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """The ledger: nothing that was released is missing, whenever the process ends.
 
-Seen to fail: `Spending.enter` after `send_and_receive` with the row written at the round's end (kill test),
-`write` without the torn-line newline, `_same` by key alone, `counts` with `+ 1` left out, attempts named
-"seeded" under OS entropy, retirement by a mask before the draw.
+Seen to fail: `Spending.enter` only after the checkpoint of its round (both the spy and the kill),
+`write` without the torn-line newline, entries known again by their key alone, `counts` that takes every
+entry once, attempts named "seeded" under OS entropy, a target that is compared with twice itself.
 """
 
 import json
@@ -11,14 +11,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import Message, MessageType
 
+from fedsim.app.client import app as client_app
 from fedsim.app.local import run_local
+from fedsim.app.local_grid import LocalGrid
 from fedsim.app.rundir import RunDir
-from fedsim.config import Config, from_flat
+from fedsim.app.server import serve
+from fedsim.config import Config, from_flat, to_flat
+from fedsim.errors import RunFailed
 from fedsim.privacy.accounting import Event, epsilon, epsilon_rdp
 from fedsim.privacy.claims import target_delta
 from fedsim.privacy.ledger import NOBODY, Entry, Ledger, row_events
@@ -92,6 +98,29 @@ def test_a_torn_line_is_no_row_and_spoils_no_other(tmp_path: Path) -> None:
         stream.write('{"round": 2, "per')
     Ledger.open(tmp_path, 3).write(entry(2, ((B,),), [0, 0, NOBODY]))
     assert Ledger.open(tmp_path, 3).counts()[1].toarray().tolist() == [[2], [2], [1]]
+
+
+def test_correlated_noise_is_not_drawn_anew_for_a_round_that_was_begun(tmp_path: Path) -> None:
+    """Later rounds take back noise of earlier ones, so a round's second attempt has no known cost."""
+    settings = config(
+        tmp_path,
+        dp__correlation="banded",
+        dp__min_separation=2,
+        selection__rule="uniform",
+        dp__noise_source="os",
+    )
+
+    class Killed(Exception):
+        pass
+
+    def stop(row: dict[str, object]) -> None:
+        (RunDir.of(settings).path / "checkpoints" / "round-000001.npz").unlink()
+        raise Killed
+
+    with pytest.raises(Killed):
+        run_local(settings, watch=stop)
+    with pytest.raises(RunFailed, match="cannot be done again"):
+        run_local(settings)
 
 
 def test_scheduled_rounds_count_for_everyone_with_its_own_rate_never_less() -> None:
@@ -199,6 +228,22 @@ def test_retired_devices_never_pass_the_target_and_the_run_goes_on(tmp_path: Pat
     assert (checkpoint.participation <= per_device).all()
 
 
+@pytest.mark.parametrize("unit", ["device", "example"])
+def test_a_round_stands_in_the_ledger_before_any_device_is_asked(tmp_path: Path, unit: str) -> None:
+    settings = config(tmp_path, dp__unit=unit)
+    known: list[int] = []
+
+    class Spy(LocalGrid):
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            asked = list(messages)
+            if asked and asked[0].metadata.message_type == MessageType.TRAIN:
+                known.append(len(Ledger.open(RunDir.of(settings).path, 30).entries))
+            return super().push_messages(asked)
+
+    serve(Spy(client_app, to_flat(settings), 1), settings, {})
+    assert known == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("source", ["seeded", "os"])
 def test_kill_minus_nine_never_makes_epsilon_smaller(tmp_path: Path, source: str) -> None:
     """A real process, killed at work, ended by a second one; equal if seeded, counted again with OS noise."""
@@ -208,15 +253,14 @@ def test_kill_minus_nine_never_makes_epsilon_smaller(tmp_path: Path, source: str
     command = [sys.executable, "-m", "fedsim.app.cli", "run", "x.toml", *settings]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, "--out=killed"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
-    limit, rows = time.monotonic() + 120, list[Path]()
-    while not (rows and rows[0].read_text().count("\n") >= 5):
+    limit = time.monotonic() + 120
+    while not list(tmp_path.glob("killed/**/checkpoints/round-00000[5-9].npz")):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < limit
-        time.sleep(0.01)
-        rows = list(tmp_path.glob("killed/**/privacy.jsonl"))
+        time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    killed = RunDir(rows[0].parent)
+    killed = RunDir(next(tmp_path.glob("killed/**/privacy.jsonl")).parent)
     checkpoint = killed.last_checkpoint()
     begun = Ledger.open(killed.path, 30).entries
     assert len(begun) >= (

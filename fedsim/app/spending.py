@@ -14,6 +14,7 @@ from fedsim.config import Config
 from fedsim.data.activity import public_activity
 from fedsim.data.federation import FederatedDataset
 from fedsim.data.holdings import Holdings
+from fedsim.errors import RunFailed
 from fedsim.privacy.accounting import epsilon
 from fedsim.privacy.claims import amplification, target_delta
 from fedsim.privacy.ledger import Entry, Ledger, row_events
@@ -59,6 +60,12 @@ class Spending:
             return ""
         strategy.retired[:] = False
         entry = self._entry(round)
+        begun = [known for known in self.ledger.entries if known.round == round and known.key != entry.key]
+        if dp.correlation == "banded" and begun:
+            raise RunFailed(
+                f"round {round} was begun with other noise and, with correlated noise, cannot be done again; start "
+                "over with --fresh, which is a new release"
+            )
         if dp.target_epsilon:
             over = self._after(entry) > dp.target_epsilon
             if over.any() and dp.on_target == "stop":
