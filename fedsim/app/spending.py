@@ -63,8 +63,8 @@ class Spending:
         begun = [known for known in self.ledger.entries if known.round == round and known.key != entry.key]
         if dp.correlation == "banded" and begun:
             raise RunFailed(
-                f"round {round} was begun with other noise and, with correlated noise, cannot be done again; start "
-                "over with --fresh, which is a new release"
+                f"round {round} was begun with other noise and, with correlated noise, cannot be done again; "
+                "start over with --fresh, which is a new release"
             )
         if dp.target_epsilon:
             over = self._after(entry) > dp.target_epsilon
