@@ -59,7 +59,7 @@ def fingerprint(config: Config, federation: FederatedDataset) -> dict[str, str]:
     return federation.fingerprint | own
 
 
-def check_resume(run: RunDir, config: Config, federation: FederatedDataset, noise: str) -> None:
+def check_resume(run: RunDir, config: Config, federation: FederatedDataset, noise: str = "none") -> None:
     """Refuse to go on with other data, code, noise or another type of device. Raises WrongInput."""
     before, after = run.manifest, fingerprint(config, federation)
     changed = sorted(
