@@ -37,7 +37,7 @@ def write_statement(spending: Spending, federation: FederatedDataset) -> Mapping
     found = figures(spending, guarantee, relation(config))
     parts = _parts(spending, federation) | {"p": found, "rests_on": rests_on}
     write_json(spending.run.path / "privacy.json", json.loads(json.dumps(parts)))
-    write_text(spending.run.path / "privacy.md", render_text("privacy.md.jinja", **parts))
+    write_text(spending.run.path / "privacy.md", render_text("privacy_statement.md", **parts))
     return found
 
 
