@@ -1,4 +1,4 @@
-"""The command line: `fedsim run | show | data | report | runs | export`."""
+"""The command line: `fedsim run | show | calibrate | data | report | runs | export`."""
 
 import json
 import os
@@ -96,6 +96,21 @@ def show(experiment: Experiment, settings: Settings = None, data_dir: DataDir = 
     from fedsim.app.describe import describe
 
     describe(config, out)
+
+
+@cli.command()
+def calibrate(
+    experiment: Experiment,
+    epsilon: Annotated[float, typer.Option(help="Epsilon that the run may cost at most.")],
+    what: Annotated[str, typer.Option("--for", help="What to choose: noise | cap | rounds.")] = "noise",
+    settings: Settings = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Find the noise, the cap on inclusion or the rounds with which a run's guarantee is an epsilon."""
+    config = resolve(experiment, settings, data_dir=data_dir)
+    from fedsim.app.plan import calibrated
+
+    out.print(*calibrated(config, epsilon, what), sep="\n", soft_wrap=True)
 
 
 @cli.command()
@@ -218,12 +233,16 @@ def summary_table(summary: dict[str, Any]) -> Table:
         table.add_row(name, f"{value:.4f}", *([f"{reference[name]:.4f}"] if name in reference else []))
     table.add_row("rounds", str(summary["rounds"]))
     table.add_row("devices with examples", f"{summary['devices']} of {summary['devices_all']}")
+    privacy = summary["privacy"]
+    if privacy:
+        spent = f"{privacy['epsilon_max']:.3f} (at most {privacy['epsilon_guarantee']:.3f})"
+        table.add_row(f"epsilon of one {privacy['unit']}, delta {privacy['delta']:g}", spent)
     table.add_row("training time", f"{summary['time']['train_s']:.1f} s")
     table.add_row("devices a second", f"{summary['time']['devices_per_s']:.0f}")
     if summary["test_labels_unseen"]:
         table.add_row("test labels unseen in training", str(summary["test_labels_unseen"]))
-    if "stopped_early" in summary:
-        table.caption = summary["stopped_early"]
+    notes = [summary[name] for name in ("stopped_early", "privacy_warning") if name in summary]
+    table.caption = "; ".join(notes) or None
     return table
 
 
