@@ -20,7 +20,7 @@ with a sigma an example. LiRA runs from 4 on, but there the ratio was measured t
 
 
 def loss(target: Target) -> Floats:
-    """Log p_y (Yeom et al., 2018)."""
+    """Return log p_y (Yeom et al., 2018)."""
     return target.own.logp
 
 
@@ -41,7 +41,7 @@ def calibrated_loss(target: Target) -> Floats:
 
 
 def ratio(target: Target) -> Floats:
-    """Log p - log of the references' mean p: BASE, and RMIA online for one fixed target.
+    """Return log p - log of the references' mean p: BASE, and RMIA online for one fixed target.
 
     BASE: Lassila et al., 2025; RMIA: Zarifzadeh et al., 2024, eq. 4.
     """
@@ -51,14 +51,14 @@ def ratio(target: Target) -> Floats:
 
 
 def ratio_offline(target: Target, a: float = 0.0) -> Floats:
-    """Log p - log p(x), p(x) = ((1 + a) mean_out p + 1 - a) / 2 (Zarifzadeh et al., 2024, appendix B.2.2)."""
+    """Return log p - log p(x), p(x) = ((1 + a) mean_out p + 1 - a) / 2 (Zarifzadeh et al., 2024, B.2.2)."""
     out = _only(target, members=False, at_least=1, attack="ratio_offline")
     mean_out = np.exp(_log_mean(target.others.logp, out))
     return target.own.logp - np.log(((1 + a) * mean_out + 1 - a) / 2)
 
 
 def lira(target: Target, sigma: str = "pooled") -> Floats:
-    """Log N(phi; in) - log N(phi; out) (Carlini et al., 2022, algorithm 1).
+    """Return log N(phi; in) - log N(phi; out) (Carlini et al., 2022, algorithm 1).
 
     sigma: "pooled" takes one standard deviation for all records a side, from the residuals about each
     record's mean; "example" takes each record's own. Raises WrongInput where no deviation can be known.
