@@ -16,7 +16,8 @@ from fedsim.errors import WrongInput
 Attack = Callable[[Target], Floats]
 RATIO_FROM, POOLED_FROM, PER_EXAMPLE_FROM = 1, 8, 64
 """From how many references the automatic choice takes the ratio, LiRA with one sigma for all, and LiRA
-with a sigma an example. LiRA runs from 4 on, but there the ratio was measured to be better."""
+with a sigma an example. LiRA runs from 4 on; on Snips its AUC there was the ratio's, its rate at 0.1 % lower.
+"""
 
 
 def loss(target: Target) -> Floats:
@@ -75,7 +76,10 @@ def lira_per_example(target: Target) -> Floats:
 
 
 def lira_offline(target: Target, sigma: str = "pooled") -> Floats:
-    """One-sided log P(Z <= phi), Z ~ N(out), from models without the record (Carlini et al., 2022)."""
+    """Return log P(Z <= phi), Z ~ N(out), from models without the record (Carlini et al., 2022, one-sided).
+
+    With one sigma for all records it orders them as `calibrated_loss` does.
+    """
     return norm.logcdf(target.own.phi, *_fitted(target, False, sigma, "lira_offline"))
 
 

@@ -49,9 +49,8 @@ def modiva(loss: Loss, length: int, candidates: int, search: Search, rng: torch.
         logits.grad = torch.where(grad.isfinite(), grad, 0.0)
         optimizer.step()
         if step % search.check == 0 or step == search.steps:
-            choices = [
-                score_choice(loss, z) for z in ([logits, logits + noise] if search.gumbel else [logits])
-            ]
+            drawn = [logits, logits + noise] if search.gumbel else [logits]
+            choices = [score_choice(loss, z) for z in drawn]
             best = min(best, *choices, key=lambda guess: guess.loss)
     return best
 
