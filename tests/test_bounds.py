@@ -8,7 +8,7 @@ import pytest
 from fedsim.audit.bounds import Bound, gaussian_worlds, profile_worlds, two_worlds
 from fedsim.audit.intervals import proportion_high
 from fedsim.audit.one_run import certified, one_run, p_value
-from fedsim.audit.one_shot import epsilon_of_normals, one_shot
+from fedsim.audit.one_shot import epsilon_of_normals, one_shot, one_shot_bound
 from fedsim.audit.region import gaussian, gaussian_epsilon, gaussian_mu
 from fedsim.errors import WrongInput
 from fedsim.seeds import generator
@@ -54,7 +54,7 @@ def by_one_run(mu: float, trial: int) -> Bound:
 
 
 def by_one_shot(mu: float, trial: int) -> Bound:
-    return one_shot(generator(0, "cosines", trial).normal(mu, size=100) / 100, 10_000, DELTA).bound
+    return one_shot_bound(generator(0, "cosines", trial).normal(mu, size=100) / 100, 10_000, DELTA)
 
 
 METHODS = [by_two_worlds, by_gaussian, by_profile, by_one_run, by_one_shot]

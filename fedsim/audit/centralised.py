@@ -83,7 +83,7 @@ class CentralisedProxy:
         records, rng = np.flatnonzero(kept), generator(self.seed, "shadow", "batches", number)
         if self.draws == "independent":
             return rng.choice(records, (self.steps, self.batch))
-        epochs = -(-self.steps * self.batch // max(1, len(records)))
+        epochs = max(1, -(-self.steps * self.batch // max(1, len(records))))
         order = np.concatenate([rng.permutation(records) for _ in range(epochs)])
         return order[: self.steps * self.batch].reshape(self.steps, self.batch)
 

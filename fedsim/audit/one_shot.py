@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from fedsim.audit.bounds import Bound
 from fedsim.audit.region import gaussian_epsilon
@@ -26,31 +26,40 @@ class OneShot:
 
 
 def one_shot(cosines: Floats, dimensions: int, delta: float, confidence: float = 0.95) -> OneShot:
-    """Return the estimate of Andrew et al. (2024), and a version that is calibrated on the null.
+    """Return the estimate of Andrew et al. (2024), and a version of it that is calibrated on the null.
 
     cosines: [k], of each canary device's random unit direction with the aggregate of d `dimensions`;
-    without the canary they are N(0, 1/d). The estimate compares N(mean, var) with the null; the bound
-    takes the mean's lower confidence limit and the null's variance. Both are estimates: their model of
-    the canaries is an approximation. Raises WrongInput below 10 canaries.
+    without the canary they are N(0, 1/d). The estimate compares N(mean, var) with the null.
+    Raises WrongInput below 10 canaries.
+    """
+    bound = one_shot_bound(cosines, dimensions, delta, confidence)
+    standard = cosines * np.sqrt(dimensions)
+    return OneShot(epsilon_of_normals(float(standard.mean()), float(standard.std(ddof=1)), delta), bound)
+
+
+def one_shot_bound(cosines: Floats, dimensions: int, delta: float, confidence: float = 0.95) -> Bound:
+    """Return epsilon at the mean's lower confidence limit, by the larger of the observed and the null's
+    deviation.
+
+    Exceeds 0 on noise in at most 1 - confidence, but is an estimate all the same: that canary devices
+    answer as a normal of the null's width is an approximation.
     """
     canaries = len(cosines)
     if canaries < FEWEST_CANARIES:
         raise WrongInput(f"one-shot auditing wants at least {FEWEST_CANARIES} canary devices, got {canaries}")
     standard = cosines * np.sqrt(dimensions)  # N(0, 1) without the canary
-    quantile = norm.ppf(confidence)
-    low = float(standard.mean() - quantile / np.sqrt(canaries))
-    most = np.sqrt(dimensions / canaries) - quantile / np.sqrt(canaries)  # the aggregate is their sum alone
-    bound = Bound(
+    margin = t.ppf(confidence, canaries - 1) / np.sqrt(canaries)
+    low = float(standard.mean() - margin * max(1.0, standard.std(ddof=1)))
+    most = float(np.sqrt(dimensions / canaries) - margin)  # the aggregate is the canaries' sum alone
+    return Bound(
         method="one shot",
         epsilon_low=gaussian_epsilon(low, delta),
-        ceiling=gaussian_epsilon(float(most), delta),
+        ceiling=gaussian_epsilon(most, delta),
         confidence=confidence,
         delta=delta,
         assumptions=f"cosines of {canaries} canary devices are normal with the null's variance",
         estimate=True,
     )
-    fitted = epsilon_of_normals(float(standard.mean()), float(standard.std(ddof=1)), delta)
-    return OneShot(fitted, bound)
 
 
 def epsilon_of_normals(mean: float, deviation: float, delta: float) -> float:
