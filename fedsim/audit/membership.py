@@ -44,7 +44,7 @@ def calibrated_loss(target: Target) -> Floats:
 def ratio(target: Target) -> Floats:
     """Return log p - log of the references' mean p: BASE, and RMIA online for one fixed target.
 
-    BASE: Lassila et al., 2025; RMIA: Zarifzadeh et al., 2024, eq. 4.
+    BASE: Lassila et al., 2025; RMIA: Zarifzadeh et al., 2024.
     """
     if target.references < 1:
         raise WrongInput("attack 'ratio' needs at least one reference model, got none")
@@ -52,14 +52,14 @@ def ratio(target: Target) -> Floats:
 
 
 def ratio_offline(target: Target, a: float = 0.0) -> Floats:
-    """Return log p - log p(x), p(x) = ((1 + a) mean_out p + 1 - a) / 2 (Zarifzadeh et al., 2024, B.2.2)."""
+    """Return log p - log p(x), p(x) = ((1 + a) mean_out p + 1 - a) / 2 (Zarifzadeh et al., 2024)."""
     out = _only(target, members=False, at_least=1, attack="ratio_offline")
     mean_out = np.exp(_log_mean(target.others.logp, out))
     return target.own.logp - np.log(((1 + a) * mean_out + 1 - a) / 2)
 
 
 def lira(target: Target, sigma: str = "pooled") -> Floats:
-    """Return log N(phi; in) - log N(phi; out) (Carlini et al., 2022, algorithm 1).
+    """Return log N(phi; in) - log N(phi; out) (Carlini et al., 2022).
 
     sigma: "pooled" takes one standard deviation for all records a side, from the residuals about each
     record's mean; "example" takes each record's own. Raises WrongInput where no deviation can be known.
@@ -111,7 +111,7 @@ def relative(own: Floats, population: Floats, gamma: float = 1.0) -> Floats:
     """RMIA's score: the share of population records z with ratio(x) >= gamma * ratio(z).
 
     `own` [N] and `population` [Z] are log ratios of one target. The share rises with the ratio, so the
-    population only lowers the resolution (Zarifzadeh et al., 2024, eq. 2).
+    population only lowers the resolution (Zarifzadeh et al., 2024).
     """
     ranked = np.sort(population)
     return np.searchsorted(ranked, own - np.log(gamma), side="right") / len(ranked)

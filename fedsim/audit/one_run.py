@@ -51,7 +51,7 @@ def certified(right: int, guesses: int, canaries: int, delta: float, confidence:
 
 
 def p_value(right: int, guesses: int, canaries: int, epsilon: float, delta: float) -> float:
-    """Return the chance of that many right guesses under (epsilon, delta)-DP (Steinke et al., 2023, thm 5.2).
+    """Return the chance of that many right guesses under (epsilon, delta)-DP (Steinke et al., 2023).
 
     beta + 2 m delta alpha with W ~ Bin(r, e^eps / (1 + e^eps)), beta = P(W >= v) and
     alpha = max_i P(v > W >= v - i) / i.

@@ -65,7 +65,7 @@ def one_shot_bound(cosines: Floats, dimensions: int, delta: float, confidence: f
 def epsilon_of_normals(mean: float, deviation: float, delta: float) -> float:
     """Return the epsilon between N(mean, deviation²) and N(0, 1), the larger of both directions.
 
-    delta(eps) = integral of max(0, p - e^eps q), by quadrature (Andrew et al., 2024, section 4).
+    delta(eps) = integral of max(0, p - e^eps q), by quadrature (Andrew et al., 2024).
     """
     x = mean / 2 + GRID * max(1.0, abs(mean), deviation) / 2
     p, q = norm.logpdf(x, mean, deviation), norm.logpdf(x)
