@@ -1,4 +1,4 @@
-"""The command line: `fedsim run | show | calibrate | data | report | runs | export`."""
+"""The command line: `fedsim run | show | calibrate | data | report | runs | export | audit`."""
 
 import json
 import os
@@ -160,6 +160,28 @@ def export(
 
     found = open_run(run_path)
     print(export_model(found, to or found.path / "model"))
+
+
+@cli.command()
+def audit(
+    sanity: Annotated[bool, typer.Option("--sanity", help="Try attacks and bounds on known cases.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other draws.")] = 0,
+) -> None:
+    """Try the attacks and the audits on cases whose answer is known: `--sanity`, no run needed."""
+    if not sanity:
+        raise WrongInput("fedsim audit wants --sanity: it tries the attacks and bounds on known cases")
+    from fedsim.audit.sanity import sanity as battery
+
+    rows = battery(seed)
+    table = Table("", "check", "expected", "observed")
+    for row in rows:
+        mark = Text("ok", "green") if row.ok else Text("RED", "bold red")
+        table.add_row(mark, row.name, row.expected, row.observed)
+    red = sum(not row.ok for row in rows)
+    out.print(table)
+    out.print(f"{red} of {len(rows)} are red")
+    if red:
+        raise RunFailed(f"the sanity battery has {red} red row(s)")
 
 
 def _state(found: "RunDir") -> tuple[str, str, str]:
