@@ -227,7 +227,7 @@ class Selection(Section):
     rule: str = Field(
         "activity",
         description="uniform | activity | threshold | mixture | schedule | round_robin | least_used | "
-        "package.module:function",
+        "availability | privacy_aware | loss | package.module:function",
     )
     cohort: Count = Field(50, description="devices a round, expected (poisson) or exact (fixed)")
     sampling: Literal["poisson", "fixed"] = Field(
@@ -239,6 +239,9 @@ class Selection(Section):
     cap: float = Field(
         1.0, gt=0.0, le=1.0, description="largest inclusion probability; what it cuts off goes to nobody"
     )
+    candidates: int = Field(
+        0, ge=0, le=10**9, description="loss: devices drawn by activity to choose from; 0 = twice the cohort"
+    )
     total_score: NonNegative = Field(
         0.0, description="public sum of scores that inclusion is normalised by; 0 = that of the real roster"
     )
@@ -248,15 +251,36 @@ class Aggregation(Section):
     """How the devices' updates become the next model."""
 
     rule: str = Field(
-        "fedadam", description="fedavg | fedavgm | fedadagrad | fedadam | fedyogi | package.module:function"
+        "fedadam",
+        description="fedavg | fedavgm | fedadagrad | fedadam | fedyogi | median | trimmed_mean | "
+        "multi_krum | package.module:function",
+    )
+    step: Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"] = Field(
+        "fedavg", description="rule that moves the model by what median, trimmed_mean or multi_krum found"
     )
     lr: Positive = Field(0.01, description="server learning rate (1.0 is plain FedAvg)")
-    weights: Literal["auto", "equal", "examples"] = Field(
-        "auto", description="equal | examples (public activity); auto = examples without DP"
+    weights: Literal["auto", "equal", "examples", "inverse_probability"] = Field(
+        "auto",
+        description="equal | examples (public activity) | inverse_probability (examples over the chance of "
+        "being chosen); auto = examples without DP",
+    )
+    weight_cap: Positive = Field(
+        10.0, description="inverse_probability: largest weight; 1 = that of proportional selection"
     )
     beta1: Fraction = Field(0.9, description="decay of the first moment (fedavgm: momentum)")
     beta2: Fraction = Field(0.99, description="decay of the second moment (fedadam, fedyogi)")
     tau: Positive = Field(0.001, description="what is added to the root of the second moment")
+    trim: float = Field(
+        0.2, ge=0.0, lt=0.5, description="trimmed_mean, multi_krum: share of devices that may be bad"
+    )
+    max_norm: NonNegative = Field(0.0, description="L2 norm that a device's update may have; 0 = any")
+    over_norm: Literal["reject", "clip"] = Field(
+        "reject", description="an update over max_norm is left out | scaled down to it, on its node"
+    )
+    max_bytes: int = Field(0, ge=0, le=2**40, description="bytes that a node's answer may have; 0 = any")
+    min_updates: int = Field(
+        0, ge=0, le=10**9, description="valid updates below which a round leaves the model as it is"
+    )
 
 
 class Dp(Section):

@@ -1,5 +1,6 @@
 """The values that travel between data, selection, training and aggregation."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -119,6 +120,12 @@ class View:
     """The period of the stream in which the round lies, from 1; activity is that of this period."""
     rounds: int = 1
     """Rounds of the whole run."""
+    availability: NDArray[np.float64] | None = None
+    """The share of the day in which each device is in reach; None where it is not known."""
+    losses: NDArray[np.float64] | None = None
+    """Each device's mean training loss when it was last heard, NaN before; None where rounds do not ask."""
+    privacy_cap: NDArray[np.float64] | float | None = None
+    """The largest inclusion probability that keeps a device within `dp.target_epsilon`; None = not known."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +172,43 @@ class Update:
                 for name in {**self.metrics, **other.metrics}
             },
         )
+
+    @property
+    def finite(self) -> bool:
+        """Whether no figure of it is NaN or infinite."""
+        figures = (self.weight, *self.metrics.values())
+        return all(map(math.isfinite, figures)) and all(bool(d.isfinite().all()) for d in self.delta.values())
+
+    @property
+    def norm(self) -> float:
+        """The L2 norm of delta, over all parameters together."""
+        return math.sqrt(sum(float(d.double().square().sum()) for d in self.delta.values()))
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a node is asked to tell beyond the sum of its devices' updates."""
+
+    single: bool = False
+    """One update a device in place of the sum."""
+    figures: bool = False
+    """The metrics of each device beside their sum, as its training loss."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a node answers to a task: the sum of its devices' updates, or each of them."""
+
+    round: int
+    devices: NDArray[np.str_]
+    """Those whose updates these are."""
+    update: Update
+    """A partial sum; where `single`, delta has a row for each device, [devices, ...], unweighted float32."""
+    single: bool = False
+    figures: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """The metrics of each device, aligned with `devices`, where asked for; else empty."""
+    rejected: Mapping[DeviceId, str] = field(default_factory=dict)
+    """Devices whose update the node itself left out, and why."""
 
 
 def no_update(params: Params) -> Update:

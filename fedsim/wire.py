@@ -11,9 +11,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedsim.errors import RunFailed
-from fedsim.types import Cohort, Params, Update
+from fedsim.types import Cohort, Form, Params, Reply, Update
 
 WIRE_VERSION = 1
+ONLY_SUMS = Form()
+NOT_FINITE = "it holds NaN or infinity"
+"""Why an update was left out; when it holds for all of a round, training has diverged."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,15 @@ class DeviceScores:
     devices: NDArray[np.str_]
     metric: str
     values: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class DeviceFlips:
+    """What devices counted on their held-out examples between two releases."""
+
+    devices: NDArray[np.str_]
+    counts: NDArray[np.int64]
+    """[devices, 3]: right before and wrong now, wrong before and right now, predictions."""
 
 
 def pack_question(period: int) -> RecordDict:
@@ -57,8 +69,8 @@ def unpack_announcement(content: RecordDict) -> Announcement:
     return Announcement(_names(config), activity, bool(config["real"]))
 
 
-def pack_task(arrays: ArrayRecord, cohort: Cohort) -> RecordDict:
-    """Pack the current parameters and a node's part of the cohort."""
+def pack_task(arrays: ArrayRecord, cohort: Cohort, form: Form = ONLY_SUMS) -> RecordDict:
+    """Pack the current parameters, a node's part of the cohort and what it shall answer."""
     config = ConfigRecord(
         {
             "wire_version": WIRE_VERSION,
@@ -66,6 +78,8 @@ def pack_task(arrays: ArrayRecord, cohort: Cohort) -> RecordDict:
             "period": cohort.period,
             "devices": "\n".join(cohort.devices.tolist()),
             "weights": cohort.weights.tolist(),
+            "single": form.single,
+            "figures": form.figures,
             "clip_norm": cohort.clip_norm,
             "survivors": cohort.survivors,
         }
@@ -87,21 +101,53 @@ def unpack_task(content: RecordDict) -> tuple[Params, Cohort]:
     return unpack_params(content.array_records["params"]), cohort
 
 
-def pack_update(update: Update, round: int) -> RecordDict:
-    config = ConfigRecord({"wire_version": WIRE_VERSION, "round": round})
+def unpack_form(content: RecordDict) -> Form:
+    config = _versioned(content, "cohort")
+    return Form(single=bool(config["single"]), figures=bool(config["figures"]))
+
+
+def pack_reply(reply: Reply) -> RecordDict:
+    """Pack a node's answer; it carries its round and the ids of the devices that it covers."""
+    update = reply.update
+    config = ConfigRecord(
+        {
+            "wire_version": WIRE_VERSION,
+            "round": reply.round,
+            "devices": "\n".join(reply.devices.tolist()),
+            "single": reply.single,
+            "rejected": "\n".join(reply.rejected),
+            "reasons": "\n".join(reply.rejected.values()),
+        }
+    )
     metrics = MetricRecord({"weight": update.weight, "devices": update.devices, **update.metrics})
-    return RecordDict({"update": config, "delta": pack_params(update.delta), "metrics": metrics})
+    figures = ArrayRecord({name: Array(values) for name, values in reply.figures.items()})
+    delta = pack_params(update.delta)
+    return RecordDict({"update": config, "delta": delta, "metrics": metrics, "figures": figures})
 
 
-def unpack_update(content: RecordDict) -> Update:
-    _versioned(content, "update")
+def unpack_reply(content: RecordDict) -> Reply:
+    config = _versioned(content, "update")
     metrics = {name: float(value) for name, value in content.metric_records["metrics"].items()}  # type: ignore[arg-type]
-    return Update(
+    update = Update(
         delta=unpack_params(content.array_records["delta"]),
         weight=metrics.pop("weight"),
         devices=int(metrics.pop("devices")),
         metrics=metrics,
     )
+    rejected = zip(_names(config, "rejected").tolist(), _names(config, "reasons").tolist(), strict=True)
+    return Reply(
+        round=_integer(config, "round"),
+        devices=_names(config),
+        update=update,
+        single=bool(config["single"]),
+        figures={name: array.numpy() for name, array in content.array_records["figures"].items()},
+        rejected=dict(rejected),
+    )
+
+
+def array_bytes(content: RecordDict) -> int:
+    """Return the bytes of all arrays in a message."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
 
 
 def pack_evaluation(arrays: ArrayRecord, period: int) -> RecordDict:
@@ -111,6 +157,31 @@ def pack_evaluation(arrays: ArrayRecord, period: int) -> RecordDict:
 
 def unpack_evaluation(content: RecordDict) -> tuple[Params, int]:
     return unpack_params(content.array_records["params"]), unpack_question(content)
+
+
+def pack_comparison(before: ArrayRecord, after: ArrayRecord, period: int) -> RecordDict:
+    """Pack two releases that devices shall compare on what they hold out in a period."""
+    return RecordDict({"before": before} | dict(pack_evaluation(after, period)))
+
+
+def is_comparison(content: RecordDict) -> bool:
+    return "before" in content.array_records
+
+
+def unpack_comparison(content: RecordDict) -> tuple[Params, Params, int]:
+    """Return the earlier release, the later one and the period."""
+    after, period = unpack_evaluation(content)
+    return unpack_params(content.array_records["before"]), after, period
+
+
+def pack_flips(flips: DeviceFlips) -> RecordDict:
+    config = ConfigRecord({"wire_version": WIRE_VERSION, "devices": "\n".join(flips.devices.tolist())})
+    return RecordDict({"flips": config, "counts": ArrayRecord({"counts": Array(flips.counts)})})
+
+
+def unpack_flips(content: RecordDict) -> DeviceFlips:
+    config = _versioned(content, "flips")
+    return DeviceFlips(_names(config), content.array_records["counts"]["counts"].numpy())
 
 
 def pack_scores(scores: DeviceScores) -> RecordDict:
@@ -145,9 +216,9 @@ def _integer(config: ConfigRecord, key: str) -> int:
     return value
 
 
-def _names(config: ConfigRecord) -> NDArray[np.str_]:
-    names = config["devices"]
-    assert isinstance(names, str), "device ids travel as one string"
+def _names(config: ConfigRecord, key: str = "devices") -> NDArray[np.str_]:
+    names = config[key]
+    assert isinstance(names, str), f"{key} travel as one string"
     return np.array(names.split("\n") if names else [], dtype=np.str_)
 
 

@@ -1,4 +1,4 @@
-"""How updates become a model: weights for the devices, and a server rule over their weighted sum.
+"""How updates become a model: a server rule over their weighted sum.
 
 `Aggregator.init/step`: values in, values out. All of the server's state is one flat dict of tensors,
 which a checkpoint holds as it is.
@@ -7,17 +7,15 @@ which a checkpoint holds as it is.
 from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.config import Aggregation, Dp
+from fedsim.config import Aggregation
 from fedsim.names import lookup
-from fedsim.types import Cohort, Params, Update, View
+from fedsim.types import Params, Update
+from strategies.robust import COMBINERS
 
 State = Params
-NO_DP = Dp()
 Second = Callable[[Tensor, Tensor, float], Tensor]
 """The next second moment of (the last one, d squared, beta2)."""
 
@@ -122,18 +120,15 @@ AGGREGATORS: dict[str, Callable[[Aggregation], Aggregator]] = {
 }
 
 
+def step_of(settings: Aggregation) -> Aggregator:
+    """Return the rule that steps on what a robust rule found."""
+    return AGGREGATORS[settings.step](settings)
+
+
 def make_aggregator(settings: Aggregation) -> Aggregator:
-    """Return the rule that `aggregation.rule` names."""
-    return lookup("aggregation.rule", settings.rule, AGGREGATORS)(settings)
-
-
-def weights(cohort: Cohort, view: View, settings: Aggregation, dp: Dp = NO_DP) -> NDArray[np.float64]:
-    """Return each device's public weight: 1, or its public activity, with device-level DP at most a bound."""
-    if settings.weights == "equal" or (settings.weights == "auto" and dp.unit == "device"):
-        return np.ones(len(cohort))
-    if dp.unit == "device":
-        return np.minimum(weights(cohort, view, settings), dp.max_weight)
-    return view.activity[np.searchsorted(view.devices, cohort.devices)].astype(np.float64)
+    """Return the rule that `aggregation.rule` names; for a robust one, what `aggregation.step` names."""
+    rules = AGGREGATORS | dict.fromkeys(COMBINERS, step_of)
+    return lookup("aggregation.rule", settings.rule, rules)(settings)
 
 
 def _zeros(kind: str, params: Params) -> State:

@@ -15,16 +15,21 @@ from fedsim.config import Config
 from fedsim.data.availability import Clock
 from fedsim.data.stream import period_of_round
 from fedsim.errors import RunFailed, WrongInput
+from fedsim.privacy.cap import privacy_cap
 from fedsim.privacy.noise import NoiseSource, noise_source
 from fedsim.seeds import generator
-from fedsim.types import Cohort, Params, Update, View, no_update
-from fedsim.wire import pack_evaluation, pack_params, pack_task, unpack_scores, unpack_update
-from strategies.aggregation import Aggregator, State, make_aggregator, weights
+from fedsim.types import Cohort, Params, Reply, Update, View, no_update
+from fedsim.wire import NOT_FINITE, pack_evaluation, pack_params, pack_task, unpack_scores
+from strategies.aggregation import Aggregator, State, make_aggregator
+from strategies.forms import form_of
+from strategies.guards import Guard, guarded
 from strategies.limits import Limits
 from strategies.private import Private, noise_survivors, with_privacy
+from strategies.robust import combine
 from strategies.roster import Roster
 from strategies.selection import select
 from strategies.spread import spread
+from strategies.weights import weights, with_divisor
 
 logger = getLogger(__name__)
 
@@ -38,6 +43,8 @@ class ServerState:
     aggregator: State
     participation: NDArray[np.int64]
     """Rounds in which each device of the roster was selected."""
+    losses: NDArray[np.float64]
+    """Each device's training loss when it was last told, NaN before."""
 
 
 class Federated(Strategy):
@@ -56,18 +63,24 @@ class Federated(Strategy):
         noise: NoiseSource | None = None,
     ) -> None:
         self.config, self.roster = config, roster
+        self.form = form_of(config)
         self.clock = Clock(config.availability, config.seed, len(roster.devices), active_hours)
         devices = int((roster.activity > 0).sum())
         self.noise = noise or noise_source(config, real=False)
         self.aggregator: Aggregator = with_privacy(
             make_aggregator(config.aggregation), config, devices, self.noise
         )
+        self.privacy_cap = privacy_cap(config, devices)
         self.survivors = noise_survivors(config, devices)
         self.limits = Limits(config, roster.devices)
         self.retired = np.zeros(len(roster.devices), dtype=bool)
         """Devices that are left out of every cohort; the others' chances and the divisor stay."""
         self.state = ServerState(
-            0, params, self.aggregator.init(params), np.zeros(len(roster.devices), np.int64)
+            0,
+            params,
+            self.aggregator.init(params),
+            np.zeros(len(roster.devices), np.int64),
+            np.full(len(roster.devices), np.nan),
         )
         self.cohort: Cohort | None = None
 
@@ -76,24 +89,28 @@ class Federated(Strategy):
     ) -> list[Message]:
         """Return one message for each node that hosts a device of this round's cohort."""
         self.cohort = self.select(server_round)
-        answering = self.answering(self.cohort)
-        nodes = self.roster.nodes_of(answering.devices)
         return [
             Message(
-                pack_task(arrays, _part(answering, nodes == node)),
-                dst_node_id=int(node),
+                pack_task(arrays, part, self.form),
+                dst_node_id=node,
                 message_type=MessageType.TRAIN,
                 group_id=str(server_round),
             )
-            for node in np.unique(nodes)
+            for node, part in self.asked(self.cohort).items()
         ]
+
+    def asked(self, cohort: Cohort) -> dict[int, Cohort]:
+        """Return each node's part of those of a cohort that answer."""
+        answering = self.answering(cohort)
+        nodes = self.roster.nodes_of(answering.devices)
+        return {int(node): _part(answering, nodes == node) for node in np.unique(nodes)}
 
     def select(self, round: int) -> Cohort:
         """Return the cohort of a round, a pure function of (seed, round, roster, participation, retired)."""
         view = self.view(round)
         cohort = select(view, self.config.selection, generator(self.config.seed, "select", round))
         self._check(cohort, view)
-        public = weights(cohort, view, self.config.aggregation, self.config.dp)
+        public = weights(cohort, view, self.config)
         whole = replace(
             cohort,
             weights=public,
@@ -121,6 +138,9 @@ class Federated(Strategy):
             participation=participation,
             period=self._period(round),
             rounds=self.config.train.rounds,
+            availability=self.clock.share(),
+            losses=self.state.losses if self.form.figures else None,
+            privacy_cap=self.privacy_cap,
         )
 
     def _check(self, cohort: Cohort, view: View) -> None:
@@ -151,27 +171,44 @@ class Federated(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord]:
-        """Step on the sum of the replies; a node that failed is logged and left out."""
+        """Step on what the nodes answered; what is wrong is left out, counted and logged.
+
+        With fewer valid updates than `aggregation.min_updates` the model stays as it is, which the metric
+        `skipped` tells.
+        """
         assert self.cohort is not None, "aggregate_train comes after configure_train"
-        total = self._sum(replies)
-        params, state = self.aggregator.step(self.state.params, total, self.state.aggregator)
+        before, settings = self.state, guarded(self.config)
+        guard = Guard(server_round, self.asked(self.cohort), before.params, self.form, settings)
+        total, losses = self._gather(guard.accepted(self._good(replies)))
+        _check_divergence(server_round, total, guard)
+        params, state = before.params, before.aggregator
+        skipped = total.devices < settings.min_updates
+        if not skipped:
+            params, state = self.aggregator.step(params, with_divisor(total, self.config), state)
         if not all(bool(p.isfinite().all()) for p in params.values()):
-            raise RunFailed(
-                f"training diverged in round {server_round}: the model is no longer finite; "
-                "lower train.lr or aggregation.lr"
-            )
-        seen = self.state.participation.copy()
+            raise diverged(server_round, "the model is")
+        seen = before.participation.copy()
         seen[np.searchsorted(self.roster.devices, self.cohort.devices)] += 1
-        self.state = ServerState(server_round, params, state, seen)
-        metrics: dict[str, Any] = {"cohort": len(self.cohort), "devices": total.devices, **total.metrics}
+        self.state = ServerState(server_round, params, state, seen, losses)
+        counts = {"cohort": len(self.cohort), "devices": total.devices, "rejected": len(guard.rejected)}
+        metrics: dict[str, Any] = counts | {"skipped": int(skipped)} | total.metrics
         return pack_params(params), MetricRecord(metrics)
 
-    def _sum(self, replies: Iterable[Message]) -> Update:
-        """Add the updates in the order of node ids, never of arrival."""
-        total = no_update(self.state.params)
-        for reply in self._good(replies):
-            total = total + unpack_update(reply.content)
-        return total
+    def _gather(self, accepted: Iterator[Reply]) -> tuple[Update, NDArray[np.float64]]:
+        """Return the sum of the answers, or what a robust rule makes of them, and the devices' last losses.
+
+        Sums are added up as they come, one at a time; only single updates are kept until all are there.
+        """
+        total, singles, losses = no_update(self.state.params), [], self.state.losses.copy()
+        for reply in accepted:
+            if self.form.figures and len(reply.devices):
+                known = reply.figures["loss_sum"] / np.maximum(reply.figures["loss_examples"], 1.0)
+                losses[np.searchsorted(self.roster.devices, reply.devices)] = known
+            if self.form.single:
+                singles.append(reply)
+            else:
+                total = total + reply.update
+        return (combine(singles, total, self.config.aggregation) if singles else total), losses
 
     def _good(self, replies: Iterable[Message]) -> Iterator[Message]:
         """Yield the replies that are no errors, in the order of node ids; the others are logged."""
@@ -222,3 +259,16 @@ class Federated(Strategy):
 
 def _part(cohort: Cohort, mine: NDArray[np.bool_]) -> Cohort:
     return replace(cohort, devices=cohort.devices[mine], probabilities=None, weights=cohort.weights[mine])
+
+
+def _check_divergence(round: int, total: Update, guard: Guard) -> None:
+    """Raise RunFailed where none of several updates is finite: then it is the model, not a device."""
+    reasons = list(guard.rejected.values())
+    if not total.devices and len(reasons) > 1 and set(reasons) == {NOT_FINITE}:
+        raise diverged(round, "no device's update is")
+
+
+def diverged(round: int, what: str) -> RunFailed:
+    return RunFailed(
+        f"training diverged in round {round}: {what} finite any more; lower train.lr or aggregation.lr"
+    )

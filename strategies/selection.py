@@ -30,7 +30,7 @@ def activity(view: View, settings: Selection, rng: np.random.Generator) -> Cohor
 
 def threshold(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
     """Uniform over the devices whose activity is at least the `quantile` of the eligible ones."""
-    least = np.quantile(view.activity[_eligible(view)], settings.quantile) if _eligible(view).any() else 0
+    least = _quantile(view.activity[_eligible(view)], settings.quantile)
     return draw(view, (view.activity >= least).astype(np.float64), settings, rng)
 
 
@@ -44,11 +44,47 @@ def schedule(view: View, settings: Selection, rng: np.random.Generator) -> Cohor
     return _mix(view, (view.round - 1) / max(view.rounds - 1, 1), settings, rng)
 
 
+def availability(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    """Inclusion in proportion to (share of the day in reach) ** power: who stays long is safe to ask."""
+    if view.availability is None:
+        raise WrongInput('selection.rule = "availability" needs to know how long devices are in reach')
+    return draw(view, view.availability**settings.power, settings, rng)
+
+
+def privacy_aware(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    """By activity, but nobody above the chance at which its planned epsilon meets `dp.target_epsilon`.
+
+    What the cap cuts off goes to nobody, so the others' chances do not depend on who is capped.
+    """
+    if view.privacy_cap is None:
+        raise WrongInput(
+            'selection.rule = "privacy_aware" needs the inclusion probability at which a device spends '
+            'dp.target_epsilon; set dp.unit = "device", dp.noise_multiplier and dp.target_epsilon'
+        )
+    scores = np.where(_eligible(view), _powered(view, settings), 0.0)
+    p = settings.cohort * scores / (settings.total_score or max(scores.sum(), np.finfo(float).tiny))
+    return _sample(view, np.minimum(p, np.minimum(view.privacy_cap, 1.0)), settings, rng, whole=False)
+
+
+def loss(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    """Of `candidates` drawn by activity those whose training loss was last the highest (Cho et al., 2020).
+
+    Power-of-choice with remembered losses; devices that never told one come first. What devices tell decides
+    who trains, so no chance is stated, and nothing that rests on one may be claimed.
+    """
+    if view.losses is None:
+        raise WrongInput('selection.rule = "loss" needs the losses that devices told; none are asked for')
+    scores = np.where(_eligible(view), _powered(view, settings), 0.0)
+    drawn = poisson(inclusion_probabilities(scores, settings.candidates or 2 * settings.cohort), rng)
+    known = np.nan_to_num(view.losses[drawn], nan=np.inf)
+    chosen = drawn[np.lexsort((rng.random(len(drawn)), -known))[: settings.cohort]]  # ties by chance
+    return Cohort(view.round, view.devices[np.sort(chosen)], None)
+
+
 def round_robin(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
     """Those selected least so far, in the order of their ids; no chance is involved, so none is stated."""
-    found = np.flatnonzero(_eligible(view))
-    order = found[np.lexsort((found, view.participation[found]))]
-    return Cohort(view.round, view.devices[np.sort(order[: settings.cohort])], None)
+    sure, tied, missing = _least_used(view, settings)
+    return Cohort(view.round, view.devices[np.sort(np.concatenate([sure, tied[:missing]]))], None)
 
 
 def least_used(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
@@ -56,16 +92,12 @@ def least_used(view: View, settings: Selection, rng: np.random.Generator) -> Coh
 
     The inclusion probabilities are those given the participation so far.
     """
-    found = np.flatnonzero(_eligible(view))
-    size = min(settings.cohort, len(found))
-    used = np.sort(view.participation[found])
-    last = used[size - 1] if size else 0
-    sure, tied = found[view.participation[found] < last], found[view.participation[found] == last]
+    sure, tied, missing = _least_used(view, settings)
     p = np.zeros(len(view.devices))
     p[sure] = 1.0
     if len(tied):
-        p[tied] = (size - len(sure)) / len(tied)
-    chosen = np.sort(np.concatenate([sure, rng.permutation(tied)[: size - len(sure)]]))
+        p[tied] = missing / len(tied)
+    chosen = np.sort(np.concatenate([sure, rng.permutation(tied)[:missing]]))
     return Cohort(view.round, view.devices[chosen], p[chosen])
 
 
@@ -77,7 +109,12 @@ SELECTORS: dict[str, Selector] = {
     "schedule": schedule,
     "round_robin": round_robin,
     "least_used": least_used,
+    "availability": availability,
+    "privacy_aware": privacy_aware,
+    "loss": loss,
 }
+DATA_DEPENDENT = frozenset({"loss"})
+"""Rules that look at what devices told of their data: no guarantee survives them."""
 
 
 def select(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
@@ -105,15 +142,38 @@ def _mix(view: View, uniformly: float, settings: Selection, rng: np.random.Gener
     return _sample(view, (1 - uniformly) * by_activity + uniformly * alike, settings, rng)
 
 
-def _sample(view: View, p: Scores, settings: Selection, rng: np.random.Generator) -> Cohort:
-    if settings.cap < 1.0 and settings.sampling == "fixed":
+def _sample(
+    view: View, p: Scores, settings: Selection, rng: np.random.Generator, whole: bool = True
+) -> Cohort:
+    """Draw by `p`; `whole` says that its sum is the cohort's size, as fixed sizes need."""
+    if settings.sampling == "fixed" and (settings.cap < 1.0 or not whole):
+        what = f"selection.cap = {settings.cap}" if whole else f"selection.rule = {settings.rule!r}"
         raise WrongInput(
-            f"selection.cap = {settings.cap} gives what it cuts off to nobody, so a cohort has no fixed "
-            'size; use selection.sampling = "poisson", or cap = 1.0'
+            f"{what} gives what it cuts off to nobody, so a cohort has no fixed size; use "
+            'selection.sampling = "poisson", or another rule'
         )
     p = np.minimum(p, settings.cap)
     chosen = poisson(p, rng) if settings.sampling == "poisson" else systematic(p, rng)
     return Cohort(view.round, view.devices[chosen], p[chosen])
+
+
+def _quantile(values: NDArray[np.int64], share: float) -> float:
+    """Return what np.quantile does, in linear time; 0 of nothing."""
+    if not len(values):
+        return 0.0
+    place = share * (len(values) - 1)
+    low, high = int(np.floor(place)), int(np.ceil(place))
+    parted = np.partition(values, (low, high))
+    return float(parted[low] + (place - low) * (parted[high] - parted[low]))
+
+
+def _least_used(view: View, settings: Selection) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Return who is in for sure, who has been selected equally often, and how many of these fit."""
+    found = np.flatnonzero(_eligible(view))
+    used, size = view.participation[found], min(settings.cohort, len(found))
+    last = np.partition(used, size - 1)[size - 1] if size else 0
+    sure, tied = found[used < last], found[used == last]
+    return sure, tied, size - len(sure)
 
 
 def _eligible(view: View) -> NDArray[np.bool_]:
@@ -158,7 +218,7 @@ def systematic(p: Scores, rng: np.random.Generator) -> NDArray[np.int64]:
     Madow (1949). One uniform start and unit steps along the cumulative sum; joint inclusion depends
     on the order, so no amplification can be claimed.
     """
-    order = rng.permutation(len(p))
+    order = np.argsort(rng.integers(0, 2**16, len(p), dtype=np.uint16), kind="stable")  # a fast shuffle
     edges = np.cumsum(p[order])
     size = round(float(edges[-1])) if len(edges) else 0
     points = rng.random() + np.arange(size)

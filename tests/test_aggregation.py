@@ -6,9 +6,9 @@ import torch
 
 from fedsim.config import Aggregation
 from fedsim.errors import WrongInput
-from fedsim.types import Cohort, Update, View, no_update
+from fedsim.types import Update, no_update
 from fedsim.wire import Announcement
-from strategies.aggregation import AGGREGATORS, make_aggregator, weights
+from strategies.aggregation import AGGREGATORS, make_aggregator
 from strategies.roster import merge
 
 PARAMS = {"w": torch.tensor([1.0, 2.0])}
@@ -96,16 +96,6 @@ def test_an_empty_cohort_changes_nothing(rule: str) -> None:
     params, after = aggregator.step(PARAMS, no_update(PARAMS), state)
     assert params is PARAMS
     assert after is state
-
-
-def test_weights_are_equal_or_the_public_activity() -> None:
-    devices = np.array(["a", "b", "c"])
-    ones = np.ones(3, dtype=np.int64)
-    view = View(1, devices, np.array([4, 0, 16]), ones.astype(bool), ones)
-    cohort = Cohort(1, np.array(["a", "c"]), None)
-    assert weights(cohort, view, Aggregation(weights="equal")).tolist() == [1.0, 1.0]
-    for rule in ("examples", "auto"):
-        assert weights(cohort, view, Aggregation(weights=rule)).tolist() == [4.0, 16.0]
 
 
 def announce(devices: list[str]) -> Announcement:

@@ -9,6 +9,7 @@ before the draw, the largest weight in every event.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,12 +26,13 @@ from fedsim.privacy.mechanism import device_mechanism
 from fedsim.privacy.noise import NoiseSource, Seeded
 from fedsim.privacy.secure_sum import SecureSum, fewest_survivors
 from fedsim.types import Cohort, Examples, Params, Spec, Update, View, no_update
-from strategies.aggregation import AGGREGATORS, make_aggregator, weights
+from strategies.aggregation import AGGREGATORS, make_aggregator
 from strategies.federated import Federated
 from strategies.inclusion import inclusion
 from strategies.limits import Limits
 from strategies.private import Private, with_privacy
 from strategies.roster import Roster
+from strategies.weights import weights
 
 SPEC = Spec("classification", vocabulary=12, labels=("a", "b", "c"), length=5)
 NAMES = np.array([f"d{i}" for i in range(8)])
@@ -106,7 +108,8 @@ def worst_move(settings: Config, faults: str = "") -> float:
         view = View(1, np.array(people), public, np.ones(len(people), bool), np.zeros(len(people), np.int64))
         cohort = Cohort(1, np.array(people), None)
         dp = settings.dp if faults != "example weights" else Config().dp
-        given = dict(zip(people, weights(cohort, view, settings.aggregation, dp), strict=True))
+        chosen = settings.model_copy(update={"dp": dp})
+        given = dict(zip(people, weights(cohort, view, chosen), strict=True))
         clip = (
             None if faults == "no clip" else DeviceClip(settings.dp.clip_norm * (2 if faults == "2C" else 1))
         )
@@ -268,9 +271,7 @@ def test_a_device_is_selected_at_most_so_often_and_never_sooner() -> None:
             seen.setdefault(device, []).append(round)
         participation = strategy.state.participation.copy()
         participation[np.searchsorted(NAMES, cohort.devices)] += 1
-        strategy.state = type(strategy.state)(
-            round, strategy.state.params, strategy.state.aggregator, participation
-        )
+        strategy.state = replace(strategy.state, round=round, participation=participation)
     assert max(map(len, seen.values())) == 2
     assert min(np.diff(rounds).min() for rounds in seen.values() if len(rounds) > 1) >= 3
     assert (Limits(config(), NAMES).open(5, np.full(8, 99))).all()

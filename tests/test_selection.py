@@ -11,7 +11,15 @@ from fedsim.config import Selection
 from fedsim.errors import WrongInput
 from fedsim.seeds import generator
 from fedsim.types import Cohort, View
-from strategies.selection import SELECTORS, inclusion_probabilities, poisson, select, systematic
+from strategies.selection import (
+    DATA_DEPENDENT,
+    SELECTORS,
+    _quantile,
+    inclusion_probabilities,
+    poisson,
+    select,
+    systematic,
+)
 
 ACTIVITY = np.array([1, 2, 4, 8, 64, 0, 3, 16])
 
@@ -24,6 +32,9 @@ def view(activity: NDArray[np.int64] = ACTIVITY, **changes: object) -> View:
         "activity": activity,
         "reachable": np.ones(n, dtype=bool),
         "participation": np.zeros(n, dtype=np.int64),
+        "availability": np.linspace(0.1, 0.9, n),
+        "losses": np.full(n, np.nan),
+        "privacy_cap": 0.4,
     }
     return View(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -78,7 +89,9 @@ def observed(rule: str, sampling: str, trials: int) -> tuple[NDArray[np.int64], 
 
 
 @pytest.mark.parametrize("sampling", ["poisson", "fixed"])
-@pytest.mark.parametrize("rule", ["uniform", "activity", "threshold", "mixture", "schedule", "least_used"])
+@pytest.mark.parametrize(
+    "rule", ["uniform", "activity", "threshold", "mixture", "schedule", "least_used", "availability"]
+)
 def test_observed_inclusion_equals_the_stated_probability(rule: str, sampling: str) -> None:
     """False alarm 1 in 1,000 for Poisson; fixed sizes are negatively dependent, which only lowers it."""
     counts, stated = observed(rule, sampling, 20000)
@@ -86,6 +99,14 @@ def test_observed_inclusion_equals_the_stated_probability(rule: str, sampling: s
     assert stated.sum() == pytest.approx(3)
     if rule == "least_used":  # 3 of the 7 eligible, exactly, whatever the sampling
         assert counts.sum() == 3 * 20000
+    assert inclusion_p_value(counts, stated, 20000) > 1e-3
+
+
+def test_capped_selection_states_what_is_observed() -> None:
+    """The same false-alarm rate; here the cohort has no fixed expected size."""
+    counts, stated = observed("privacy_aware", "poisson", 20000)
+    shares = 3 * ACTIVITY / ACTIVITY.sum()
+    assert stated == pytest.approx(np.minimum(shares, 0.4))
     assert inclusion_p_value(counts, stated, 20000) > 1e-3
 
 
@@ -165,8 +186,51 @@ def test_what_a_cap_cuts_off_goes_to_nobody() -> None:
 @pytest.mark.parametrize("rule", sorted(SELECTORS))
 def test_every_rule_bears_an_empty_federation(rule: str) -> None:
     nobody = view(np.zeros(4, dtype=np.int64))
-    for sampling in ("poisson", "fixed"):
+    for sampling in ("poisson",) if rule == "privacy_aware" else ("poisson", "fixed"):
         assert len(select(nobody, Selection(rule=rule, sampling=sampling), generator(1, "x"))) == 0
+
+
+def test_who_is_longer_in_reach_is_likelier() -> None:
+    share = np.array([0.1, 0.2, 0.1, 0.2, 0.1, 0.9, 0.1, 0.2])  # d5 has no example
+    assert stated("availability", view(availability=share)) == pytest.approx(
+        {"d0": 0.3, "d1": 0.6, "d2": 0.3, "d3": 0.6, "d4": 0.3, "d6": 0.3, "d7": 0.6}
+    )
+
+
+def test_what_the_privacy_cap_cuts_off_goes_to_nobody() -> None:
+    found = stated("privacy_aware", view())
+    assert found["d4"] == 0.4  # 3 * 64 / 98 without the cap
+    assert found["d7"] == 0.4
+    assert found["d3"] == pytest.approx(3 * 8 / 98)
+    each = np.full(8, 1.0)
+    each[3] = 0.1
+    assert stated("privacy_aware", view(privacy_cap=each))["d3"] == 0.1
+    assert stated("privacy_aware", view(privacy_cap=each))["d4"] == 1.0
+    with pytest.raises(WrongInput, match="'privacy_aware' gives what it cuts off to nobody"):
+        select(view(), Selection(rule="privacy_aware", sampling="fixed"), generator(1, "x"))
+    with pytest.raises(WrongInput, match=r"set dp\.unit = \"device\", dp\.noise_multiplier"):
+        select(view(privacy_cap=None), Selection(rule="privacy_aware"), generator(1, "x"))
+
+
+def test_power_of_choice_takes_the_highest_losses_of_its_candidates() -> None:
+    losses = np.array([0.5, 3.0, 0.1, 2.0, 0.2, 9.0, 1.0, np.nan])
+    everyone = Selection(rule="loss", cohort=3, candidates=8)
+    cohort = select(view(losses=losses), everyone, generator(1, "x"))
+    assert cohort.devices.tolist() == ["d1", "d3", "d7"]  # d7 never told, d5 has no example
+    assert cohort.probabilities is None
+    assert "loss" in DATA_DEPENDENT
+    few = Selection(rule="loss", cohort=3, candidates=4)
+    found = [select(view(losses=losses), few, generator(i, "x")).devices.tolist() for i in range(50)]
+    assert all(len(devices) <= 3 and devices == sorted(devices) for devices in found)
+    assert any("d4" in devices for devices in found)  # where few higher ones were candidates
+
+
+def test_devices_that_never_told_a_loss_are_chosen_by_chance() -> None:
+    some = {
+        tuple(select(view(), Selection(rule="loss", cohort=1, candidates=8), generator(i, "x")).devices)
+        for i in range(100)
+    }
+    assert some == {("d0",), ("d1",), ("d2",), ("d3",), ("d4",), ("d6",), ("d7",)}
 
 
 def test_activity_s_power_zero_is_uniform() -> None:
@@ -189,5 +253,10 @@ def test_cohorts_are_sorted_by_device() -> None:
 
 
 def test_an_unknown_rule_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(WrongInput, match=r"choose one of activity, least_used.*did you mean 'activity'"):
+    with pytest.raises(WrongInput, match=r"choose one of activity, availability.*did you mean 'activity'"):
         select(view(), Selection(rule="activty"), generator(1, "x"))
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.floats(0, 1))
+def test_the_fast_quantile_is_numpy_s(values: list[int], share: float) -> None:
+    assert _quantile(np.array(values), share) == pytest.approx(np.quantile(values, share))

@@ -6,16 +6,17 @@ import torch
 from flwr.app import RecordDict
 
 from fedsim.errors import RunFailed
-from fedsim.types import Cohort, Update
+from fedsim.types import Cohort, Form, Reply, Update
 from fedsim.wire import (
     Announcement,
     pack_announcement,
     pack_params,
+    pack_reply,
     pack_task,
-    pack_update,
     unpack_announcement,
+    unpack_form,
+    unpack_reply,
     unpack_task,
-    unpack_update,
 )
 
 PARAMS = {"a.weight": torch.randn(3, 2), "b": torch.tensor(1.5)}
@@ -40,11 +41,22 @@ def test_a_task_arrives_without_the_inclusion_probabilities() -> None:
     assert found.probabilities is None
 
 
-def test_an_update_arrives_in_double_precision() -> None:
+def test_a_reply_arrives_in_double_precision() -> None:
     update = Update({"w": torch.tensor([1 / 3]).double()}, 2.5, 3, {"loss_sum": 0.25, "steps": 4.0})
-    found = unpack_update(inflated(pack_update(update, 4)))
-    assert torch.equal(found.delta["w"], update.delta["w"])
-    assert (found.weight, found.devices, found.metrics) == (2.5, 3, update.metrics)
+    figures = {"loss_sum": np.array([0.125, 0.125, 0.0])}
+    sent = Reply(4, np.array(["a", "b", "c"]), update, False, figures, {"d": "why"})
+    found = unpack_reply(inflated(pack_reply(sent)))
+    assert torch.equal(found.update.delta["w"], update.delta["w"])
+    assert (found.update.weight, found.update.devices, found.update.metrics) == (2.5, 3, update.metrics)
+    assert (found.round, found.devices.tolist(), found.single) == (4, ["a", "b", "c"], False)
+    assert found.figures["loss_sum"].tolist() == [0.125, 0.125, 0.0]
+    assert found.rejected == {"d": "why"}
+
+
+@pytest.mark.parametrize("form", [Form(), Form(single=True), Form(figures=True)])
+def test_a_task_declares_what_it_wants(form: Form) -> None:
+    cohort = Cohort(4, np.array(["x"]), None, np.array([1.0]))
+    assert unpack_form(inflated(pack_task(pack_params(PARAMS), cohort, form))) == form
 
 
 @pytest.mark.parametrize("devices", [[], ["a"], ["a", "b c", "ü"]])

@@ -5,12 +5,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from clients.device_clip import device_clip
 from clients.training import Assignment, Trainer
+from fedsim.app.answer import Job, answer
 from fedsim.app.place import chunk_bytes, data_dir, torch_device
 from fedsim.config import Config, Dp, from_flat
 from fedsim.data.activity import public_activity
@@ -18,16 +19,22 @@ from fedsim.data.holdings import Holdings, load_holdings
 from fedsim.errors import WrongInput
 from fedsim.models import build_model
 from fedsim.models.evaluation import evaluate_each
+from fedsim.models.flips import count_flips_each
 from fedsim.models.tasks import make_task
 from fedsim.privacy.noise import NoiseSource, noise_source
-from fedsim.types import Update
+from fedsim.types import Examples, Params, Reply
 from fedsim.wire import (
     Announcement,
+    DeviceFlips,
     DeviceScores,
+    is_comparison,
     pack_announcement,
+    pack_flips,
+    pack_reply,
     pack_scores,
-    pack_update,
+    unpack_comparison,
     unpack_evaluation,
+    unpack_form,
     unpack_question,
     unpack_task,
 )
@@ -51,11 +58,16 @@ class Node:
     def devices(self) -> NDArray[np.str_]:
         return self.holdings.dataset.devices[self.share]
 
+    def held_out(self, period: int) -> tuple[NDArray[np.str_], list[Examples]]:
+        """Return the node's devices that hold examples out in a period, and these examples."""
+        devices = self.devices[self.holdings.held_out_sizes(period)[self.share] > 0]
+        return devices, [self.holdings.held_out(device, period) for device in devices.tolist()]
+
 
 @app.query()
 def announce(message: Message, context: Context) -> Message:
     """Answer with the node's devices and their public activity in the period that is asked for."""
-    node = _node(context)
+    node = node_of(context)
     held = node.holdings.activity(unpack_question(message.content))
     activity = public_activity(held[node.share], node.config.data.activity_public)
     return Message(pack_announcement(Announcement(node.devices, activity, node.real)), reply_to=message)
@@ -63,9 +75,13 @@ def announce(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the devices that the message names, as one batch, and answer with their weighted sum."""
-    node = _node(context)
-    params, cohort = unpack_task(message.content)
+    """Train the devices that the message names; answer with their weighted sum, or what else it wants."""
+    return Message(pack_reply(reply_of(node_of(context), message.content)), reply_to=message)
+
+
+def reply_of(node: Node, content: RecordDict) -> Reply:
+    """Return what a node answers to a task."""
+    params, cohort = unpack_task(content)
     sizes = public_activity(node.holdings.activity(cohort.period), node.config.data.activity_public)
     members = np.searchsorted(node.holdings.dataset.devices, cohort.devices)
     assigned = [
@@ -73,35 +89,45 @@ def train(message: Message, context: Context) -> Message:
         for device, weight, size in zip(cohort.devices.tolist(), cohort.weights, sizes[members], strict=True)
     ]
     clip = device_clip(node.config, params, cohort, node.noise)
-    update = node.trainer.train(params, assigned, node.config.seed, cohort.round, clip, cohort.survivors)
-    return Message(pack_update(_told(update, node.config.dp), cohort.round), reply_to=message)
+    job = Job(node.trainer, params, assigned, node.config, cohort, clip)
+    return _told(answer(job, unpack_form(content)), node.config.dp)
 
 
-def _told(update: Update, dp: Dp) -> Update:
-    """Return the update with no more figures than whoever gets it may see.
+def _told(reply: Reply, dp: Dp) -> Reply:
+    """Return the reply with no more figures than whoever gets it may see.
 
     Exact losses are functions of protected examples: only a trusted server is told.
     """
     if dp.unit == "none" or dp.trust == "central":
-        return update
-    return replace(update, metrics={k: v for k, v in update.metrics.items() if k == "steps"})
+        return reply
+    steps = {name: value for name, value in reply.update.metrics.items() if name == "steps"}
+    figures = {name: values for name, values in reply.figures.items() if name == "steps"}
+    return replace(reply, update=replace(reply.update, metrics=steps), figures=figures)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Measure the model on what each of the node's devices holds out; answer with the task's metric."""
-    node = _node(context)
+    """Measure a model, or compare two, on what each of the node's devices holds out."""
+    node = node_of(context)
+    if is_comparison(message.content):
+        return Message(pack_flips(_compare(node, *unpack_comparison(message.content))), reply_to=message)
     params, period = unpack_evaluation(message.content)
-    held = node.holdings.held_out_sizes(period)[node.share] > 0
-    devices = node.devices[held]
-    parts = [node.holdings.held_out(device, period) for device in devices.tolist()]
+    devices, parts = node.held_out(period)
     task = node.trainer.task
     found = evaluate_each(node.trainer.module, task, params, parts)
     values = np.array([metrics[task.metric] for metrics in found], dtype=np.float64)
     return Message(pack_scores(DeviceScores(devices, task.metric, values)), reply_to=message)
 
 
-def _node(context: Context) -> Node:
+def _compare(node: Node, before: Params, after: Params, period: int) -> DeviceFlips:
+    devices, parts = node.held_out(period)
+    found = count_flips_each(node.trainer.module, node.trainer.task, before, after, parts)
+    counts = np.array([[f.negative, f.positive, f.predictions] for f in found], dtype=np.int64)
+    return DeviceFlips(devices, counts.reshape(len(devices), 3))
+
+
+def node_of(context: Context) -> Node:
+    """Return the node that answers in this context; the same one from message to message."""
     config = from_flat(context.run_config)
     folder = data_dir(config.place, context.node_config)
     if "data-path" in context.node_config:  # a real node hosts all that its own data hold

@@ -15,11 +15,14 @@ from fedsim.data.holdings import Holdings, load_holdings
 from fedsim.data.statistics import activity_statistics, label_skew
 from fedsim.data.stream import rounds_per_period
 from fedsim.models import build_model, parameters_of
+from fedsim.privacy.cap import privacy_cap
 from fedsim.privacy.claims import check_dp
 from fedsim.seeds import generator
 from fedsim.types import View
 from strategies.aggregation import make_aggregator
+from strategies.forms import form_sentences
 from strategies.selection import select
+from strategies.weights import weights
 
 
 def describe(config: Config, console: Console) -> None:
@@ -75,12 +78,16 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
         devices=federation.devices,
         activity=activity,
         reachable=clock.reachable(1),
+        availability=clock.share(),
+        losses=np.full(len(activity), np.nan),
+        privacy_cap=privacy_cap(config, int((activity > 0).sum())),
         participation=np.zeros(len(activity), dtype=np.int64),
         rounds=config.train.rounds,
     )
     first = select(view, config.selection, generator(config.seed, "select", 1))
     params = parameters_of(build_model(federation.spec, config.model, config.seed))
     make_aggregator(config.aggregation)
+    heaviest = weights(first, view, config).max(initial=0.0)
     count = sum(p.numel() for p in params.values())
     train = config.train
     work = f"{train.local_steps} steps" if train.local_steps else f"{train.local_epochs} epoch(s)"
@@ -90,6 +97,7 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
         f"Each device trains {work} with batches of {train.batch_size} by {train.optimizer}, lr {train.lr}.",
         f"The model {config.model.name!r} has {count:,} parameters ({count * 4 / 1e6:.1f} MB).",
         f"The server aggregates by {config.aggregation.rule} with weights {config.aggregation.weights!r}.",
+        *form_sentences(config),
     ]
     lines += privacy_sentences(config, holdings)
     if first.probabilities is not None and len(first):
@@ -105,6 +113,11 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
         lines.append(
             "Note: activity counts twice: active devices are chosen more often and weigh more. "
             'aggregation.weights = "equal" counts it once.'
+        )
+    if config.aggregation.weights == "inverse_probability":
+        lines.append(
+            f"Weights by inverse probability, divided by the constant {config.selection.cohort}: the "
+            f"heaviest of the first cohort weighs {heaviest:.2f}, the cap {config.aggregation.weight_cap:g}."
         )
     lines += stream_sentences(config, holdings)
     if config.availability.rule != "always":

@@ -13,6 +13,7 @@ from torch import nn
 
 from clients.batches import count_steps
 from fedsim.app.measure import dev_metrics, is_evaluated, stopped_early, test_metrics
+from fedsim.app.releases import release_row, write_release
 from fedsim.app.rundir import Checkpoint, Row, RunDir
 from fedsim.app.spending import Spending
 from fedsim.config import Config
@@ -143,9 +144,12 @@ def resume(strategy: Federated, run: RunDir) -> None:
     """Bring strategy and rows to the last checkpoint."""
     found = run.last_checkpoint()
     if found is not None:
-        strategy.state = ServerState(found.round, found.params, found.aggregator, found.participation)
+        strategy.state = ServerState(
+            found.round, found.params, found.aggregator, found.participation, found.losses
+        )
     run.cut_rows(strategy.state.round)
     run.cut_rows(strategy.state.round - 1, "periods.jsonl")
+    run.cut_rows(strategy.state.round - 1, "releases.jsonl")
 
 
 def enter_period(server: Server, round: int, before: int) -> int:
@@ -166,6 +170,7 @@ def measure_periods(server: Server) -> None:
     if stream.mode == "static":
         return
     done = period_of_round(stream, server.config.train.rounds, round) if round else 0
+    measure_release(server, done)
     for period in range(1, stream.periods + 1):
         test = server.holdings.test(period)
         if test is not None:
@@ -174,8 +179,18 @@ def measure_periods(server: Server) -> None:
             server.run.append_row(row, "periods.jsonl")
 
 
+def measure_release(server: Server, period: int) -> None:
+    """Compare a period's last model with that of the period before, and keep it."""
+    if period == 0:
+        return
+    row = release_row(server, period)
+    if row:
+        server.run.append_row(row, "releases.jsonl")
+    write_release(server.run, period, server.strategy.state.params, server.config.place.keep)
+
+
 def as_checkpoint(state: ServerState) -> Checkpoint:
-    return Checkpoint(state.round, state.params, state.aggregator, state.participation)
+    return Checkpoint(state.round, state.params, state.aggregator, state.participation, state.losses)
 
 
 def train_row(round: int, metrics: Mapping[str, Any]) -> Row:
@@ -185,7 +200,10 @@ def train_row(round: int, metrics: Mapping[str, Any]) -> Row:
         "cohort": int(metrics["cohort"]),
         "devices": int(metrics["devices"]),
         "steps": int(metrics.get("steps", 0)),
+        "rejected": int(metrics["rejected"]),
     }
+    if metrics["skipped"]:
+        row["skipped"] = 1  # too few valid updates: the model stayed, which accounting must not overlook
     if metrics.get("loss_examples"):
         row["train_loss"] = metrics["loss_sum"] / metrics["loss_examples"]
     return row

@@ -36,6 +36,7 @@ class Checkpoint:
     params: Params
     aggregator: Params
     participation: NDArray[np.int64]
+    losses: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ class RunDir:
         folder.mkdir(exist_ok=True)
         arrays = {f"params/{n}": p.cpu().numpy() for n, p in checkpoint.params.items()}
         arrays |= {f"aggregator/{n}": p.cpu().numpy() for n, p in checkpoint.aggregator.items()}
-        arrays |= {"participation": checkpoint.participation, "round": np.array(checkpoint.round)}
+        arrays |= {"participation": checkpoint.participation, "losses": checkpoint.losses}
+        arrays |= {"round": np.array(checkpoint.round)}
         with replaced(folder / f"round-{checkpoint.round:06d}.npz") as path, path.open("wb") as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
         if keep == "last":
@@ -227,7 +229,8 @@ def _read_checkpoint(path: Path) -> Checkpoint:
         tensors = {name: arrays[name] for name in arrays.files}
     return Checkpoint(
         round=int(tensors.pop("round")),
-        participation=tensors.pop("participation"),
+        participation=tensors["participation"],
+        losses=tensors.get("losses", np.full(len(tensors["participation"]), np.nan)),
         params=_under("params/", tensors),
         aggregator=_under("aggregator/", tensors),
     )

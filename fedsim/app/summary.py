@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedsim.app.continual import period_matrix, transfer
+from fedsim.app.releases import mean_flips
 from fedsim.app.rounds import Server
 from fedsim.app.rundir import Row
 from fedsim.app.spending import delta_warning
 from fedsim.data.federation import count_unseen_labels
 
 NOT_METRICS = {
-    "round", "period", "cohort", "devices", "steps", "train_loss", "reachable", "virtual_s", "device_count"
+    "round", "period", "cohort", "devices", "steps", "rejected", "skipped", "train_loss", "reachable",
+    "virtual_s", "device_count",
 }  # fmt: skip
 OF_THE_ROUND = ("time_", "dev_", "period_", "dp_")
 
@@ -34,7 +36,9 @@ def summarise(
         "devices_empty": int((federation.activity == 0).sum()),
         "examples": int(federation.activity.sum()),
         "test_labels_unseen": count_unseen_labels(federation),
-        "metrics": last_metrics(rows) | transfer(matrix, server.task.metric),
+        "metrics": last_metrics(rows)
+        | transfer(matrix, server.task.metric)
+        | mean_flips(server.run.rows("releases.jsonl")),
         "reference": {"centralised": reference} if reference else {},
         "time": {
             "setup_s": setup_s,

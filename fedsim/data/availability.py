@@ -39,6 +39,14 @@ class Clock:
         begin = USUAL_BEGIN + SPREAD * generator(self.seed, "awake").standard_normal(self.devices)
         return (self.hour(round) - begin) % HOURS < self.settings.hours
 
+    def share(self) -> NDArray[np.float64]:
+        """Return the share of the day in which each device is in reach."""
+        if self.settings.rule == "always":
+            return np.ones(self.devices)
+        if self.settings.rule == "clock" and self.active_hours is not None:
+            return self.active_hours.mean(1)
+        return np.full(self.devices, self.settings.hours / HOURS)
+
     def answers(self, round: int, activity: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which devices would answer in a round; the chance may depend on public activity."""
         settings = self.settings

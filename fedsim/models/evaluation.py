@@ -21,7 +21,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the task's metrics of `params` over `examples`, in evaluation mode, without gradients."""
     sums: Counter[str] = Counter()
-    for _, outputs, fields in _batches(module, task, params, examples, batch):
+    for _, outputs, fields in batches(module, task, params, examples, batch):
         sums.update(task.scores(outputs, fields))
     return task.metrics(sums)
 
@@ -34,7 +34,7 @@ def evaluate_each(
         return []
     sums: list[Counter[str]] = [Counter() for _ in parts]
     owner = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
-    for start, outputs, fields in _batches(module, task, params, concatenate(parts), batch):
+    for start, outputs, fields in batches(module, task, params, concatenate(parts), batch):
         owners = owner[start : start + len(next(iter(fields.values())))]
         for part in sorted(set(owners.tolist())):
             mine = (owners == part).nonzero().flatten()
@@ -42,10 +42,10 @@ def evaluate_each(
     return [task.metrics(counted) for counted in sums]
 
 
-def _batches(
-    module: nn.Module, task: Task, params: Params, examples: Examples, batch: int
+def batches(
+    module: nn.Module, task: Task, params: Params, examples: Examples, batch: int = 512
 ) -> Iterator[tuple[int, Fields, Fields]]:
-    """Yield (first row, outputs, fields) of each batch."""
+    """Yield (first row, outputs, fields) of each batch, in evaluation mode."""
     device = next(module.parameters()).device
     here = {name: p.to(device) for name, p in params.items()}
     batch = max(1, min(batch, FLOATS // max(1, activation_floats(module, task.inputs, examples))))

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from fedsim.config import Config
 from fedsim.errors import WrongInput
 
-POISSON_RULES = ("uniform", "activity", "threshold", "mixture", "schedule")
+POISSON_RULES = ("uniform", "activity", "threshold", "mixture", "schedule", "privacy_aware")
 """Rules whose coins are independent with a probability that is a public function of the roster and round."""
+NORMALISED = ("uniform", "activity", "privacy_aware")
+"""Rules whose probabilities depend on nobody else once `selection.total_score` is set."""
 AVERAGES = ("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
 """Aggregation rules that look at nothing but the sum."""
 
@@ -45,6 +47,8 @@ def amplification(config: Config) -> Claim:
         return Claim(False, "the server draws the cohort and is not trusted under a secure sum")
     if dp.correlation == "banded":
         return Claim(False, "correlated noise needs none: participation is limited by the selector instead")
+    if config.aggregation.min_updates:
+        return Claim(False, "aggregation.min_updates lets those who answer decide whether there is a release")
     if dp.min_separation > 1 or dp.max_participations:
         return Claim(False, "limits on participation make a round's coins depend on earlier ones")
     if selection.rule not in POISSON_RULES:
@@ -114,7 +118,9 @@ def check_dp(config: Config) -> None:
 
 def _is_normalised(config: Config) -> bool:
     """Whether a device's inclusion is the same whoever else there is."""
-    return config.selection.total_score > 0 and config.selection.rule in ("uniform", "activity")
+    if config.aggregation.weights == "inverse_probability":
+        return False  # weights are shares of everybody's activity
+    return config.selection.total_score > 0 and config.selection.rule in NORMALISED
 
 
 def _check_sum(config: Config) -> None:

@@ -84,7 +84,7 @@ class DeviceMechanism:
 def device_mechanism(config: Config) -> DeviceMechanism:
     """Return the mechanism of `dp.unit = "device"`, from the config alone. Raises WrongInput."""
     dp, cohort = config.dp, config.selection.cohort
-    weighted = config.aggregation.weights == "examples"
+    weighted = config.aggregation.weights in ("examples", "inverse_probability")
     largest = dp.max_weight if weighted else 1.0
     adaptive = dp.clipping == "adaptive"
     count_noise = (dp.count_noise or cohort / 20) if adaptive else 0.0

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from fedsim.models.tasks.losses import label_losses, loss_sums, mean_loss
@@ -26,6 +27,10 @@ class Classification:
         return loss_sums(self.losses(outputs, batch), batch["label"] < self.classes) | {
             "right": float(right.sum())
         }
+
+    def right(self, outputs: Fields, batch: Fields) -> tuple[Tensor, Tensor]:
+        right = (outputs["label"].argmax(-1) == batch["label"]).unsqueeze(-1)
+        return right, torch.ones_like(right)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         return mean_loss(sums) | {"accuracy": sums["right"] / sums["examples"]}

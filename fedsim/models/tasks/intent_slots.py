@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from fedsim.models.tasks.losses import label_losses, loss_sums, mean_loss, tag_losses
@@ -37,6 +38,11 @@ class IntentSlots:
             | {"right": float(intent.sum()), "frames": float(frame.sum())}
             | span_sums(tags, predicted, self.tag_names)
         )
+
+    def right(self, outputs: Fields, batch: Fields) -> tuple[Tensor, Tensor]:
+        """One unit an example: its intent, which the metric counts."""
+        right = (outputs["label"].argmax(-1) == batch["label"]).unsqueeze(-1)
+        return right, torch.ones_like(right)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         return mean_loss(sums) | {

@@ -47,6 +47,10 @@ class Language:
             "surprise": float(each.double().sum()),
         }
 
+    def right(self, outputs: Fields, batch: Fields) -> tuple[Tensor, Tensor]:
+        target = batch["next"]
+        return (outputs["next"].argmax(-1) == target) & (target > UNKNOWN), target != PAD
+
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         metrics = mean_loss(sums)
         if sums["words_known"]:

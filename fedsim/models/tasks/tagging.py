@@ -37,6 +37,10 @@ class Tagging:
             | span_sums(tags, predicted, self.tag_names)
         )
 
+    def right(self, outputs: Fields, batch: Fields) -> tuple[Tensor, Tensor]:
+        tags = batch["tags"]
+        return predicted_tags(outputs["tags"], tags) == tags, tags >= 0
+
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         accuracy = {"token_accuracy": sums["right"] / sums["tokens"]} if sums["tokens"] else {}
         return mean_loss(sums) | {"span_f1": span_f1(sums)} | accuracy
