@@ -10,13 +10,14 @@ from fedsim.data.activity import public_activity
 from fedsim.data.availability import Clock
 from fedsim.data.holdings import Holdings, load_holdings
 from fedsim.errors import WrongInput
+from fedsim.privacy.cap import privacy_cap
 from fedsim.privacy.claims import POISSON_RULES, amplification, check_dp, relation, target_delta
 from fedsim.privacy.planning import FOR, Plan, calibrate, guaranteed, make_plan
 from fedsim.seeds import generator
-from fedsim.types import Cohort, View
-from strategies.aggregation import weights
+from fedsim.types import View
 from strategies.inclusion import inclusion
 from strategies.selection import select
+from strategies.weights import weights_of_all
 
 DECILES = 10
 
@@ -52,11 +53,20 @@ def planned(config: Config, holdings: Holdings, delta: float) -> tuple[Plan, NDA
     reachable = (
         clock.reachable(1) if config.availability.rule != "clock" else np.ones(len(devices), dtype=bool)
     )
-    view = View(1, devices, activity, reachable, np.zeros(len(devices), np.int64), 1, config.train.rounds)
-    public = weights(Cohort(1, devices, None), view, config.aggregation, config.dp)
+    view = View(
+        round=1,
+        devices=devices,
+        activity=activity,
+        reachable=reachable,
+        participation=np.zeros(len(devices), np.int64),
+        rounds=config.train.rounds,
+        privacy_cap=privacy_cap(config, int((activity > 0).sum())),
+    )
+    chances = _inclusion(view, config)
+    public = weights_of_all(view, chances, config)
     over_time = public_over_time(config, holdings)
     guarantee, rests_on = guaranteed(config, delta, over_time)
-    plan = make_plan(config, delta, activity, _inclusion(view, config), public)
+    plan = make_plan(config, delta, activity, chances, public)
     return Plan(delta, guarantee, rests_on, plan.planned), activity
 
 

@@ -19,10 +19,9 @@ from fedsim.privacy.accounting import epsilon
 from fedsim.privacy.claims import amplification, target_delta
 from fedsim.privacy.ledger import Entry, Ledger, row_events
 from fedsim.privacy.rounds import local_entry, scheduled_entry, visible_entry
-from fedsim.types import Cohort
-from strategies.aggregation import weights
 from strategies.federated import Federated
 from strategies.inclusion import inclusion
+from strategies.weights import weights_of_all
 
 Floats = NDArray[np.float64]
 EXACT = 12
@@ -89,9 +88,9 @@ class Spending:
         view = strategy.view(round)
         devices = len(view.devices)
         if config.dp.unit == "device" and amplification(config).claimed:
-            everyone = Cohort(round, view.devices, None)
-            public = weights(everyone, view, config.aggregation, config.dp)
-            p = np.where(strategy.retired, 0.0, inclusion(view, config.selection))
+            chances = inclusion(view, config.selection)
+            public = weights_of_all(view, chances, config)
+            p = np.where(strategy.retired, 0.0, chances)
             return scheduled_entry(config, round, view.period, self.attempt, p, public)
         cohort = strategy.select(round)
         chosen = np.searchsorted(view.devices, cohort.devices)
