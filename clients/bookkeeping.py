@@ -48,19 +48,22 @@ def book_keeping(
             f"losses must have one value an example, shape {tuple(inputs[0].shape[: 1 + stacked])}, "
             f"got {tuple(each.shape)}"
         )
-    counted = each if mask is None else torch.where(mask, each, torch.zeros_like(each))
-    records, leaks = tape.backward(counted, {name: leaves[name] for name in sorted(trained)})
-    if leaks:
-        raise WrongInput(
-            f"the parameter {next(iter(leaks))!r} is used outside its layer's forward, where its gradient "
-            'cannot be clipped by example; use it through a layer, or use dp.method = "opacus"'
+    with torch.autocast(each.device.type, enabled=False):  # norms and sums are taken in full precision
+        counted = each if mask is None else torch.where(mask, each, torch.zeros_like(each))
+        records, leaks = tape.backward(counted, {name: leaves[name] for name in sorted(trained)})
+        if leaks:
+            raise WrongInput(
+                f"the parameter {next(iter(leaks))!r} is used outside its layer's forward, where its "
+                'gradient cannot be clipped by example; use it through a layer, or use dp.method = "opacus"'
+            )
+        real = (
+            each.new_ones(models, examples, dtype=torch.bool) if mask is None else mask.view(models, examples)
         )
-    real = each.new_ones(models, examples, dtype=torch.bool) if mask is None else mask.view(models, examples)
-    if group > 1:
-        records = [record.grouped(group) for record in records]
-        real = real.unflatten(1, (-1, group)).any(2)
-    layers = len({name.rpartition(".")[0] for name in trained})
-    return _clip(records, clip, layers, real, divisors, each.detach().view(models, examples))
+        if group > 1:
+            records = [record.grouped(group) for record in records]
+            real = real.unflatten(1, (-1, group)).any(2)
+        layers = len({name.rpartition(".")[0] for name in trained})
+        return _clip(records, clip, layers, real, divisors, each.detach().view(models, examples))
 
 
 def _clip(

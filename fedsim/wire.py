@@ -25,6 +25,8 @@ class Announcement:
 
     devices: NDArray[np.str_]
     activity: NDArray[np.int64]
+    real: bool = False
+    """Whether the node holds data of its own; then noise is never seeded by itself."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,16 @@ def unpack_question(content: RecordDict) -> int:
 
 
 def pack_announcement(announcement: Announcement) -> RecordDict:
-    config = ConfigRecord({"wire_version": WIRE_VERSION, "devices": "\n".join(announcement.devices.tolist())})
+    names = "\n".join(announcement.devices.tolist())
+    config = ConfigRecord({"wire_version": WIRE_VERSION, "devices": names, "real": announcement.real})
     arrays = ArrayRecord({"activity": Array(announcement.activity.astype(np.int64))})
     return RecordDict({"announcement": config, "activity": arrays})
 
 
 def unpack_announcement(content: RecordDict) -> Announcement:
     config = _versioned(content, "announcement")
-    return Announcement(_names(config), content.array_records["activity"]["activity"].numpy())
+    activity = content.array_records["activity"]["activity"].numpy()
+    return Announcement(_names(config), activity, bool(config["real"]))
 
 
 def pack_task(arrays: ArrayRecord, cohort: Cohort, form: Form = ONLY_SUMS) -> RecordDict:

@@ -66,8 +66,9 @@ class Federated(Strategy):
         self.form = form_of(config)
         self.clock = Clock(config.availability, config.seed, len(roster.devices), active_hours)
         devices = int((roster.activity > 0).sum())
+        self.noise = noise or noise_source(config, real=False)
         self.aggregator: Aggregator = with_privacy(
-            make_aggregator(config.aggregation), config, devices, noise or noise_source(config, real=False)
+            make_aggregator(config.aggregation), config, devices, self.noise
         )
         self.privacy_cap = privacy_cap(config, devices)
         self.survivors = noise_survivors(config, devices)

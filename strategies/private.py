@@ -45,6 +45,7 @@ class Private:
             for name, p in params.items()
         }
         own = {f"{PREFIX}round": _scalar(0), f"{PREFIX}clip": _scalar(self.first_clip)}
+        own |= {f"{PREFIX}released": _scalar(0), f"{PREFIX}headroom": _scalar(0)}
         return self.inner.init(params) | earlier | own
 
     def clip_norm(self, state: State) -> float:
@@ -57,9 +58,12 @@ class Private:
         own[f"{PREFIX}round"] = _scalar(round)
         inner = {name: value for name, value in state.items() if not name.startswith(PREFIX)}
         if self.summed is not None:
-            if not self.summed.may_release(total.devices):
+            released = self.summed.may_release(total.devices)
+            own[f"{PREFIX}released"] = _scalar(released)
+            if not released:
                 return params, inner | own
             noised = {name: self.summed.decode(d) for name, d in total.delta.items()}
+            own[f"{PREFIX}headroom"] = _scalar(max(map(self.summed.headroom, noised.values())))
         else:
             noised = self._noised(total, clip, round, own)
         own[f"{PREFIX}clip"] = _scalar(self._next_clip(total, clip, round))
@@ -125,6 +129,6 @@ def with_privacy(inner: Aggregator, config: Config, devices: int, noise: NoiseSo
 
 
 def noise_survivors(config: Config, devices: int) -> int:
-    """Return the honest answers that noise shares are set for: of the cohort, or of all devices."""
-    invited = devices if config.dp.unit == "example" else config.selection.cohort
+    """Return the honest answers that noise shares are set for; 1 without a secure sum."""
+    invited = min(config.selection.cohort, devices)
     return fewest_survivors(config.dp.min_survivors, invited) if config.dp.trust == "secure_sum" else 1

@@ -17,6 +17,8 @@ class Roster:
     devices: NDArray[np.str_]
     activity: NDArray[np.int64]
     nodes: NDArray[np.uint64]
+    real: bool = False
+    """Whether any node holds data of its own."""
 
     def nodes_of(self, devices: NDArray[np.str_]) -> NDArray[np.uint64]:
         """Return the node that hosts each of `devices`."""
@@ -38,4 +40,4 @@ def merge(announcements: Mapping[int, Announcement]) -> Roster:
             f"device {str(devices[twice[0]])!r} is announced by two nodes; a device belongs to one node: "
             "check the nodes' data folders"
         )
-    return Roster(devices, activity[order], nodes[order])
+    return Roster(devices, activity[order], nodes[order], any(a.real for a in announcements.values()))

@@ -12,6 +12,8 @@ from fedsim.privacy.mechanism import device_mechanism
 from fedsim.types import Cohort, Update, View
 
 Weights = NDArray[np.float64]
+LEAST = 1e-12
+"""Stands for the chance of a device that is never chosen."""
 
 
 def equal(cohort: Cohort, view: View, config: Config) -> Weights:
@@ -64,6 +66,15 @@ def weights(cohort: Cohort, view: View, config: Config) -> Weights:
     """
     found = WEIGHTS[config.aggregation.weights](cohort, view, config)
     return np.minimum(found, device_mechanism(config).max_weight) if config.dp.unit == "device" else found
+
+
+def weights_of_all(view: View, probabilities: Weights, config: Config) -> Weights:
+    """Return what each device of a view would weigh, given its inclusion probability [devices].
+
+    A device that is never chosen has the weight of the smallest chance.
+    """
+    everyone = Cohort(view.round, view.devices, np.maximum(probabilities, LEAST))
+    return weights(everyone, view, config)
 
 
 def with_divisor(total: Update, config: Config) -> Update:

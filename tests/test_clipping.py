@@ -243,6 +243,22 @@ def test_only_a_bias_may_be_trained() -> None:
     )
 
 
+@pytest.mark.parametrize(("name", "task"), MODELS)
+def test_half_precision_keeps_norms_and_sums_in_float32(name: str, task: str) -> None:
+    module, kind = model(name, task).float(), make_task(spec_of(task))
+    batch = {n: f.float() if f.is_floating_point() else f for n, f in fields(task, 2, 5).items()}
+    params = {n: p.float() for n, p in several(module, 2).items()}
+    whole = clip_task(module, kind, batch, Clip(0.2), params=params)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = clip_task(module, kind, batch, Clip(0.2), params=params)
+    assert half.norms.dtype == torch.float32
+    torch.testing.assert_close(half.norms, whole.norms, rtol=0.1, atol=0.05)
+    for k in range(2):
+        parts = [s[k].double() for s in half.sums.values()]  # type: ignore[index]
+        assert all(s.dtype == torch.float32 for s in half.sums.values())  # type: ignore[union-attr]
+        assert float(torch.stack([p.square().sum() for p in parts]).sum().sqrt()) <= 5 * 0.2
+
+
 @given(
     scale=st.floats(1e-6, 1e6),
     bound=st.floats(1e-3, 1e3),

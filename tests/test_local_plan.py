@@ -1,4 +1,4 @@
-"""The local steps of example-level DP. Seen to fail: edp with C, a divisor of the realised batch size."""
+"""The local steps of example-level DP. Seen to fail: edp with C, shares that are not divided."""
 
 import math
 

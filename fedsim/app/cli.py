@@ -1,4 +1,4 @@
-"""The command line: `fedsim run | show | data | report | runs | export`."""
+"""The command line: `fedsim run | show | calibrate | data | report | runs | export | audit`."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.app.allocator import keep_freed_memory
 from fedsim.config import Config, from_flat, load, to_flat
 from fedsim.errors import RunFailed, WrongInput
 
@@ -98,6 +99,21 @@ def show(experiment: Experiment, settings: Settings = None, data_dir: DataDir = 
 
 
 @cli.command()
+def calibrate(
+    experiment: Experiment,
+    epsilon: Annotated[float, typer.Option(help="Epsilon that the run may cost at most.")],
+    what: Annotated[str, typer.Option("--for", help="What to choose: noise | cap | rounds.")] = "noise",
+    settings: Settings = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Find the noise, the cap on inclusion or the rounds with which a run's guarantee is an epsilon."""
+    config = resolve(experiment, settings, data_dir=data_dir)
+    from fedsim.app.plan import calibrated
+
+    out.print(*calibrated(config, epsilon, what), sep="\n", soft_wrap=True)
+
+
+@cli.command()
 def data(
     experiment: Experiment,
     settings: Settings = None,
@@ -144,6 +160,28 @@ def export(
 
     found = open_run(run_path)
     print(export_model(found, to or found.path / "model"))
+
+
+@cli.command()
+def audit(
+    sanity: Annotated[bool, typer.Option("--sanity", help="Try attacks and bounds on known cases.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other draws.")] = 0,
+) -> None:
+    """Try the attacks and the audits on cases whose answer is known: `--sanity`, no run needed."""
+    if not sanity:
+        raise WrongInput("fedsim audit wants --sanity: it tries the attacks and bounds on known cases")
+    from fedsim.audit.sanity import sanity as battery
+
+    rows = battery(seed)
+    table = Table("", "check", "expected", "observed")
+    for row in rows:
+        mark = Text("ok", "green") if row.ok else Text("RED", "bold red")
+        table.add_row(mark, row.name, row.expected, row.observed)
+    red = sum(not row.ok for row in rows)
+    out.print(table)
+    out.print(f"{red} of {len(rows)} are red")
+    if red:
+        raise RunFailed(f"the sanity battery has {red} red row(s)")
 
 
 def _state(found: "RunDir") -> tuple[str, str, str]:
@@ -217,18 +255,23 @@ def summary_table(summary: dict[str, Any]) -> Table:
         table.add_row(name, f"{value:.4f}", *([f"{reference[name]:.4f}"] if name in reference else []))
     table.add_row("rounds", str(summary["rounds"]))
     table.add_row("devices with examples", f"{summary['devices']} of {summary['devices_all']}")
+    privacy = summary["privacy"]
+    if privacy:
+        spent = f"{privacy['epsilon_max']:.3f} (at most {privacy['epsilon_guarantee']:.3f})"
+        table.add_row(f"epsilon of one {privacy['unit']}, delta {privacy['delta']:g}", spent)
     table.add_row("training time", f"{summary['time']['train_s']:.1f} s")
     table.add_row("devices a second", f"{summary['time']['devices_per_s']:.0f}")
     if summary["test_labels_unseen"]:
         table.add_row("test labels unseen in training", str(summary["test_labels_unseen"]))
-    if "stopped_early" in summary:
-        table.caption = summary["stopped_early"]
+    notes = [summary[name] for name in ("stopped_early", "privacy_warning") if name in summary]
+    table.caption = "; ".join(notes) or None
     return table
 
 
 def main() -> None:
     """Run the command line: exit code 0 done, 2 wrong input, 1 anything else."""
     sys.path.insert(0, os.getcwd())  # own code by "package.module:function" is sought where one stands
+    keep_freed_memory()
     try:
         cli()
     except WrongInput as error:

@@ -16,6 +16,7 @@ from fedsim.app.place import chunk_bytes, data_dir, torch_device
 from fedsim.config import Config, Dp, from_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.holdings import Holdings, load_holdings
+from fedsim.errors import WrongInput
 from fedsim.models import build_model
 from fedsim.models.evaluation import evaluate_each
 from fedsim.models.flips import count_flips_each
@@ -49,6 +50,7 @@ class Node:
     holdings: Holdings
     trainer: Trainer
     noise: NoiseSource
+    real: bool
     share: slice
     """The devices that the node hosts, out of the federation's sorted ones."""
 
@@ -68,7 +70,7 @@ def announce(message: Message, context: Context) -> Message:
     node = node_of(context)
     held = node.holdings.activity(unpack_question(message.content))
     activity = public_activity(held[node.share], node.config.data.activity_public)
-    return Message(pack_announcement(Announcement(node.devices, activity)), reply_to=message)
+    return Message(pack_announcement(Announcement(node.devices, activity, node.real)), reply_to=message)
 
 
 @app.train()
@@ -129,6 +131,11 @@ def node_of(context: Context) -> Node:
     config = from_flat(context.run_config)
     folder = data_dir(config.place, context.node_config)
     if "data-path" in context.node_config:  # a real node hosts all that its own data hold
+        if config.dp.noise_source == "seeded" and not context.node_config.get("insecure-noise"):
+            raise WrongInput(
+                'dp.noise_source = "seeded" lets who has the seed take the noise off real data; leave it at '
+                '"auto", or set insecure-noise=true in the node\'s own config'
+            )
         return _make_node(config, folder, 0, 1, real=True)
     first = int(context.node_config.get("partition-id", 0))
     return _make_node(config, folder, first, int(context.node_config.get("num-partitions", 1)))
@@ -141,4 +148,4 @@ def _make_node(config: Config, folder: Path | None, first: int, step: int, real:
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
     task, noise = make_task(federation.spec), noise_source(config, real)
     trainer = Trainer(module, task, config.train, chunk_bytes(config.place), config.dp, noise)
-    return Node(config, holdings, trainer, noise, slice(first, None, step))
+    return Node(config, holdings, trainer, noise, real, slice(first, None, step))

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from fedsim.app.measure import check_evaluation
 from fedsim.app.place import data_dir
+from fedsim.app.plan import privacy_sentences
 from fedsim.config import Config, to_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.availability import Clock
@@ -15,6 +16,7 @@ from fedsim.data.statistics import activity_statistics, label_skew
 from fedsim.data.stream import rounds_per_period
 from fedsim.models import build_model, parameters_of
 from fedsim.privacy.cap import privacy_cap
+from fedsim.privacy.claims import check_dp
 from fedsim.seeds import generator
 from fedsim.types import View
 from strategies.aggregation import make_aggregator
@@ -67,6 +69,7 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
     """What a run will do, from the selection's own first draw."""
     federation = holdings.dataset
     check_evaluation(config, holdings)
+    check_dp(config)
     activity = public_activity(holdings.activity(1), config.data.activity_public)
     hours = holdings.active_hours() if config.availability.rule == "clock" else None
     clock = Clock(config.availability, config.seed, len(activity), hours)
@@ -95,18 +98,18 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
         f"The model {config.model.name!r} has {count:,} parameters ({count * 4 / 1e6:.1f} MB).",
         f"The server aggregates by {config.aggregation.rule} with weights {config.aggregation.weights!r}.",
         *form_sentences(config),
-        "No differential privacy: nothing bounds what the model reveals.",
     ]
+    lines += privacy_sentences(config, holdings)
     if first.probabilities is not None and len(first):
         sure = int((first.probabilities >= 1.0).sum())
         lines.append(
             f"Inclusion probabilities in that cohort: {first.probabilities.min():.4f} to "
             f"{first.probabilities.max():.4f}; {sure} devices would train in every round."
         )
-    if config.selection.rule in ("activity", "mixture", "schedule") and config.aggregation.weights in (
-        "auto",
-        "examples",
-    ):
+    weighted = config.aggregation.weights == "examples" or (
+        config.aggregation.weights == "auto" and config.dp.unit != "device"
+    )
+    if config.selection.rule in ("activity", "mixture", "schedule") and weighted:
         lines.append(
             "Note: activity counts twice: active devices are chosen more often and weigh more. "
             'aggregation.weights = "equal" counts it once.'

@@ -20,7 +20,7 @@ from fedsim.names import import_object, is_own_code
 PACKAGES = ("torch", "numpy", "flwr", "datasets", "scikit-learn", "scipy")
 
 
-def make_manifest(config: Config, federation: FederatedDataset, nodes: int) -> dict[str, Any]:
+def make_manifest(config: Config, federation: FederatedDataset, nodes: int, noise: str) -> dict[str, Any]:
     """Return the manifest of a run that starts now."""
     return {
         "command": sys.argv,
@@ -30,7 +30,7 @@ def make_manifest(config: Config, federation: FederatedDataset, nodes: int) -> d
         "fingerprint": fingerprint(config, federation),
         "plan": make_plan(config.place, nodes),
         "device_type": torch_device(config.place).type,
-        "noise_source": "none",
+        "noise_source": "none" if config.dp.unit == "none" else noise,
         "notes": list(federation.notes),
         "started": now(),
         "finished": "",
@@ -59,8 +59,8 @@ def fingerprint(config: Config, federation: FederatedDataset) -> dict[str, str]:
     return federation.fingerprint | own
 
 
-def check_resume(run: RunDir, config: Config, federation: FederatedDataset) -> None:
-    """Refuse to go on with other data, code or another type of device. Raises WrongInput."""
+def check_resume(run: RunDir, config: Config, federation: FederatedDataset, noise: str = "none") -> None:
+    """Refuse to go on with other data, code, noise or another type of device. Raises WrongInput."""
     before, after = run.manifest, fingerprint(config, federation)
     changed = sorted(
         name
@@ -77,6 +77,11 @@ def check_resume(run: RunDir, config: Config, federation: FederatedDataset) -> N
         raise WrongInput(
             f"{run.path} was begun on {before['device_type']} and cannot go on on {device}; use --device "
             f"{before['device_type']}, or start over with --fresh"
+        )
+    if before["noise_source"] not in ("none", noise):
+        raise WrongInput(
+            f"{run.path} began with noise from {before['noise_source']!r} and cannot go on with {noise!r}; "
+            "run it where it was begun, or start over with --fresh"
         )
 
 

@@ -6,6 +6,15 @@ from typing import Any
 import jinja2
 
 
+def render_text(template: str, **values: Any) -> str:
+    """Return the plain text or Markdown that a template of this package makes of the values."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=False, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(template).render(**values)
+
+
 def render(template: str, **values: Any) -> str:
     """Return the page that a template of this package makes of the values; text is escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)

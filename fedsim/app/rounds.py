@@ -15,6 +15,7 @@ from clients.batches import count_steps
 from fedsim.app.measure import dev_metrics, is_evaluated, stopped_early, test_metrics
 from fedsim.app.releases import release_row, write_release
 from fedsim.app.rundir import Checkpoint, Row, RunDir
+from fedsim.app.spending import Spending
 from fedsim.config import Config
 from fedsim.data.federation import FederatedDataset
 from fedsim.data.holdings import Holdings
@@ -41,6 +42,7 @@ class Server:
     strategy: Federated
     grid: Grid
     run: RunDir
+    spending: Spending
 
     @property
     def federation(self) -> FederatedDataset:
@@ -67,15 +69,22 @@ def ask_roster(grid: Grid, period: int = 1) -> Roster:
     return merge({r.metadata.src_node_id: unpack_announcement(r.content) for r in replies})
 
 
-def run_rounds(server: Server, watch: Watch) -> None:
-    """Train from the last checkpoint, or from the first parameters, to the last round."""
+def run_rounds(server: Server, watch: Watch) -> str:
+    """Train from the last checkpoint, or from the first parameters, to the last round.
+
+    Returns why the run ended before that, or "".
+    """
     strategy, run, settings = server.strategy, server.run, server.config.train
     resume(strategy, run)
-    period = 0
+    period, why = 0, ""
     for round in range(strategy.state.round + 1, settings.rounds + 1):
         if settings.patience and stopped_early(server.config, server.task, run.rows()):
+            why = early_sentence(settings.patience, run.rows())
             break
         period = enter_period(server, round, period)
+        why = server.spending.enter(round)
+        if why:
+            break
         start = time.perf_counter()
         messages = strategy.configure_train(
             round, pack_params(strategy.state.params), ConfigRecord(), server.grid
@@ -83,7 +92,12 @@ def run_rounds(server: Server, watch: Watch) -> None:
         replies = list(server.grid.send_and_receive(messages)) if messages else []
         _, metrics = strategy.aggregate_train(round, replies)
         trained = time.perf_counter()
-        row = train_row(round, metrics) | availability_row(server) | evaluation_row(server, round, period)
+        row = (
+            train_row(round, metrics)
+            | noise_row(strategy)
+            | availability_row(server)
+            | evaluation_row(server, round, period)
+        )
         seconds = trained - start
         row |= {
             "time_train_s": seconds,
@@ -95,6 +109,25 @@ def run_rounds(server: Server, watch: Watch) -> None:
         run.write_checkpoint(as_checkpoint(strategy.state), server.config.place.keep)
         watch(row)
     measure_periods(server)
+    return why
+
+
+def early_sentence(patience: int, rows: list[Row]) -> str:
+    return (
+        f"stopped after round {rows[-1]['round']}: the dev metric had not improved for {patience} "
+        "evaluations; this choice looked at the dev part and is outside any epsilon"
+    )
+
+
+def noise_row(strategy: Federated) -> Row:
+    """Return what device-level DP did in the round: the clip norm of the next, how full a secure sum was."""
+    if strategy.config.dp.unit != "device":
+        return {}
+    state = strategy.state.aggregator
+    row: Row = {"dp_clip_norm": strategy.clip_norm}
+    if strategy.config.dp.trust == "secure_sum":
+        row |= {"dp_sum_headroom": float(state["dp/headroom"]), "dp_released": int(state["dp/released"])}
+    return row
 
 
 def check_finite(row: Row) -> None:

@@ -14,13 +14,18 @@ from fedsim.app.place import data_dir, threads, torch_device
 from fedsim.app.reference import train_centralised
 from fedsim.app.rounds import Server, Watch, ask_roster, run_rounds
 from fedsim.app.rundir import RunDir
+from fedsim.app.spending import make_spending
+from fedsim.app.statement import write_statement
 from fedsim.app.summary import summarise
 from fedsim.config import Config, from_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.holdings import Holdings, load_holdings
 from fedsim.models import build_model, parameters_of
 from fedsim.models.tasks import make_task
+from fedsim.privacy.claims import check_dp
+from fedsim.privacy.noise import NoiseSource, noise_source
 from strategies.federated import Federated
+from strategies.roster import Roster
 
 app = ServerApp()
 
@@ -60,28 +65,35 @@ def _run(
     torch.set_num_threads(threads(config.place))
     holdings = load_holdings(config, data_dir(config.place, node_config))
     federation = holdings.dataset
-    server = _make_server(grid, config, holdings, run)
+    check_dp(config)
+    roster = ask_roster(grid)
+    noise = noise_source(config, roster.real)
+    server = _make_server(grid, config, holdings, run, roster, noise)
     check_evaluation(config, holdings)
     check_patience(server.evaluate, config, federation)
     if resumed:
-        check_resume(run, config, federation)
+        check_resume(run, config, federation, noise.kind)
     else:
         run.set_aside()
-        manifest = make_manifest(config, federation, len(list(grid.get_node_ids())))
+        manifest = make_manifest(config, federation, len(list(grid.get_node_ids())), noise.kind)
         activity = public_activity(federation.activity, config.data.activity_public)
         run.create(config, manifest, federation.spec, federation.devices, activity)
     setup_s = time.perf_counter() - start
-    run_rounds(server, watch)
+    why = run_rounds(server, watch)
     reference = train_centralised(config, holdings) if config.train.centralised else {}
     run.write_manifest(run.manifest | {"finished": now()})
-    run.write_summary(summarise(server, reference, setup_s))
+    privacy = write_statement(server.spending, federation)
+    run.write_summary(summarise(server, reference, setup_s, why, privacy))
 
 
-def _make_server(grid: Grid, config: Config, holdings: Holdings, run: RunDir) -> Server:
+def _make_server(
+    grid: Grid, config: Config, holdings: Holdings, run: RunDir, roster: Roster, noise: NoiseSource
+) -> Server:
     federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
     hours = holdings.active_hours() if config.availability.rule == "clock" else None
-    strategy = Federated(config, ask_roster(grid), parameters_of(module), hours)
+    strategy = Federated(config, roster, parameters_of(module), hours, noise)
     strategy.select(1)  # a selector that cannot work is told before anything is written
     task = make_task(federation.spec)
-    return Server(config, holdings, module, task, strategy, grid, run)
+    spending = make_spending(config, holdings, strategy, run)
+    return Server(config, holdings, module, task, strategy, grid, run, spending)

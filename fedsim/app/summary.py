@@ -1,23 +1,26 @@
 """The summary of a finished run."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fedsim.app.continual import period_matrix, transfer
 from fedsim.app.releases import mean_flips
 from fedsim.app.rounds import Server
 from fedsim.app.rundir import Row
+from fedsim.app.spending import delta_warning
 from fedsim.data.federation import count_unseen_labels
-from fedsim.models.tasks import Task
 
 NOT_METRICS = {
     "round", "period", "cohort", "devices", "steps", "rejected", "skipped", "train_loss", "reachable",
     "virtual_s", "device_count",
 }  # fmt: skip
-OF_THE_ROUND = ("time_", "dev_", "period_")
+OF_THE_ROUND = ("time_", "dev_", "period_", "dp_")
 
 
-def summarise(server: Server, reference: dict[str, float], setup_s: float) -> dict[str, Any]:
-    """Return `summary.json`; metrics are those of the last evaluated round."""
+def summarise(
+    server: Server, reference: dict[str, float], setup_s: float, why: str, privacy: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return `summary.json`; metrics are those of the last evaluated round, `why` tells of an early end."""
     config, federation, rows = server.config, server.federation, server.run.rows()
     matrix = period_matrix(server.run.rows("periods.jsonl"), server.task.metric)
     train_s = sum(row["time_train_s"] for row in rows)
@@ -42,11 +45,13 @@ def summarise(server: Server, reference: dict[str, float], setup_s: float) -> di
             "train_s": train_s,
             "devices_per_s": sum(row["devices"] for row in rows) / train_s if train_s else 0.0,
         },
-        "privacy": {},
+        "privacy": dict(privacy),
         "attacks": {"membership": [], "canary": [], "audit": []},
     }
-    if len(rows) < config.train.rounds:
-        summary["stopped_early"] = early_sentence(config.train.patience, server.task, rows)
+    if privacy and (warning := delta_warning(config, federation)):
+        summary["privacy_warning"] = warning
+    if why:
+        summary["stopped_early"] = why
     return summary
 
 
@@ -61,10 +66,3 @@ def last_metrics(rows: list[Row]) -> dict[str, float]:
         if metrics:
             return metrics
     return {}
-
-
-def early_sentence(patience: int, task: Task, rows: list[Row]) -> str:
-    return (
-        f"stopped after round {rows[-1]['round']}: the dev metric had not improved for {patience} "
-        "evaluations; this choice looked at the dev part and is outside any epsilon"
-    )

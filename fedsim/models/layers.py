@@ -265,7 +265,10 @@ def lstm(x: Tensor, into: Tensor, hidden: Tensor, bias: Tensor, watch: Watch | N
     gates = gates.view(models, batch, time, -1)
     if watch is not None:
         gates = watch.gates(x, gates)
-    states = cast(Tensor, Recurrence.apply(gates, hidden))  # type: ignore[no-untyped-call]
+    if gates.dtype == torch.bfloat16:
+        gates = gates.float()
+    with torch.autocast(x.device.type, enabled=False):  # the recurrence rounds at every step: in float32
+        states = cast(Tensor, Recurrence.apply(gates, hidden))  # type: ignore[no-untyped-call]
     if watch is not None:
         watch.hidden(states)
     return states

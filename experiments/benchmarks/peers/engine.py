@@ -3,13 +3,11 @@
 The only place that knows how the engine is called.
 """
 
-import inspect
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
+from clients.clipping import Clip, clipped_gradients
 from clients.training import Trainer
 from experiments.benchmarks.peers.settings import Setting
 from fedsim.app.place import chunk_bytes
@@ -17,11 +15,8 @@ from fedsim.config import Dp, Model, Place, Train
 from fedsim.models import build_model
 from fedsim.models.layers import Conv2d, Linear
 from fedsim.models.tasks import Task, make_task
+from fedsim.privacy.noise import Seeded
 from fedsim.types import Params, Spec
-
-
-class Unavailable(Exception):
-    """This version of the engine does not have what was asked for."""
 
 
 class PflCnn(nn.Module):
@@ -58,48 +53,45 @@ def build(s: Setting) -> tuple[nn.Module, Task]:
 
 
 def make_trainer(s: Setting, private: bool, layout: str = "dense") -> tuple[Trainer, nn.Module]:
-    """Return a trainer as the simulator makes it, and its module. Raises Unavailable."""
+    """Return a trainer as the simulator makes it, and its module.
+
+    Each device adds its own noise ("dense"), or a trusted node once for its sum ("summed").
+    """
     module, task = build(s)
     memory = chunk_bytes(Place())
     if not private:
         return Trainer(module, task, Train(lr=s.lr, batch_size=s.batch), memory), module
-    if "dp" not in inspect.signature(Trainer).parameters:
-        raise Unavailable("the trainer has no DP-SGD yet")
-    steps = -(-s.examples // s.batch)
-    train = Train(lr=s.lr, batch_size=s.batch, local_steps=steps)
     dp = Dp.model_validate(
         {
             "unit": "example",
-            "trust": "local",
+            "trust": "local" if layout == "dense" else "central",
             "clip_norm": s.clip,
             "noise_multiplier": s.noise,
             "noise_layout": layout,
             "sampling_rate": s.batch / s.examples,
         }
     )
-    make: Callable[..., Trainer] = Trainer
-    return make(module, task, train, memory, dp=dp), module
+    train = Train(lr=s.lr, batch_size=s.batch, local_steps=-(-s.examples // s.batch))
+    return Trainer(module, task, train, memory, dp, Seeded(0)), module
 
 
 def clipped_sums(
     module: nn.Module, task: Task, batch: Params, clip: float, params: Params | None = None
 ) -> Params:
-    """Return the clipped gradient sums by book-keeping; `params` [K, ...] for K models side by side.
+    """Return the clipped gradient sums by book-keeping; `params` [K, ...] for K models side by side."""
+    names = sorted(batch)
 
-    Raises Unavailable where the engine has no book-keeping yet.
-    """
-    try:
-        from clients.clipping import clipped_gradients
-    except ImportError:
-        raise Unavailable("clients.clipping is not here yet") from None
-    found = clipped_gradients(
-        module, task.losses, batch, clip, params=params, stacked=params is not None, method="exact"
-    )
-    return dict(found.sums)
+    def losses(outputs: Params, *targets: Tensor) -> Tensor:
+        return task.losses(outputs, dict(zip(names, targets, strict=True)))
+
+    inputs, targets = [batch[name] for name in task.inputs], [batch[name] for name in names]
+    found = clipped_gradients(module, losses, inputs, targets, Clip(clip), params)
+    return {name: s for name, s in found.sums.items() if isinstance(s, Tensor)}
 
 
-def noise_like(sums: Params, stddev: float) -> Params:
-    """Return Gaussian noise for each sum, drawn on one flat buffer."""
-    flat = torch.randn(sum(s.numel() for s in sums.values())).mul_(stddev)
+def noise_like(sums: Params, stddev: float, step: int) -> Params:
+    """Return the engine's noise for each sum, drawn on one flat buffer."""
+    flat = torch.empty(sum(s.numel() for s in sums.values()))
+    Seeded(0).normal(flat, "step", step).mul_(stddev)
     parts = flat.split([s.numel() for s in sums.values()])
-    return {name: part.view(s.shape) for (name, s), part in zip(sums.items(), parts, strict=True)}
+    return {name: part.view(s.shape).to(s.dtype) for (name, s), part in zip(sums.items(), parts, strict=True)}

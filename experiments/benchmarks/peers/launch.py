@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[3]
-SPIN = {"GOMP_SPINCOUNT": "1000"}
-"""Threads spin a little and then sleep, as our command line sets it; for every peer alike."""
+SPIN = {
+    "GOMP_SPINCOUNT": "1000",
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+}
+"""Threads spin a little and then sleep, and freed memory is kept, as our command line sets both; for every
+peer alike."""
 
 
 def ask(command: list[str], job: dict[str, Any], timeout: float, **environment: str) -> dict[str, Any]:

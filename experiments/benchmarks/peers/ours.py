@@ -19,8 +19,9 @@ def run(job: Job) -> list[float]:
     for round, devices in enumerate(cohorts(job.setting, job.warmup + job.rounds), start=1):
         start = time.perf_counter()
         assigned = [
-            Assignment(f"d{device:06d}", Examples(data[device]), float(len(data[device]["label"])))
+            Assignment(f"d{device:06d}", Examples(data[device]), float(n), n)
             for device in devices
+            for n in [len(data[device]["label"])]
         ]
         update = trainer.train(params, assigned, seed=1, round=round)
         params = {name: p + (update.delta[name] / update.weight).float() for name, p in params.items()}

@@ -1,0 +1,1 @@
+"""Attacks and audits: scores first, statistics apart from them; all pure functions of arrays."""

@@ -1,0 +1,68 @@
+"""ModIvA: an open-box search for a canary's code by gradients (after Parikh et al., 2022, arXiv 2203.13920).
+
+The unknown tokens are relaxed to mixtures of candidates; the target's loss is minimised over the mixtures
+while a temperature turns them into choices. Many restarts run as one batch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedsim.audit.extraction import Guess, Loss, one_hot
+from fedsim.errors import WrongInput
+
+
+@dataclass(frozen=True)
+class Search:
+    """How ModIvA searches."""
+
+    restarts: int = 8
+    steps: int = 300
+    lr: float = 0.05
+    warm: float = 1.0
+    cold: float = 0.1
+    """The temperature falls geometrically from warm to cold."""
+    gumbel: bool = False
+    """Whether each step adds Gumbel noise to the logits (Jang et al., 2017), so that a mixture is a draw."""
+    check: int = 10
+    """After so many steps the choices that the logits make, with and without noise, are scored."""
+    spread: float = 1.0
+    """Standard deviation of the first logits."""
+
+
+def modiva(loss: Loss, length: int, candidates: int, search: Search, rng: torch.Generator) -> Guess:
+    """Return the code with the lowest loss that any restart's logits chose on the way.
+
+    loss: mixtures [B, length, candidates] -> the target's loss [B], differentiable; rows share nothing.
+    """
+    if search.restarts < 1 or search.steps < 1:
+        raise WrongInput(f"a search wants restarts and steps, got {search.restarts} and {search.steps}")
+    shape = (search.restarts, length, candidates)
+    logits = (search.spread * torch.randn(shape, generator=rng)).requires_grad_()
+    optimizer = torch.optim.Adam([logits], lr=search.lr)
+    best = score_choice(loss, logits)
+    for step in range(1, search.steps + 1):
+        temperature = search.warm * (search.cold / search.warm) ** (step / search.steps)
+        noise = _gumbel(shape, rng) if search.gumbel else 0.0
+        (grad,) = torch.autograd.grad(loss(((logits + noise) / temperature).softmax(-1)).sum(), logits)
+        logits.grad = torch.where(grad.isfinite(), grad, 0.0)
+        optimizer.step()
+        if step % search.check == 0 or step == search.steps:
+            drawn = [logits, logits + noise] if search.gumbel else [logits]
+            choices = [score_choice(loss, z) for z in drawn]
+            best = min(best, *choices, key=lambda guess: guess.loss)
+    return best
+
+
+def score_choice(loss: Loss, logits: Tensor) -> Guess:
+    """Return the best of the codes that the logits [restarts, length, candidates] choose."""
+    with torch.no_grad():
+        codes = logits.argmax(-1)
+        found = loss(one_hot(codes, logits.shape[-1]))
+    row = int(found.nan_to_num(torch.inf).argmin())
+    return Guess(tuple(codes[row].tolist()), float(found[row]))
+
+
+def _gumbel(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    return -torch.log(-torch.log(torch.rand(shape, generator=rng).clamp(1e-9, 1 - 1e-7)))

@@ -1,0 +1,212 @@
+"""What was released, about whom, in which round: written before the release, never taken back.
+
+`privacy.jsonl` holds a row a release; who is in which group of equal events stands beside it, in
+`privacy/<hash>.npy`, once for all the rounds that share it.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array, csr_array
+
+from fedsim.privacy.accounting import Event, merged
+from fedsim.privacy.table import Table
+
+NOBODY = -1
+Members = NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The events that one release means, by groups of devices."""
+
+    round: int
+    period: int
+    release: str
+    """What kind of release, as "model"; part of the key."""
+    attempt: str
+    """"seeded" where a repeated round is the same release, else a name of this process."""
+    groups: tuple[tuple[Event, ...], ...]
+    members: Members
+    """[devices]: each device's group, or NOBODY."""
+
+    def __post_init__(self) -> None:
+        assert self.members.max(initial=NOBODY) < len(self.groups), "a member's group has events"
+
+    @property
+    def key(self) -> tuple[int, str, str]:
+        return (self.round, self.release, self.attempt)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An entry on disk: everything but the members, which are named."""
+
+    round: int
+    period: int
+    release: str
+    attempt: str
+    groups: tuple[tuple[Event, ...], ...]
+    name: str
+
+    @property
+    def key(self) -> tuple[int, str, str]:
+        return (self.round, self.release, self.attempt)
+
+
+@dataclass
+class Ledger:
+    """All releases of a run.
+
+    Guarantee: what `counts` composes holds every entry that `write` returned for, whenever the process ended;
+    a seeded round that is repeated counts once, one with other noise or other events again.
+    """
+
+    folder: Path
+    devices: int
+    entries: list[Kept] = field(default_factory=list)
+
+    @staticmethod
+    def open(folder: Path, devices: int) -> "Ledger":
+        """Return the ledger of a run's folder as the files have it."""
+        ledger = Ledger(folder, devices)
+        ledger.entries.extend(_kept(json.loads(line)) for line in ledger._lines())
+        return ledger
+
+    def write(self, entry: Entry) -> None:
+        """Put a release on disk, before it happens; once it returns, the release may go out."""
+        name, content = _named(entry.members)
+        kept = Kept(entry.round, entry.period, entry.release, entry.attempt, entry.groups, name)
+        if kept in self.entries:
+            return
+        self._write_members(name, content)
+        row = asdict(kept) | {
+            "groups": [[[e.noise_multiplier, e.sampling_rate, e.count] for e in g] for g in entry.groups]
+        }
+        start = "\n" if self._is_torn() else ""
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(start + json.dumps(row, allow_nan=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        _sync_folder(self.folder)
+        self.entries.append(kept)
+
+    def counts(
+        self, counted: Callable[[Kept], bool] = lambda entry: True, more: Iterable[Entry] = ()
+    ) -> tuple[Table, csr_array]:
+        """Return the distinct events, and how often each befell each device [devices, events].
+
+        Only entries that are `counted`, and `more` entries that are about to be written.
+        """
+        times = Counter((entry.groups, entry.name) for entry in self.entries if counted(entry))
+        columns: dict[tuple[float, float], int] = {}
+        parts = [
+            _cells(groups, self._members(name), often, columns) for (groups, name), often in times.items()
+        ]
+        parts += [_cells(entry.groups, entry.members, 1, columns) for entry in more]
+        if not columns:
+            return Table(()), csr_array((self.devices, 0), dtype=np.int64)
+        who, event, often = (np.concatenate(each) for each in zip(*parts, strict=True))
+        found = coo_array((often, (who, event)), shape=(self.devices, len(columns)))
+        return Table(tuple(Event(z, q) for z, q in columns)), csr_array(found)
+
+    def _members(self, name: str) -> Members:
+        found: Members = np.load(self.folder / "privacy" / f"{name}.npy", allow_pickle=False)
+        return found
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "privacy.jsonl"
+
+    def _is_torn(self) -> bool:
+        """Whether the last row was cut off by the end of its process."""
+        if not self._path.exists() or not self._path.stat().st_size:
+            return False
+        with self._path.open("rb") as stream:
+            stream.seek(-1, os.SEEK_END)
+            return stream.read() != b"\n"
+
+    def _lines(self) -> list[str]:
+        """Return whole rows; a torn one was never followed by its release."""
+        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+        return [line for line in text.splitlines(keepends=True) if line.endswith("}\n") and _is_row(line)]
+
+    def _write_members(self, name: str, content: bytes) -> None:
+        path = self.folder / "privacy" / f"{name}.npy"
+        if path.exists():
+            return
+        path.parent.mkdir(exist_ok=True)
+        aside = path.with_suffix(".part")
+        with aside.open("wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(aside, path)
+        _sync_folder(path.parent)
+
+
+def row_events(table: Table, counts: csr_array, device: int) -> tuple[Event, ...]:
+    """Return what befell one device, from `Ledger.counts`."""
+    row = counts[[device]].toarray()[0]
+    found = zip(table.events, row.tolist(), strict=True)
+    return merged(Event(e.noise_multiplier, e.sampling_rate, int(n)) for e, n in found)
+
+
+def _cells(
+    groups: tuple[tuple[Event, ...], ...],
+    members: Members,
+    often: int,
+    columns: dict[tuple[float, float], int],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return (device, column, count) of an entry that happened `often`; new events get new columns."""
+    who, event, count = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    part = np.flatnonzero(members != NOBODY)
+    part = part[np.argsort(members[part], kind="stable")]
+    edges = np.searchsorted(members[part], np.arange(len(groups) + 1))
+    for number, group in enumerate(groups):
+        mine = part[edges[number] : edges[number + 1]]
+        for e in merged(group):
+            who.append(mine)
+            event.append(
+                np.full(len(mine), columns.setdefault((e.noise_multiplier, e.sampling_rate), len(columns)))
+            )
+            count.append(np.full(len(mine), e.count * often))
+    return np.concatenate(who), np.concatenate(event), np.concatenate(count)
+
+
+def _named(members: Members) -> tuple[str, bytes]:
+    """Return the members as the bytes of a file, and the name that these give it."""
+    stream = io.BytesIO()
+    np.save(stream, members)
+    content = stream.getvalue()
+    return hashlib.sha256(content).hexdigest()[:16], content
+
+
+def _kept(row: dict[str, Any]) -> Kept:
+    groups = tuple(tuple(Event(float(z), float(q), int(n)) for z, q, n in g) for g in row["groups"])
+    return Kept(row["round"], row["period"], row["release"], row["attempt"], groups, row["name"])
+
+
+def _is_row(line: str) -> bool:
+    try:
+        return "name" in json.loads(line)
+    except ValueError:
+        return False
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a new name in a folder survive a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
