@@ -161,7 +161,7 @@ class Trainer:
     def _train_chunk(
         self, start: Params, chunk: Chunk, summed: Summed | None, clip: DeviceClip | None
     ) -> Update:
-        begin = {n: p[chunk.table_rows[n]] if n in chunk.table_rows else p for n, p in start.items()}
+        begin = {n: _held(p, chunk.table_rows[n]) if n in chunk.table_rows else p for n, p in start.items()}
         local = {
             name: p.clone() if name in chunk.table_rows else p.expand(len(chunk.works), *p.shape).clone()
             for name, p in begin.items()
@@ -269,6 +269,11 @@ def cut_to_norm(grads: Grads, params: Mapping[str, Tensor], bound: float) -> Par
 def dense(grad: Tensor | Rows, like: Tensor) -> Tensor:
     """Return a gradient as a whole tensor [K, ...]."""
     return grad.dense(like.shape) if isinstance(grad, Rows) else grad
+
+
+def _held(table: Tensor, rows: Tensor) -> Tensor:
+    """Return each device's rows of a table, [K, rows, width]."""
+    return table.index_select(0, rows.flatten()).view(*rows.shape, -1)
 
 
 def _first(begin: Tensor, like: Tensor) -> Tensor:
