@@ -29,10 +29,19 @@ def form_of(config: Config) -> Form:
 
 def form_sentences(config: Config) -> list[str]:
     """Say what travels beyond sums, and what that means."""
-    form = form_of(config)
-    if not form.single and not form.figures:
-        return ["Nodes answer with sums over their devices; no device's update leaves its node alone."]
-    return [f"The server sees {_what(form)}: {_who(config)} needs that."]
+    form, settings = form_of(config), config.aggregation
+    lines = ["Nodes answer with sums over their devices; no device's update leaves its node alone."]
+    if form.single or form.figures:
+        lines = [f"The server sees {_what(form)}: {_who(config)} needs that."]
+    if settings.max_norm:
+        what = "scaled down to it" if settings.over_norm == "clip" else "left out"
+        lines.append(f"A device's update over the norm {settings.max_norm:g} is {what} on its node.")
+    if settings.min_updates:
+        lines.append(
+            f"A round with fewer than {settings.min_updates} valid updates leaves the model as it is; with "
+            "that no amplification by sampling can be claimed."
+        )
+    return lines
 
 
 def _who(config: Config) -> str:

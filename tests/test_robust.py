@@ -111,6 +111,14 @@ def test_single_updates_are_told_and_refused_under_a_secure_sum() -> None:
     assert form_of(from_flat({"dp.trust": "secure_sum"})).single is False
 
 
+def test_bounds_on_updates_are_told() -> None:
+    bounds = {"aggregation.max_norm": 2.5, "aggregation.min_updates": 4}
+    lines = form_sentences(from_flat(bounds | {"aggregation.over_norm": "clip"}))
+    assert "over the norm 2.5 is scaled down to it" in lines[1]
+    assert "fewer than 4 valid updates" in lines[2]
+    assert "is left out" in form_sentences(from_flat(bounds))[1]
+
+
 def test_a_robust_rule_has_no_weights() -> None:
     with pytest.raises(WrongInput, match="'multi_krum' counts every device alike"):
         form_of(from_flat({"aggregation.rule": "multi_krum", "aggregation.weights": "examples"}))

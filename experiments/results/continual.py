@@ -23,7 +23,14 @@ MODES = {
     "reservoir of 50": ["stream.memory=reservoir", "stream.reservoir=50"],
     "current": ["stream.memory=current"],
 }
-COLUMNS = ("accuracy", "prequential_accuracy", "forgetting_accuracy", "backward_transfer_accuracy")
+COLUMNS = (
+    "accuracy",
+    "prequential_accuracy",
+    "forgetting_accuracy",
+    "backward_transfer_accuracy",
+    "negative_flip_rate",
+    "positive_flip_rate",
+)
 
 
 def main() -> None:
@@ -31,8 +38,11 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--out", default="runs")
     options = parser.parse_args()
-    print("| memory | accuracy at the end | before training on a period | forgetting | backward transfer |")
-    print("|---|---|---|---|---|")
+    print(
+        "| memory | accuracy at the end | before training on a period | forgetting | backward transfer "
+        "| right before, wrong now | wrong before, right now |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for mode, settings in MODES.items():
         runs = [run(seed, settings, options.data_dir, options.out) for seed in SEEDS]
         cells = [cell([r["metrics"][name] for r in runs if name in r["metrics"]]) for name in COLUMNS]

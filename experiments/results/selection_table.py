@@ -24,7 +24,7 @@ MODES = ("static", "continual")
 SETS = ("massive", "star")
 ROUNDS = {"massive": 100, "star": 60}
 
-ABOUT = """Written by `selection_table.py` from `selection_runs.jsonl`: means with 95 % t-intervals over seeds.
+ABOUT = """Written by `selection_table.py` from `selection_runs.jsonl`: means, 95 % t-intervals over seeds.
 
 Differences: accuracy in points, a rule less uniform selection with the same weights, paired by seed. "Equal
 steps" compares when a run has taken as many local steps as uniform selection in all its rounds; it means
@@ -41,7 +41,8 @@ def main() -> None:
     compared = "\n".join(differences(runs))
     print(compared)
     parts = ["# Selection x weights: every cell", ABOUT, compared]
-    parts += ["\n".join(table(runs, name, mode)) for name in SETS for mode in MODES]
+    for rows in (table, decile_table):
+        parts += ["\n".join(rows(runs, name, mode)) for name in SETS for mode in MODES]
     (HERE / "selection.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     draw(runs, accuracy_panel, "selection_accuracy.png")
     draw(runs, decile_panel, "selection_deciles.png")
@@ -83,6 +84,24 @@ def table(runs: Runs, name: str, mode: str) -> list[str]:
             lines.append(f"| {selection} | {weights.replace('_', ' ')} | {' | '.join(columns)} |")
     top = runs[name, mode, "uniform", "equal"][0]["top_1_examples"]
     return [*lines, "", f"The top 1 % of the devices hold {100 * top:.1f} % of the training examples."]
+
+
+def deciles(cell: list[Run]) -> list[tuple[float, float]]:
+    """Return mean and half-width of the accuracy on each tenth of the devices."""
+    return [t_interval([run["deciles"][i] for run in cell]) for i in range(10)]
+
+
+def decile_table(runs: Runs, name: str, mode: str) -> list[str]:
+    lines = [
+        f"## {name}, {mode}: accuracy on devices by tenth of activity, %, equal weights",
+        "",
+        f"| selection | {' | '.join(map(str, range(1, 11)))} |",
+        f"|---|{'---|' * 10}",
+    ]
+    for selection in SELECTIONS:
+        cells = [f"{100 * m:.1f} ± {100 * h:.1f}" for m, h in deciles(runs[name, mode, selection, "equal"])]
+        lines.append(f"| {selection} | {' | '.join(cells)} |")
+    return lines
 
 
 def differences(runs: Runs) -> list[str]:
@@ -177,8 +196,9 @@ def accuracy_panel(axes: Axes, runs: Runs, name: str, mode: str) -> None:
 def decile_panel(axes: Axes, runs: Runs, name: str, mode: str) -> None:
     """Accuracy on the devices' own held-out examples by tenth of activity, equal weights."""
     for i, selection in enumerate(SELECTIONS):
-        table = np.array([run["deciles"] for run in runs[name, mode, selection, "equal"]])
-        axes.plot(range(1, 11), 100 * table.mean(0), "o-", color=SERIES[i], label=selection, markersize=4)
+        mean, half = 100 * np.array(deciles(runs[name, mode, selection, "equal"])).T
+        x = np.arange(1, 11) + (i - 2) * 0.08
+        axes.errorbar(x, mean, half, fmt="o-", color=SERIES[i], label=selection, markersize=4, elinewidth=0.8)
     axes.set_xticks(range(1, 11))
     axes.set_xlabel("tenth of the devices, least active first")
     axes.set_ylabel("accuracy on devices, %")

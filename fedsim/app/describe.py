@@ -114,6 +114,11 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
             "Note: activity counts twice: active devices are chosen more often and weigh more. "
             'aggregation.weights = "equal" counts it once.'
         )
+    if view.privacy_cap is not None:
+        lines.append(
+            f"No device is included with a chance above {view.privacy_cap:.4g}, which keeps each within "
+            f"epsilon {config.dp.target_epsilon:g}; what that cuts off goes to nobody."
+        )
     if config.aggregation.weights == "inverse_probability":
         lines.append(
             f"Weights by inverse probability, divided by the constant {config.selection.cohort}: the "
