@@ -43,9 +43,9 @@ class LocalModel:
         return params if self.stacked else {name: p[0] for name, p in params.items()}
 
     @contextmanager
-    def arithmetic(self, keys: Tensor, step: int) -> Iterator[None]:
-        """Name this step's dropout and set the precision that the forward runs in."""
-        set_dropout_keys(self.module, keys, step, stacked=self.stacked)
+    def arithmetic(self, keys: Tensor, step: int, rows: Tensor | None = None) -> Iterator[None]:
+        """Name this step's dropout and set the precision that the forward runs in; `rows` name examples."""
+        set_dropout_keys(self.module, keys, step, self.stacked, rows)
         autocast = torch.autocast(self.place.type, torch.bfloat16, enabled=self.precision == "bf16")
         # our layers need no seed; what else draws in a model of somebody's own gets one for these devices
         with torch.random.fork_rng(devices=[]), autocast:

@@ -59,6 +59,10 @@ class Chunk:
     names: tuple[Name, ...]
     """Attempt and round: what every key of this chunk's noise begins with."""
 
+    def rows_of(self, step: int) -> Tensor:
+        """Return the row numbers of a step's batches, [devices at work, B]."""
+        return self.rows[: self.active[step], step, :, : self.sizes[step]].flatten(1)
+
 
 def plan_chunks(costs: Sequence[int], limit: int) -> list[list[int]]:
     """Group devices, dearest first, so that (devices × dearest device) stays within `limit` bytes.

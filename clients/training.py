@@ -23,6 +23,7 @@ from clients.private import PrivateGradients, check_private
 from clients.records import Grads, Rows
 from clients.table_noise import LateNoise, Summed, add_dense, late_noise
 from fedsim.config import Dp, Train
+from fedsim.errors import WrongInput
 from fedsim.models.memory import activation_floats
 from fedsim.models.tasks import Task
 from fedsim.privacy.local import local_plan
@@ -65,6 +66,8 @@ class Trainer:
     ) -> None:
         self.settings, self.memory = train, memory
         self.dp = dp if dp is not None and dp.unit == "example" else None
+        if self.dp is not None and noise is None:
+            raise WrongInput("example-level DP needs a noise source of this run's own; give Seeded or Os")
         self.noise = noise or Seeded(0)
         alone = self.dp is not None and self.dp.method in SLOW
         self.local = LocalModel(module, task, train.precision, alone)
@@ -145,15 +148,17 @@ class Trainer:
         return batch * activation_floats(self.module, self.task.inputs, examples)
 
     def _work(self, a: Assignment, seed: int, names: tuple[Name, ...], survivors: int) -> Work:
-        round = names[-1]
-        key = int(generator(seed, "dropout", round, a.device).integers(2**62))
         if self.dp is None:
+            round = names[-1]
+            key = int(generator(seed, "dropout", round, a.device).integers(2**62))
             rng = generator(seed, "batches", round, a.device)
             return Work(
                 a.examples, a.weight, make_schedule(self.settings, len(a.examples), rng), key, a.device
             )
         plan = local_plan(self.dp, self.settings, a.activity, survivors)
         slots = self.dp.micro_batches if self.dp.method == "edp" else 1
+        # masks that nobody knows are as if drawn for each example: then one example moves only its own part
+        key = int(self.noise.generator(*names, "dropout", a.device).integers(2**62))
         coins = self.noise.generator(*names, "batches", a.device)
         schedule = make_poisson_schedule(plan, len(a.examples), slots, coins)
         return Work(a.examples, a.weight, schedule, key, a.device, plan)
@@ -209,9 +214,9 @@ class Trainer:
     ) -> Tensor:
         """Take one local step on the devices still at work; return the sum of the examples' losses."""
         active, size = chunk.active[step], chunk.sizes[step]
-        rows, mask = (x[:active, step, :, :size] for x in (chunk.rows, chunk.mask))
+        mask = chunk.mask[:active, step, :, :size]
         which = torch.arange(active, device=self.place).unsqueeze(1)
-        batch = {name: field[which, rows.flatten(1)] for name, field in chunk.fields.items()}
+        batch = {name: field[which, chunk.rows_of(step)] for name, field in chunk.fields.items()}
         grads, losses = self.gradients(params, batch, mask, chunk, step)
         with torch.no_grad():
             if self.settings.proximal:
