@@ -326,7 +326,7 @@ def test_an_example_without_a_number_takes_only_itself_out() -> None:
     t = Trainer(module, Poisoned(), Train(local_steps=1), dp=private(sampling_rate=1.0), noise=NOISE)  # type: ignore[arg-type]
     update = t.train(double(parameters_of(module)), [Assignment("d", Examples(poisoned), 1.0, 8)], 3, 2)
     assert all(bool(d.isfinite().all()) for d in update.delta.values())
-    assert math.isfinite(update.metrics["loss_sum"]) and update.metrics["loss_sum"] > 0
+    assert 0 < update.metrics["loss_sum"] < math.inf
     assert len(good) == len(bad)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clients.device_clip import device_clip
 from clients.training import Assignment, Trainer
 from fedsim.app.answer import Job, answer
-from fedsim.app.place import chunk_bytes, data_dir, torch_device
+from fedsim.app.place import chunk_bytes, data_dir, threads, torch_device
 from fedsim.config import Config, Dp, from_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.holdings import Holdings, load_holdings
@@ -147,5 +147,7 @@ def _make_node(config: Config, folder: Path | None, first: int, step: int, real:
     federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
     task, noise = make_task(federation.spec), noise_source(config, real)
-    trainer = Trainer(module, task, config.train, chunk_bytes(config.place), config.dp, noise)
+    trainer = Trainer(
+        module, task, config.train, chunk_bytes(config.place), config.dp, noise, threads(config.place)
+    )
     return Node(config, holdings, trainer, noise, real, slice(first, None, step))
