@@ -20,6 +20,8 @@ from fedsim.wire import NOT_FINITE, array_bytes, unpack_reply
 logger = getLogger(__name__)
 
 ROUNDING = 1e-6
+NAMES = 20
+"""Devices that a line of the log names."""
 
 
 def skips_rounds(settings: Aggregation) -> bool:
@@ -56,9 +58,7 @@ class Guard:
                 continue
             part = self.asked[node]
             self._admit(node, part)
-            for device, why in reply.rejected.items():
-                if device in part.devices:
-                    self._note(device, why)
+            self._note({d: why for d, why in reply.rejected.items() if d in part.devices})
             yield self._rows(reply) if self.form.single else reply
 
     def _read(self, content: RecordDict, node: int) -> tuple[Reply | None, str]:
@@ -124,9 +124,7 @@ class Guard:
     def _rows(self, reply: Reply) -> Reply:
         """Return a reply of single updates, and its metrics, without the devices whose own is wrong."""
         reasons = [self._wrong_size(_alone(reply, i), 1.0) for i in range(len(reply.devices))]
-        for device, reason in zip(reply.devices.tolist(), reasons, strict=True):
-            if reason:
-                self._note(device, reason)
+        self._note({d: why for d, why in zip(reply.devices.tolist(), reasons, strict=True) if why})
         good = np.array([not reason for reason in reasons], dtype=bool)
         index = torch.from_numpy(np.flatnonzero(good))
         figures = {name: values[good] for name, values in reply.figures.items()}
@@ -158,9 +156,12 @@ class Guard:
             reason,
         )
 
-    def _note(self, device: DeviceId, reason: str) -> None:
-        self.rejected[device] = reason
-        logger.warning("round %d: the update of device %r is rejected: %s", self.round, device, reason[:200])
+    def _note(self, rejected: Mapping[DeviceId, str]) -> None:
+        """Leave out single devices; those with one reason are told in one line."""
+        self.rejected |= rejected
+        for reason in dict.fromkeys(rejected.values()):
+            devices = [device for device, why in rejected.items() if why == reason]
+            logger.warning("round %d: rejected devices %s: %s", self.round, _named(devices), reason[:200])
 
 
 def _alone(reply: Reply, row: int) -> Update:
@@ -170,5 +171,5 @@ def _alone(reply: Reply, row: int) -> Update:
 
 
 def _named(devices: Sequence[str] | NDArray[np.str_]) -> str:
-    shown = ", ".join(map(str, devices[:3]))
-    return f"{shown} and {len(devices) - 3} more" if len(devices) > 3 else shown or "no device"
+    shown = ", ".join(map(str, devices[:NAMES]))
+    return f"{shown} and {len(devices) - NAMES} more" if len(devices) > NAMES else shown or "no device"

@@ -19,17 +19,17 @@ from fedsim.errors import RunFailed
 EXPERIMENT = Path(__file__).parents[1] / "fedopt.toml"
 SEEDS = (1, 2, 3)
 SERVERS = {
-    "fedavg": (1.0, 2.0),
-    "fedavgm": (0.1, 0.3),
-    "fedadagrad": (0.03, 0.1),
-    "fedadam": (0.01, 0.03),
-    "fedyogi": (0.01, 0.03),
+    "fedavg": (1.0, 2.0, 4.0),
+    "fedavgm": (0.1, 0.3, 1.0),
+    "fedadagrad": (0.1, 0.3),
+    "fedadam": (0.03, 0.1),
+    "fedyogi": (0.03, 0.1),
 }
 CLIENTS = {
-    "sgd": ((1.0, 3.0, 10.0), ["train.optimizer=sgd"]),
-    "sgd, momentum 0.9": ((0.3, 1.0, 3.0), ["train.optimizer=sgd", "train.momentum=0.9"]),
-    "adam": ((0.01, 0.03, 0.1), ["train.optimizer=adam"]),
-    "adamw": ((0.01, 0.03, 0.1), ["train.optimizer=adamw", "train.weight_decay=0.01"]),
+    "sgd": ((3.0, 10.0, 30.0), ["train.optimizer=sgd"]),
+    "sgd, momentum 0.9": ((1.0, 3.0, 10.0), ["train.optimizer=sgd", "train.momentum=0.9"]),
+    "adam": ((0.03, 0.1, 0.3), ["train.optimizer=adam"]),
+    "adamw": ((0.03, 0.1, 0.3), ["train.optimizer=adamw", "train.weight_decay=0.01"]),
 }
 
 
