@@ -179,9 +179,12 @@ class Model(Section):
     """The model that all devices share."""
 
     name: str = Field(
-        "bag", description="bag | bilstm | transformer | projection | lstm | cnn | mlp | package.module:function",
+        "bag",
+        description="bag | bilstm | transformer | projection | lstm | cnn | mlp | package.module:function",
     )
-    embedding: int = Field(64, ge=1, le=10000, description="width of the word embedding, or of the projection")
+    embedding: int = Field(
+        64, ge=1, le=10000, description="width of the word embedding, or of the projection"
+    )
     hidden: int = Field(128, ge=1, le=100000, description="width of a hidden layer, each direction")
     layers: int = Field(1, ge=1, le=100, description="recurrent, hidden or convolution layers, or blocks")
     heads: int = Field(4, ge=1, le=1000, description="attention heads of the transformer")

@@ -1,4 +1,4 @@
-"""A model made for differential privacy: all that is trained is one linear layer on bounded, public features."""
+"""A model made for differential privacy: one trained linear layer over bounded, untrained features."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ KEY = 0
 
 
 class Projection(nn.Module):
-    """A frozen random sign for each token and dimension, summed over the text, scaled to norm 1; a linear head.
+    """A frozen random sign a token and dimension, summed over the text, scaled to norm 1; a linear head.
 
     With noise on a linear head, what reaches the logits does not grow with the width, so the width costs
     arithmetic only, and features of norm 1 bound an example's gradient by √2: little is lost in clipping.
