@@ -90,6 +90,7 @@ def check_release(config: Config) -> None:
     """Refuse releases that happen or not by what devices answered. Raises WrongInput."""
     if config.aggregation.min_updates:
         raise WrongInput(
-            f"aggregation.min_updates = {config.aggregation.min_updates} ends a round without a release "
-            'where one device decides it by its answer, which no noise hides; set it to 0 for dp.unit = "device"'
+            f"aggregation.min_updates = {config.aggregation.min_updates} ends a round without a "
+            "release where one device decides it by its answer, which no noise hides; set it to 0 for "
+            'dp.unit = "device"'
         )
