@@ -1,5 +1,6 @@
 """The model as a chunk of devices runs it: stacked where its layers can, else one device at a time."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -20,6 +21,12 @@ class LocalModel:
         self.stacked = is_stackable(module) and not alone
         self.place = next(module.parameters()).device
         self.tables: Mapping[str, str] = getattr(module, "tables", {}) if self.stacked else {}
+
+    def twin(self) -> "LocalModel":
+        """Return one with a module of its own, for another thread."""
+        other = copy.copy(self)
+        other.module = copy.deepcopy(self.module)
+        return other
 
     def inputs(self, batch: Params) -> tuple[Tensor, ...]:
         """Return the batch's fields that the module reads, [K, B, ...], or [B, ...] where not stacked."""
@@ -43,14 +50,27 @@ class LocalModel:
         return params if self.stacked else {name: p[0] for name, p in params.items()}
 
     @contextmanager
-    def arithmetic(self, keys: Tensor, step: int) -> Iterator[None]:
-        """Name this step's dropout and set the precision that the forward runs in."""
-        set_dropout_keys(self.module, keys, step, stacked=self.stacked)
+    def arithmetic(self, keys: Tensor, step: int, rows: Tensor | None = None) -> Iterator[None]:
+        """Name this step's dropout and set the precision that the forward runs in; `rows` name examples."""
+        set_dropout_keys(self.module, keys, step, self.stacked, rows)
         autocast = torch.autocast(self.place.type, torch.bfloat16, enabled=self.precision == "bf16")
-        # our layers need no seed; what else draws in a model of somebody's own gets one for these devices
-        with torch.random.fork_rng(devices=[]), autocast:
+        if draws_by_keys(self.module):
+            with autocast:
+                yield
+            return
+        with torch.random.fork_rng(devices=[]), autocast:  # a seed for these devices and this step
             torch.manual_seed((int(keys[0]) + step) % 2**62)
             yield
+
+
+def draws_by_keys(module: nn.Module) -> bool:
+    """Whether whatever the module draws comes from keys: so it is with ours, and with those of somebody's own
+    that say `keyed = True`."""
+    known = ("fedsim.models.", "torch.nn.modules.")
+    return bool(getattr(module, "keyed", False)) or all(
+        type(layer).__module__.startswith(known) and not isinstance(layer, _DropoutNd)
+        for layer in module.modules()
+    )
 
 
 def full_precision(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

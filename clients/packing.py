@@ -59,18 +59,30 @@ class Chunk:
     names: tuple[Name, ...]
     """Attempt and round: what every key of this chunk's noise begins with."""
 
+    def rows_of(self, step: int) -> Tensor:
+        """Return the row numbers of a step's batches, [devices at work, B]."""
+        return self.rows[: self.active[step], step, :, : self.sizes[step]].flatten(1)
 
-def plan_chunks(costs: Sequence[int], limit: int) -> list[list[int]]:
-    """Group devices, dearest first, so that (devices × dearest device) stays within `limit` bytes.
 
-    A pure function of sizes and limit. A device that is dearer than the limit is a chunk of its own.
+def plan_chunks(
+    costs: Sequence[int], limit: int, steps: Sequence[int] = (), workers: int = 1
+) -> list[list[int]]:
+    """Group devices, most local steps first, so that (devices × dearest device) stays within `limit` bytes.
+
+    With several workers no chunk has more than its share of all steps, so that each has something to do. A
+    pure function of sizes, limit and workers. A device over the limits is a chunk of its own.
     """
+    steps = steps or [1] * len(costs)
+    share = sum(steps) / workers
     chunks: list[list[int]] = []
-    for device in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        if chunks and (len(chunks[-1]) + 1) * costs[chunks[-1][0]] <= limit:
-            chunks[-1].append(device)
-        else:
-            chunks.append([device])
+    dearest = taken = 0
+    for device in sorted(range(len(costs)), key=lambda i: (-steps[i], -costs[i], i)):
+        over = max(dearest, costs[device]) * (len(chunks[-1]) + 1) > limit if chunks else True
+        if over or (workers > 1 and taken + steps[device] > share):
+            chunks.append([])
+            dearest = taken = 0
+        chunks[-1].append(device)
+        dearest, taken = max(dearest, costs[device]), taken + steps[device]
     return chunks
 
 

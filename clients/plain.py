@@ -26,7 +26,7 @@ class PlainGradients:
         leaves = {n: p.detach().requires_grad_(n not in rows_only) for n, p in params.items()}
         with (
             recording(self.local.module, tape, rows_only),
-            self.local.arithmetic(chunk.keys[: len(mask)], step),
+            self.local.arithmetic(chunk.keys[: len(mask)], step, chunk.rows_of(step)),
         ):
             outputs = functional_call(self.local.module, self.local.params(leaves), self.local.inputs(batch))
         each = self.local.losses(batch)(outputs, *self.local.targets(batch))

@@ -38,7 +38,8 @@ class PrivateGradients:
         self, params: Params, batch: Params, mask: Tensor, chunk: Chunk, step: int
     ) -> tuple[Grads, Tensor]:
         """Return noisy gradients [K, ...] and the losses [K, B], zero where not `mask` [K, slots, size]."""
-        with self.local.arithmetic(chunk.keys[: len(mask)], step):
+        rows = None if self.dp.method in SLOW else chunk.rows_of(step)
+        with self.local.arithmetic(chunk.keys[: len(mask)], step, rows):
             clipped = self._clipped(params, batch, mask)
         works = chunk.works[: len(mask)]
         names = [(*chunk.names, "step", work.device, step) for work in works]
@@ -48,7 +49,8 @@ class PrivateGradients:
             name: _over(_added(clipped.sums.get(name), noise.get(name), p), divisor)
             for name, p in params.items()
         }
-        return grads, clipped.losses * mask.flatten(1)
+        told = mask.flatten(1) & clipped.losses.isfinite()
+        return grads, torch.where(told, clipped.losses, torch.zeros_like(clipped.losses))
 
     def _clipped(self, params: Params, batch: Params, mask: Tensor) -> Clipped:
         local, real = self.local, mask.flatten(1)

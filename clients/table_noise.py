@@ -5,6 +5,7 @@ gradients carries each of these to the end by a known factor, so their sum is on
 when the row is next read, and once at the end: then for each device, or for the sum of all at once.
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -113,6 +114,11 @@ class Summed:
 
     def __init__(self, params: Params, tables: Sequence[str]) -> None:
         self.variances = {t: np.zeros(len(params[t])) for t in tables}
+
+    def __add__(self, other: "Summed") -> "Summed":
+        total = copy.copy(self)
+        total.variances = {t: v + other.variances[t] for t, v in self.variances.items()}
+        return total
 
     def add(self, chunk: Chunk, optimizer: Optimizer, late: Mapping[str, LateNoise]) -> None:
         """Count the devices of a chunk; their held rows lack nothing, or what `late` says."""

@@ -92,6 +92,11 @@ def recording(module: nn.Module, tape: Tape, only: frozenset[str] | None = None)
     tape.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
     watched = []
     for path, layer in module.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            raise WrongInput(
+                f"the layer {path!r} ({type(layer).__name__}) mixes the examples of a batch, so that no clip "
+                "bounds one of them; use GroupNorm or LayerNorm"
+            )
         own = {key: names[id(p)] for key, p in layer._parameters.items() if p is not None and id(p) in names}
         if not own or (only is not None and not set(own.values()) & only):
             continue

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from clients.batches import make_poisson_schedule, make_schedule
+from clients.batches import count_steps, make_poisson_schedule, make_schedule
 from clients.clipping import SLOW
 from clients.device_clip import DeviceClip, add_in_secret, clip_factors, finite
-from clients.local import LocalModel
+from clients.lanes import in_lanes
+from clients.local import LocalModel, draws_by_keys
 from clients.optimizers import make_optimizer
 from clients.packing import Chunk, Work, device_cost, pack, plan_chunks
 from clients.plain import PlainGradients
@@ -23,6 +24,7 @@ from clients.private import PrivateGradients, check_private
 from clients.records import Grads, Rows
 from clients.table_noise import LateNoise, Summed, add_dense, late_noise
 from fedsim.config import Dp, Train
+from fedsim.errors import WrongInput
 from fedsim.models.memory import activation_floats
 from fedsim.models.tasks import Task
 from fedsim.privacy.local import local_plan
@@ -30,6 +32,7 @@ from fedsim.privacy.noise import NoiseSource, Seeded
 from fedsim.seeds import Name, generator
 from fedsim.types import DeviceId, Examples, Params, Update, no_update
 
+Gradients = PlainGradients | PrivateGradients
 GIB = 2**30
 DEFAULT_MEMORY = GIB
 """Bytes for a chunk's parameters, gradients and optimiser state where no limit is set."""
@@ -51,7 +54,8 @@ class Assignment:
 class Trainer:
     """Trains devices from the same parameters and returns the weighted sum of their changes.
 
-    Two runs, or two models of one, need noise sources of their own.
+    Two runs, or two models of one, need noise sources of their own. With `workers` > 1 so many chunks train
+    at the same time, each in a thread of its own with one torch thread; the sums are the same.
     """
 
     def __init__(
@@ -62,9 +66,12 @@ class Trainer:
         memory: int = DEFAULT_MEMORY,
         dp: Dp | None = None,
         noise: NoiseSource | None = None,
+        workers: int = 1,
     ) -> None:
         self.settings, self.memory = train, memory
         self.dp = dp if dp is not None and dp.unit == "example" else None
+        if self.dp is not None and noise is None:
+            raise WrongInput("example-level DP needs a noise source of this run's own; give Seeded or Os")
         self.noise = noise or Seeded(0)
         alone = self.dp is not None and self.dp.method in SLOW
         self.local = LocalModel(module, task, train.precision, alone)
@@ -74,10 +81,15 @@ class Trainer:
             check_private(self.dp, train, self._linear())
         if train.weight_decay or not (self.dp is None or self._linear()):
             self.local.tables = {}  # then more than its batches moves a row
-        self.gradients: PlainGradients | PrivateGradients = PlainGradients(self.local)
-        if self.dp is not None:
-            self.gradients = PrivateGradients(self.local, self.dp, self.noise, self._noises_late())
+        self.lanes = [self._lane(self.local)]
+        if draws_by_keys(module) and self.place.type == "cpu":  # others draw from one stream for all threads
+            self.lanes += [self._lane(self.local.twin()) for _ in range(workers - 1)]
         self.attempts = 0
+
+    def _lane(self, local: LocalModel) -> Gradients:
+        if self.dp is None:
+            return PlainGradients(local)
+        return PrivateGradients(local, self.dp, self.noise, self._noises_late())
 
     def _linear(self) -> bool:
         """Whether parameters move by a linear function of the gradients and of nothing else."""
@@ -103,14 +115,20 @@ class Trainer:
             self.attempts += 1  # what is done again is another release; a seed repeats the first one
         names = (self.attempts, round)
         start = {name: p.to(self.place) for name, p in params.items()}
-        total = no_update(params)
-        summed = Summed(params, list(self.local.tables)) if self._sums_noise() else None
-        for chunk in self._chunks(params, assigned, seed, names, survivors):
-            total = total + self._train_chunk(start, chunk, summed, clip)
+        total, left = no_update(params), Summed(params, list(self.local.tables))
+
+        def train_group(works: list[Work], lane: Gradients) -> tuple[Update, Summed]:
+            chunk = pack(works, self.local.tables, self.place, names)
+            mine = Summed(params, list(self.local.tables))
+            return self._train_chunk(start, chunk, lane, mine, clip), mine
+
+        groups = self._groups(params, assigned, seed, names, survivors)
+        for update, mine in in_lanes(train_group, groups, self.lanes):
+            total, left = total + update, left + mine
             if clip is not None and clip.summed is not None:
                 total = replace(total, delta={n: clip.summed.reduce(d) for n, d in total.delta.items()})
-        if summed is not None and assigned:
-            delta = summed.draw(total.delta, self.noise, (*names, assigned[0].device))
+        if self._sums_noise() and assigned:
+            delta = left.draw(total.delta, self.noise, (*names, assigned[0].device))
             total = replace(total, delta=delta)
         return total
 
@@ -121,23 +139,30 @@ class Trainer:
         """Whether held table rows get their noise when they are read: momentum would move them before."""
         return self._sums_noise() and not self.settings.momentum
 
-    def _chunks(
+    def _groups(
         self,
         params: Params,
         assigned: Sequence[Assignment],
         seed: int,
         names: tuple[Name, ...],
         survivors: int,
-    ) -> Iterator[Chunk]:
+    ) -> Iterator[list[Work]]:
+        """Yield the devices of each chunk."""
         # parameters, gradients, optimiser state; noise takes the gradients' place
         copies = 2 + len(self.optimizer.init(params)) + (self.dp is not None)
         tables = self.local.tables
         costs = [
             device_cost(params, tables, a.examples, copies, self._activations(a.examples)) for a in assigned
         ]
-        for members in plan_chunks(costs, self.memory if self.local.stacked else 0):
-            works = [self._work(assigned[i], seed, names, survivors) for i in members]
-            yield pack(works, tables, self.place, names)
+        memory = self.memory // len(self.lanes) if self.local.stacked else 0
+        steps = [self._steps(a) for a in assigned]
+        for members in plan_chunks(costs, memory, steps, len(self.lanes)):
+            yield [self._work(assigned[i], seed, names, survivors) for i in members]
+
+    def _steps(self, a: Assignment) -> int:
+        if self.dp is None:
+            return count_steps(self.settings, len(a.examples))
+        return local_plan(self.dp, self.settings, a.activity).steps
 
     def _activations(self, examples: Examples) -> int:
         """Return the floats that one local step on these examples holds."""
@@ -145,23 +170,26 @@ class Trainer:
         return batch * activation_floats(self.module, self.task.inputs, examples)
 
     def _work(self, a: Assignment, seed: int, names: tuple[Name, ...], survivors: int) -> Work:
-        round = names[-1]
-        key = int(generator(seed, "dropout", round, a.device).integers(2**62))
         if self.dp is None:
+            round = names[-1]
+            key = int(generator(seed, "dropout", round, a.device).integers(2**62))
             rng = generator(seed, "batches", round, a.device)
             return Work(
                 a.examples, a.weight, make_schedule(self.settings, len(a.examples), rng), key, a.device
             )
         plan = local_plan(self.dp, self.settings, a.activity, survivors)
         slots = self.dp.micro_batches if self.dp.method == "edp" else 1
+        # masks that nobody knows are as if drawn for each example: then one example moves only its own part
+        key = int(self.noise.generator(*names, "dropout", a.device).integers(2**62))
         coins = self.noise.generator(*names, "batches", a.device)
         schedule = make_poisson_schedule(plan, len(a.examples), slots, coins)
         return Work(a.examples, a.weight, schedule, key, a.device, plan)
 
     def _train_chunk(
-        self, start: Params, chunk: Chunk, summed: Summed | None, clip: DeviceClip | None
+        self, start: Params, chunk: Chunk, lane: Gradients, left: Summed, clip: DeviceClip | None
     ) -> Update:
-        begin = {n: p[chunk.table_rows[n]] if n in chunk.table_rows else p for n, p in start.items()}
+        """Return the chunk's weighted sum; `left` takes the noise that is still to be drawn for it."""
+        begin = {n: _held(p, chunk.table_rows[n]) if n in chunk.table_rows else p for n, p in start.items()}
         local = {
             name: p.clone() if name in chunk.table_rows else p.expand(len(chunk.works), *p.shape).clone()
             for name, p in begin.items()
@@ -173,7 +201,7 @@ class Trainer:
             here = {name: p[:active] for name, p in local.items()}
             part = {kind: {n: s[:active] for n, s in d.items()} for kind, d in state.items()}
             self._catch_up(here, late, chunk, step)
-            loss_sum += self._step(here, begin, part, chunk, step)
+            loss_sum += self._step(here, begin, part, chunk, step, lane)
         metrics = {"steps": float(sum(chunk.active))}
         if self.dp is None or self.dp.trust == "central":  # exact losses are no release of any mechanism
             metrics |= {"loss_sum": float(loss_sum), "loss_examples": float(chunk.mask.sum())}
@@ -187,8 +215,8 @@ class Trainer:
             delta = self._sum_in_secret(start, changes, weights, chunk, clip)
         else:
             delta = self._sum(start, changes, weights, chunk)
-        if summed is not None:
-            summed.add(chunk, self.optimizer, late)
+        if self._sums_noise():
+            left.add(chunk, self.optimizer, late)
         elif self.dp is not None:
             add_dense(delta, chunk, self.optimizer, self.noise)
         total = {name: d.double() for name, d in delta.items()}
@@ -205,14 +233,20 @@ class Trainer:
             plan.apply(params[table], step, self.noise, names)
 
     def _step(
-        self, params: Params, begin: Params, state: dict[str, Params], chunk: Chunk, step: int
+        self,
+        params: Params,
+        begin: Params,
+        state: dict[str, Params],
+        chunk: Chunk,
+        step: int,
+        lane: Gradients,
     ) -> Tensor:
         """Take one local step on the devices still at work; return the sum of the examples' losses."""
         active, size = chunk.active[step], chunk.sizes[step]
-        rows, mask = (x[:active, step, :, :size] for x in (chunk.rows, chunk.mask))
+        mask = chunk.mask[:active, step, :, :size]
         which = torch.arange(active, device=self.place).unsqueeze(1)
-        batch = {name: field[which, rows.flatten(1)] for name, field in chunk.fields.items()}
-        grads, losses = self.gradients(params, batch, mask, chunk, step)
+        batch = {name: field[which, chunk.rows_of(step)] for name, field in chunk.fields.items()}
+        grads, losses = lane(params, batch, mask, chunk, step)
         with torch.no_grad():
             if self.settings.proximal:
                 grads = self._pulled(grads, params, begin)
@@ -269,6 +303,11 @@ def cut_to_norm(grads: Grads, params: Mapping[str, Tensor], bound: float) -> Par
 def dense(grad: Tensor | Rows, like: Tensor) -> Tensor:
     """Return a gradient as a whole tensor [K, ...]."""
     return grad.dense(like.shape) if isinstance(grad, Rows) else grad
+
+
+def _held(table: Tensor, rows: Tensor) -> Tensor:
+    """Return each device's rows of a table, [K, rows, width]."""
+    return table.index_select(0, rows.flatten()).view(*rows.shape, -1)
 
 
 def _first(begin: Tensor, like: Tensor) -> Tensor:

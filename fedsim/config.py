@@ -66,6 +66,11 @@ class Data(Section):
         "training", description="words from the training text (reveals them) | hashed buckets"
     )
     buckets: int = Field(10000, ge=1, le=10**7, description="hash buckets for words")
+    ngrams: str = Field(
+        "",
+        pattern=r"^\s*([1-9]\s*(,\s*[1-9]\s*)*)?$",
+        description="classification, hashed: lengths of character n-grams put behind the words; empty = none",
+    )
     vocabulary_size: int = Field(
         0, ge=0, le=10**7, description="words kept, the most frequent in the training text; 0 = all"
     )
@@ -174,13 +179,19 @@ class Model(Section):
     """The model that all devices share."""
 
     name: str = Field(
-        "bag", description="bag | bilstm | transformer | lstm | cnn | mlp | package.module:function"
+        "bag",
+        description="bag | bilstm | transformer | projection | lstm | cnn | mlp | package.module:function",
     )
-    embedding: int = Field(64, ge=1, le=10000, description="width of the word embedding")
+    embedding: int = Field(
+        64, ge=1, le=10000, description="width of the word embedding, or of the projection"
+    )
     hidden: int = Field(128, ge=1, le=100000, description="width of a hidden layer, each direction")
     layers: int = Field(1, ge=1, le=100, description="recurrent, hidden or convolution layers, or blocks")
     heads: int = Field(4, ge=1, le=1000, description="attention heads of the transformer")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of inputs dropped in training")
+    label_names: NonNegative = Field(
+        0.0, description="projection: a label starts from the words of its name, times this; 0 = from zero"
+    )
 
 
 class Train(Section):

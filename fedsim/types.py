@@ -101,6 +101,8 @@ class Spec:
     tags_unseen: tuple[str, ...] = ()
     image: tuple[int, int, int] = (0, 0, 0)
     """Channels, height and width; zeros for text."""
+    label_tokens: tuple[tuple[int, ...], ...] = ()
+    """Ids of the words in each label's name; empty unless words are hashed."""
     length: int = 0
     """The most tokens that an example can have; 0 for images."""
 

@@ -50,7 +50,8 @@ class ServerState:
 class Federated(Strategy):
     """Selects a cohort, sends each node its part with the model, and steps on the sum of the replies.
 
-    Selection is by our own device ids and our own generator, so a seed repeats it on any nodes. `roster`
+    Selection is by our own device ids and our own generator, so a seed repeats it on any nodes (with noise of
+    the operating system, its secret takes the seed's place). `roster`
     may be replaced between rounds by one of the same devices, as their activity changes with the periods.
     """
 
@@ -106,9 +107,9 @@ class Federated(Strategy):
         return {int(node): _part(answering, nodes == node) for node in np.unique(nodes)}
 
     def select(self, round: int) -> Cohort:
-        """Return the cohort of a round, a pure function of (seed, round, roster, participation, retired)."""
+        """Return the cohort of a round, a pure function of (coins, round, roster, participation, retired)."""
         view = self.view(round)
-        cohort = select(view, self.config.selection, generator(self.config.seed, "select", round))
+        cohort = select(view, self.config.selection, self._coins(round))
         self._check(cohort, view)
         public = weights(cohort, view, self.config)
         whole = replace(
@@ -120,6 +121,16 @@ class Federated(Strategy):
         )
         stays = ~self.retired[np.searchsorted(view.devices, cohort.devices)]
         return whole if stays.all() else _part(whole, stays)
+
+    def _coins(self, round: int) -> np.random.Generator:
+        """Return the coins of a round's draw: of the run's seed, which repeats it, or of the noise's secret.
+
+        Nodes are told the seed. Where noise is no simulation, who takes part must not follow from it; another
+        process then draws another cohort, which the ledger counts as another attempt.
+        """
+        if self.config.dp.unit != "none" and self.noise.kind == "os":
+            return self.noise.generator("select", round)
+        return generator(self.config.seed, "select", round)
 
     @property
     def clip_norm(self) -> float:

@@ -31,7 +31,7 @@ def skips_rounds(settings: Aggregation) -> bool:
 
 def guarded(config: Config) -> Aggregation:
     """Return the bounds that answers are held to; the norm of a masked sum says nothing."""
-    masked = config.dp.unit == "device" and config.dp.trust == "secure_sum"
+    masked = config.dp.unit != "none" and config.dp.trust == "secure_sum"
     return config.aggregation.model_copy(update={"max_norm": 0.0}) if masked else config.aggregation
 
 

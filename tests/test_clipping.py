@@ -20,6 +20,7 @@ LENGTH, WORDS = 7, 20
 MODELS = [
     ("bag", "intent_slots"),
     ("bag", "classification"),
+    ("projection", "classification"),
     ("bilstm", "intent_slots"),
     ("transformer", "intent_slots"),
     ("transformer", "language"),

@@ -12,6 +12,7 @@ from fedsim.models.layers import BiLSTM, Dropout, set_dropout_keys
 from fedsim.types import Spec
 
 TEXT = Spec("intent_slots", 30, labels=("a", "b", "c"), tags=("O", "B-x", "I-x"))
+LABELS = Spec("classification", 30, labels=("a b", "b", "c"), label_tokens=((4, 9), (9,), ()))
 IMAGE = Spec("image", labels=("a", "b"), image=(1, 4, 5))
 
 
@@ -34,7 +35,9 @@ def stacked(module: nn.Module, models: int) -> dict[str, torch.Tensor]:
     return {n: torch.stack([p * (1 + k) for k in range(models)]) for n, p in module.named_parameters()}
 
 
-@pytest.mark.parametrize(("name", "spec"), [("bag", TEXT), ("bilstm", TEXT), ("mlp", IMAGE)])
+@pytest.mark.parametrize(
+    ("name", "spec"), [("bag", TEXT), ("bilstm", TEXT), ("projection", LABELS), ("mlp", IMAGE)]
+)
 def test_stacked_models_equal_single_ones_in_output_and_gradient(name: str, spec: Spec) -> None:
     module, x = build(name, spec), inputs(spec, 3)
     leaves = {n: p.detach().requires_grad_() for n, p in stacked(module, 3).items()}
@@ -126,3 +129,40 @@ def normed(spec: Spec, model: Model) -> nn.Module:
 def test_a_text_model_is_refused_for_images() -> None:
     with pytest.raises(WrongInput, match="'bag' serves intent_slots"):
         build_model(IMAGE, Model(name="bag"), 1)
+
+
+def projection(scale: float, spec: Spec = LABELS, seed: int = 1) -> nn.Module:
+    return build_model(spec, Model(name="projection", embedding=64, label_names=scale), seed)
+
+
+def test_the_projection_is_frozen_and_the_same_for_every_seed() -> None:
+    one, other = projection(0.0), projection(0.0, seed=2)
+    assert list(parameters_of(one)) == ["label.weight"]
+    assert torch.equal(one.table, other.table)
+    assert "table" not in one.state_dict()
+    table = one.table.clone()
+    torch.optim.SGD(one.parameters(), lr=1.0).zero_grad()
+    one(inputs(LABELS, 1)[0])["label"].square().sum().backward()
+    assert torch.equal(one.table, table)
+
+
+def test_the_projection_s_features_have_norm_one_whatever_the_text() -> None:
+    module, tokens = projection(0.0), inputs(LABELS, 1)[0]
+    features = module.features(tokens)
+    expected = module.table[tokens] * (tokens != 0).unsqueeze(-1)
+    torch.testing.assert_close(features, nn.functional.normalize(expected.sum(1), dim=-1))
+    torch.testing.assert_close(features.norm(dim=-1), torch.tensor([1.0, 1.0, 0.0, 1.0]))
+    torch.testing.assert_close(features, module.features(nn.functional.pad(tokens, (0, 4))))
+
+
+def test_a_label_starts_from_the_words_of_its_name() -> None:
+    module = projection(10.0)
+    torch.testing.assert_close(module.label.weight[1], 10.0 * module.table[9] / 8)
+    assert not module.label.weight[2].any()
+    assert module(torch.tensor([[9, 0, 0]]))["label"].argmax() == 1
+    assert not projection(0.0).label.weight.any()
+
+
+def test_a_start_from_names_needs_hashed_words() -> None:
+    with pytest.raises(WrongInput, match=r'set data\.vocabulary = "hashed"'):
+        projection(1.0, Spec("classification", 30, labels=("a", "b")))

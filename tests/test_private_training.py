@@ -18,6 +18,7 @@ from clients.training import Assignment, Trainer
 from fedsim.config import Dp, Train
 from fedsim.errors import WrongInput
 from fedsim.models import parameters_of
+from fedsim.models.layers import Dropout, set_dropout_keys
 from fedsim.models.tasks import make_task
 from fedsim.privacy.local import local_plan
 from fedsim.privacy.noise import Os, Seeded
@@ -276,3 +277,59 @@ def test_losses_leave_the_device_only_for_a_trusted_server() -> None:
 def test_contradictions_get_one_sentence(dp: dict[str, Any], train: dict[str, Any], sentence: str) -> None:
     with pytest.raises(WrongInput, match=sentence):
         trainer("bag", Train.model_validate(train), private(**dp))
+
+
+def test_dropout_masks_belong_to_examples_and_not_to_their_place_in_the_batch() -> None:
+    """Masks by place let one example more change those of all that come after it: 6 C were seen."""
+    layer, x = Dropout(0.5), torch.ones(1, 3, 4, 8)
+    masks = []
+    for rows in ([3, 7, 9], [9, 3, 5]):
+        set_dropout_keys(layer, torch.tensor([11]), 2, rows=torch.tensor([rows]))
+        masks.append(layer(x)[0])
+    assert torch.equal(masks[0][0], masks[1][1])
+    assert torch.equal(masks[0][2], masks[1][0])
+    assert not torch.equal(masks[0][1], masks[1][2])
+
+
+@pytest.mark.parametrize("method", ["exact", "edp"])
+def test_dropout_under_privacy_does_not_depend_on_packing_and_is_secret(method: str) -> None:
+    train, dp, module = Train(batch_size=5, lr=0.5), private(method=method), build("bag", dropout=0.4)
+    params = double(parameters_of(module))
+
+    def go(memory: int, seed: int, noise: Seeded = NOISE) -> Params:
+        return (
+            Trainer(module, make_task(TEXT), train, memory, dp, noise)
+            .train(params, assignments(), seed, 2)
+            .delta
+        )
+
+    whole = go(2**30, 3)
+    for other in (go(0, 3), go(2**30, 4)):  # the public seed has no part in it
+        for name, delta in whole.items():
+            torch.testing.assert_close(other[name], delta, rtol=1e-8, atol=1e-10)
+
+
+def test_an_example_without_a_number_takes_only_itself_out() -> None:
+    good, bad = examples(8, 1), examples(8, 1)
+    module = build("bag").double()
+    poisoned = {n: t.clone() for n, t in bad.fields.items()}
+    poisoned["weight"] = torch.ones(8)
+    task = make_task(TEXT)
+
+    class Poisoned:
+        inputs, metric = task.inputs, task.metric
+
+        def losses(self, outputs: Params, batch: Params) -> torch.Tensor:
+            return task.losses(outputs, batch) * batch["weight"]
+
+    poisoned["weight"][3] = float("nan")
+    t = Trainer(module, Poisoned(), Train(local_steps=1), dp=private(sampling_rate=1.0), noise=NOISE)  # type: ignore[arg-type]
+    update = t.train(double(parameters_of(module)), [Assignment("d", Examples(poisoned), 1.0, 8)], 3, 2)
+    assert all(bool(d.isfinite().all()) for d in update.delta.values())
+    assert 0 < update.metrics["loss_sum"] < math.inf
+    assert len(good) == len(bad)
+
+
+def test_privacy_without_a_noise_source_is_refused() -> None:
+    with pytest.raises(WrongInput, match="needs a noise source"):
+        Trainer(build("bag"), make_task(TEXT), Train(), dp=private())

@@ -88,3 +88,13 @@ def test_a_run_without_a_round_is_refused(tmp_path: Path) -> None:
     (found.path / "rounds.jsonl").unlink()
     with pytest.raises(WrongInput, match="has no finished round yet"):
         write_report(found)
+
+
+def test_the_page_tells_the_privacy_that_the_run_has(tmp_path: Path) -> None:
+    made = run(tmp_path, dp__unit="device", selection__cohort=5, dp__noise_multiplier=2.0)
+    text = write_report(made).read_text()
+    summary = made.summary
+    assert summary is not None
+    assert f"epsilon at most {summary['privacy']['epsilon_guarantee']:.3f}" in text
+    assert "Nothing bounds what this model reveals" not in text
+    assert "Nothing bounds what this model reveals" in write_report(run(tmp_path)).read_text()

@@ -236,3 +236,39 @@ def test_chunks_hold_every_device_once_and_stay_within_the_limit(costs: list[int
     assert sorted(i for chunk in chunks for i in chunk) == list(range(len(costs)))
     for chunk in chunks:
         assert len(chunk) == 1 or len(chunk) * max(costs[i] for i in chunk) <= limit
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_workers_side_by_side_give_the_same_sum_and_leave_torch_s_threads_alone(dropout: float) -> None:
+    train, module, task = Train(batch_size=5, lr=0.5), build("bilstm", dropout=dropout), make_task(TEXT)
+    params, threads = double(parameters_of(module)), torch.get_num_threads()
+    alone = Trainer(module, task, train).train(params, assignments(), 1, 1)
+    three = [Trainer(module, task, train, workers=3).train(params, assignments(), 1, 1) for _ in range(2)]
+    assert torch.get_num_threads() == threads
+    for name, delta in alone.delta.items():
+        torch.testing.assert_close(three[0].delta[name], delta, rtol=1e-9, atol=1e-12)
+        assert torch.equal(three[0].delta[name], three[1].delta[name]), "the same plan gives the same bits"
+
+
+def test_a_model_that_draws_by_itself_is_trained_by_one_worker() -> None:
+    """Its masks would come from one stream for all threads, in the order of their haste."""
+    assert len(Trainer(build("bag"), make_task(TEXT), Train(), workers=3).lanes) == 3
+    module = build("bag")
+    module.dropout = Functional()
+    assert len(Trainer(module, make_task(TEXT), Train(), workers=3).lanes) == 1
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 1000), st.integers(1, 50)), min_size=1, max_size=60),
+    st.integers(0, 5000),
+    st.integers(2, 4),
+)
+def test_no_chunk_has_more_than_its_share_of_the_steps(
+    sizes: list[tuple[int, int]], limit: int, workers: int
+) -> None:
+    costs, steps = [c for c, _ in sizes], [s for _, s in sizes]
+    chunks = plan_chunks(costs, limit, steps, workers)
+    assert sorted(i for chunk in chunks for i in chunk) == list(range(len(costs)))
+    for chunk in chunks:
+        assert len(chunk) == 1 or len(chunk) * max(costs[i] for i in chunk) <= limit
+        assert len(chunk) == 1 or sum(steps[i] for i in chunk) <= sum(steps) / workers

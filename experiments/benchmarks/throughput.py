@@ -93,6 +93,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--examples", type=int, help="examples a device, instead of the setting's")
     parser.add_argument("--zipf", action="store_true", help="words by Zipf's law instead of all alike")
     parser.add_argument("--pfl-python", default="", help="python of pfl's environment; empty = no pfl")
+    parser.add_argument(
+        "--as-they-come",
+        action="store_true",
+        help="peers without the allocator's settings that our command line makes; they are then slower",
+    )
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one turn of a peer")
     parser.add_argument("--out", type=Path, default=RESULTS / "throughput.json", help="raw figures")
     return parser.parse_args()
@@ -142,7 +147,7 @@ def take_turn(peer: Peer, setting: Setting, private: bool, data: Path, args: arg
     }
     python = args.pfl_python if peer.module == "run_pfl" else sys.executable
     command = [python, *peer.launcher, "-m", f"experiments.benchmarks.peers.{peer.module}"]
-    return ask(command, job, args.timeout)
+    return ask(command, job, args.timeout, kept=peer.module == "ours" or not args.as_they_come)
 
 
 def summary(rows: list[Row]) -> str:

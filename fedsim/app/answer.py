@@ -28,7 +28,8 @@ class Job:
     @property
     def masked(self) -> bool:
         """Whether the sum is one of masked numbers, which say nothing by themselves."""
-        return self.clip is not None and self.clip.summed is not None
+        dp = self.config.dp
+        return dp.unit != "none" and dp.trust == "secure_sum"
 
     def train(self, assigned: Sequence[Assignment]) -> Update:
         seed, cohort = self.config.seed, self.cohort
@@ -40,13 +41,24 @@ def answer(job: Job, form: Form) -> Reply:
 
     They train as one batch where their sum is enough. One by one they train where single updates or figures
     are asked for, where norms are bounded, or where the sum is not finite: then those that are to blame are
-    left out and named. A secure sum is never taken apart.
+    left out and named. Of a secure sum nobody is left out: who has no finite update sends nothing but noise.
     """
     if job.masked or not (form.single or form.figures or job.config.aggregation.max_norm):
         total = job.train(job.assigned)
+        if job.masked and not total.finite:
+            total = sum((_finite(job, a) for a in job.assigned), no_update(job.params))
         if total.finite or job.masked:
             return Reply(job.cohort.round, _names(job.assigned), total)
     return answer_each(job, form)
+
+
+def _finite(job: Job, a: Assignment) -> Update:
+    """Return a device's term of a secure sum, where it is not finite that of a device without examples."""
+    for examples in (a.examples, a.examples[:0]):
+        update = job.train([replace(a, examples=examples)])
+        if update.finite:
+            return update
+    return replace(no_update(job.params), weight=a.weight, devices=1)
 
 
 def answer_each(job: Job, form: Form) -> Reply:

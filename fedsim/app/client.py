@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clients.device_clip import device_clip
 from clients.training import Assignment, Trainer
 from fedsim.app.answer import Job, answer
-from fedsim.app.place import chunk_bytes, data_dir, torch_device
+from fedsim.app.place import chunk_bytes, data_dir, threads, torch_device
 from fedsim.config import Config, Dp, from_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.holdings import Holdings, load_holdings
@@ -21,8 +21,10 @@ from fedsim.models import build_model
 from fedsim.models.evaluation import evaluate_each
 from fedsim.models.flips import count_flips_each
 from fedsim.models.tasks import make_task
+from fedsim.privacy.mechanism import device_mechanism
 from fedsim.privacy.noise import NoiseSource, noise_source
-from fedsim.types import Examples, Params, Reply
+from fedsim.privacy.secure_sum import fewest_survivors
+from fedsim.types import Cohort, Examples, Params, Reply
 from fedsim.wire import (
     Announcement,
     DeviceFlips,
@@ -81,7 +83,8 @@ def train(message: Message, context: Context) -> Message:
 
 def reply_of(node: Node, content: RecordDict) -> Reply:
     """Return what a node answers to a task."""
-    params, cohort = unpack_task(content)
+    params, asked = unpack_task(content)
+    cohort = obeyed(asked, node.config)
     sizes = public_activity(node.holdings.activity(cohort.period), node.config.data.activity_public)
     members = np.searchsorted(node.holdings.dataset.devices, cohort.devices)
     assigned = [
@@ -93,15 +96,31 @@ def reply_of(node: Node, content: RecordDict) -> Reply:
     return _told(answer(job, unpack_form(content)), node.config.dp)
 
 
+def obeyed(cohort: Cohort, config: Config) -> Cohort:
+    """Return what a node does of what it is asked: no less noise and no more weight than its config allows.
+
+    It cannot know how many devices there are, so `survivors` may be those of the whole expected cohort.
+    """
+    dp, most = config.dp, 1
+    if dp.unit != "none" and dp.trust == "secure_sum":
+        most = fewest_survivors(dp.min_survivors, config.selection.cohort)
+    weights = cohort.weights
+    if dp.unit == "device":
+        weights = np.nan_to_num(weights).clip(0.0, device_mechanism(config).max_weight)
+    return replace(cohort, survivors=max(1, min(cohort.survivors, most)), weights=weights)
+
+
 def _told(reply: Reply, dp: Dp) -> Reply:
     """Return the reply with no more figures than whoever gets it may see.
 
-    Exact losses are functions of protected examples: only a trusted server is told.
+    Exact losses are functions of protected examples: only a trusted server is told. Steps follow a device's
+    exact size, but for the unit "example", where they follow its public activity.
     """
     if dp.unit == "none" or dp.trust == "central":
         return reply
-    steps = {name: value for name, value in reply.update.metrics.items() if name == "steps"}
-    figures = {name: values for name, values in reply.figures.items() if name == "steps"}
+    public = {"steps"} if dp.unit == "example" else set()
+    steps = {name: value for name, value in reply.update.metrics.items() if name in public}
+    figures = {name: values for name, values in reply.figures.items() if name in public}
     return replace(reply, update=replace(reply.update, metrics=steps), figures=figures)
 
 
@@ -131,10 +150,17 @@ def node_of(context: Context) -> Node:
     config = from_flat(context.run_config)
     folder = data_dir(config.place, context.node_config)
     if "data-path" in context.node_config:  # a real node hosts all that its own data hold
-        if config.dp.noise_source == "seeded" and not context.node_config.get("insecure-noise"):
+        insecure = bool(context.node_config.get("insecure-noise"))
+        if config.dp.noise_source == "seeded" and not insecure:
             raise WrongInput(
                 'dp.noise_source = "seeded" lets who has the seed take the noise off real data; leave it at '
                 '"auto", or set insecure-noise=true in the node\'s own config'
+            )
+        if config.dp.unit != "none" and config.dp.trust == "secure_sum" and not insecure:
+            raise WrongInput(
+                'dp.trust = "secure_sum" is simulated: nothing is masked, and the server would see what real '
+                'devices send with a share of the noise only; set dp.trust = "local" or "central", or '
+                "insecure-noise=true in the node's own config"
             )
         return _make_node(config, folder, 0, 1, real=True)
     first = int(context.node_config.get("partition-id", 0))
@@ -147,5 +173,7 @@ def _make_node(config: Config, folder: Path | None, first: int, step: int, real:
     federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
     task, noise = make_task(federation.spec), noise_source(config, real)
-    trainer = Trainer(module, task, config.train, chunk_bytes(config.place), config.dp, noise)
+    trainer = Trainer(
+        module, task, config.train, chunk_bytes(config.place), config.dp, noise, threads(config.place)
+    )
     return Node(config, holdings, trainer, noise, real, slice(first, None, step))

@@ -199,9 +199,12 @@ def train_row(round: int, metrics: Mapping[str, Any]) -> Row:
         "round": round,
         "cohort": int(metrics["cohort"]),
         "devices": int(metrics["devices"]),
-        "steps": int(metrics.get("steps", 0)),
         "rejected": int(metrics["rejected"]),
     }
+    if (
+        "steps" in metrics or not row["devices"]
+    ):  # devices do not tell them to a server that is not trusted with their sizes
+        row["steps"] = int(metrics.get("steps", 0))
     if metrics["skipped"]:
         row["skipped"] = 1  # too few valid updates: the model stayed, which accounting must not overlook
     if metrics.get("loss_examples"):

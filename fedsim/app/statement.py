@@ -122,6 +122,8 @@ def outside(config: Config) -> list[str]:
         lines.append(
             'The vocabulary and the names of labels (data.vocabulary = "training" takes words as they are).'
         )
+    elif config.data.task != "language":
+        lines.append("The names of labels and tags: those that the training examples hold.")
     lines.append("The test and dev examples, and what is measured on them.")
     lines.append(
         f'Public activity (data.activity_public = "{config.data.activity_public}"): sizes count as public, '

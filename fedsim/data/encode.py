@@ -26,6 +26,8 @@ class Vocabulary:
     words: dict[str, int]
     buckets: int
     """Hash buckets; 0 where `words` holds the ids."""
+    ngrams: tuple[int, ...] = ()
+    """Lengths of the character n-grams whose ids stand behind those of the words; needs buckets."""
 
     @property
     def size(self) -> int:
@@ -39,7 +41,8 @@ class Vocabulary:
 
     def ids(self, tokens: Tokens) -> list[int]:
         if self.buckets:
-            return [UNKNOWN + 1 + _hash(token) % self.buckets for token in tokens]
+            pieces = (piece for token in tokens for piece in character_ngrams(token, self.ngrams))
+            return [UNKNOWN + 1 + _hash(text) % self.buckets for text in (*tokens, *pieces)]
         return [self.words.get(token, UNKNOWN) for token in tokens]
 
 
@@ -50,7 +53,8 @@ def make_vocabulary(data: Data, texts: Iterable[Tokens]) -> Vocabulary:
     alphabetically first. All others then are UNKNOWN.
     """
     if data.vocabulary == "hashed":
-        return Vocabulary({}, data.buckets)
+        return Vocabulary({}, data.buckets, ngram_lengths(data))
+    ngram_lengths(data)
     counts = Counter(token for text in texts for token in text)
     frequent = sorted(counts, key=lambda word: (-counts[word], word))
     known = sorted(frequent[: data.vocabulary_size or None])
@@ -62,9 +66,34 @@ def tokenize(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
+def ngram_lengths(data: Data) -> tuple[int, ...]:
+    """Return the lengths that `data.ngrams` names. Raises WrongInput where they cannot be had."""
+    lengths = tuple(int(part) for part in data.ngrams.split(",") if part.strip())
+    if lengths and (data.vocabulary != "hashed" or data.task != "classification"):
+        raise WrongInput(
+            f"data.ngrams = {data.ngrams!r} puts hashed pieces behind the words of a text; it needs "
+            f'data.vocabulary = "hashed" and data.task = "classification", got {data.vocabulary!r} and '
+            f"{data.task!r}"
+        )
+    return lengths
+
+
+def character_ngrams(token: str, lengths: Sequence[int]) -> list[str]:
+    """Return the n-grams of `<token>`, marked with # so that none is taken for a word."""
+    edged = f"<{token}>"
+    return [f"#{edged[i : i + n]}" for n in lengths for i in range(len(edged) - n + 1)]
+
+
+def label_tokens(vocabulary: Vocabulary, labels: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Return the ids of the words in each label's name; nothing where words are not hashed."""
+    if not vocabulary.buckets:
+        return ()
+    return tuple(tuple(vocabulary.ids(tokenize(re.sub(r"[_\W]+", " ", label)))) for label in labels)
+
+
 def encode_tokens(vocabulary: Vocabulary, texts: Sequence[Tokens], length: int) -> Tensor:
     """Return ids [n, longest text, at most `length`], PAD behind the last token."""
-    return pad([vocabulary.ids(text[:length]) for text in texts], fill=0)
+    return pad([vocabulary.ids(text[:length])[:length] for text in texts], fill=0)
 
 
 def encode_tags(tags: Sequence[Tokens], names: Sequence[str], length: int) -> Tensor:

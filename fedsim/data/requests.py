@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 from fedsim.config import Data
 from fedsim.data.activity import make_activity
-from fedsim.data.encode import encode_labels, encode_tags, encode_tokens, make_vocabulary, next_tokens
+from fedsim.data.encode import (
+    encode_labels,
+    encode_tags,
+    encode_tokens,
+    label_tokens,
+    make_vocabulary,
+    next_tokens,
+)
 from fedsim.errors import WrongInput
 from fedsim.seeds import generator
 from fedsim.types import DeviceId, Examples, Spec
@@ -134,12 +141,14 @@ class Requests:
         self.devices: NDArray[np.str_] = np.char.add(
             "d", np.char.zfill(np.arange(data.devices).astype(str), self._width)
         )
+        labels = _INTENTS if data.task in ("intent_slots", "classification") else ()
         self.spec = Spec(
             data.task,
             self._vocabulary.size,
             self._vocabulary.names,
-            labels=_INTENTS if data.task in ("intent_slots", "classification") else (),
+            labels=labels,
             tags=_TAGS if data.task in ("intent_slots", "tagging") else (),
+            label_tokens=label_tokens(self._vocabulary, labels),
             length=data.max_length,
         )
         self.fingerprint = {"requests": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}

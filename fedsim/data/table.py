@@ -17,6 +17,7 @@ from fedsim.data.encode import (
     encode_labels,
     encode_tags,
     encode_tokens,
+    label_tokens,
     make_vocabulary,
     next_tokens,
 )
@@ -149,6 +150,7 @@ class _Encoding:
             labels_unseen=tuple(labels_unseen),
             tags_unseen=tuple(tags_unseen),
             image=(shape[0], shape[1], shape[2]),
+            label_tokens=label_tokens(vocabulary, labels),
             length=0 if data.task == "image" else data.max_length,
         )
 

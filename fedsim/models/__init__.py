@@ -8,6 +8,7 @@ from torch import nn
 from fedsim.config import Model
 from fedsim.errors import WrongInput
 from fedsim.models.image import Cnn, Mlp
+from fedsim.models.projection import Projection
 from fedsim.models.text import Bag, JointBiLSTM, WordLSTM
 from fedsim.models.transformer import Transformer
 from fedsim.names import is_own_code, lookup
@@ -20,6 +21,7 @@ MODELS: dict[str, Callable[[Spec, Model], nn.Module]] = {
     "cnn": Cnn,
     "lstm": WordLSTM,
     "mlp": Mlp,
+    "projection": Projection,
     "transformer": Transformer,
 }
 UNDERSTANDING = ("intent_slots", "classification", "tagging")
@@ -29,6 +31,7 @@ SERVES = {
     "cnn": ("image",),
     "lstm": ("language",),
     "mlp": ("image",),
+    "projection": ("classification",),
     "transformer": (*UNDERSTANDING, "language"),
 }
 """The tasks that each model has outputs for."""

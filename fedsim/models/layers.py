@@ -154,14 +154,16 @@ class Dropout(nn.Module):
     """Dropout whose masks come from names: equal for any packing, any node and after a resume.
 
     In training `keys` [K] holds one int64 a model, set anew for every step; the mask of an element
-    is a hash of its key and its position, so padding and neighbours cannot change it. One place in a
-    model, one Dropout: used twice in a step, it would drop the same units again.
+    is a hash of its key, its example and its position, so padding and neighbours cannot change it. `rows`
+    [K, B] name the examples; without them, their places in the batch do. One place in a model, one Dropout:
+    used twice in a step, it would drop the same units again.
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
         self.keys: Tensor | None = None
+        self.rows: Tensor | None = None
         self.stacked = True
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,6 +179,8 @@ class Dropout(nn.Module):
         mixed = self.keys.view(-1, *[1] * (x.dim() - 1))
         for axis, size in enumerate(x.shape[1:], start=1):
             position = torch.arange(size, device=x.device).view(-1, *[1] * (x.dim() - 1 - axis))
+            if axis == 1 and self.rows is not None:
+                position = self.rows.view(*self.rows.shape, *[1] * (x.dim() - 2))
             mixed = mixed + position * _AXIS_STRIDES[axis - 1]
         uniform = (_mix(mixed) & 0xFFFFFF).to(x.dtype) / 2**24
         return x * (uniform >= self.p) / (1.0 - self.p)
@@ -185,11 +189,13 @@ class Dropout(nn.Module):
 _AXIS_STRIDES = (0x1E3779B97F4A7C15, 0x2545F4914F6CDD1D, 0x369DEA0F31A53F85, 0x27BB2EE687B0B0FD)
 
 
-def set_dropout_keys(model: nn.Module, keys: Tensor, step: int, stacked: bool = True) -> None:
+def set_dropout_keys(
+    model: nn.Module, keys: Tensor, step: int, stacked: bool = True, rows: Tensor | None = None
+) -> None:
     """Give each Dropout of `model` its keys for this step: a hash of (model key, step, layer)."""
     layers = [module for module in model.modules() if isinstance(module, Dropout)]
     for number, layer in enumerate(layers):
-        layer.keys, layer.stacked = _mix(_mix(keys + step) + number), stacked
+        layer.keys, layer.stacked, layer.rows = _mix(_mix(keys + step) + number), stacked, rows
 
 
 def _mix(x: Tensor) -> Tensor:

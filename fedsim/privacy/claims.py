@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fedsim.config import Config
 from fedsim.errors import WrongInput
+from fedsim.privacy.refusals import check_example_sum, check_examples, check_norms, check_release, check_unit
 
 POISSON_RULES = ("uniform", "activity", "threshold", "mixture", "schedule", "privacy_aware")
 """Rules whose coins are independent with a probability that is a public function of the roster and round."""
@@ -105,9 +106,13 @@ def check_dp(config: Config) -> None:
         )
     if dp.unit == "example" and dp.correlation == "banded":
         raise WrongInput('dp.correlation = "banded" is for dp.unit = "device"; set dp.correlation = "none"')
+    check_unit(dp)
     _check_sum(config)
     if dp.unit == "device":
+        check_release(config)
         _check_device(config)
+    else:
+        check_examples(config)
     claim = amplification(config)
     if dp.amplification == "claim" and not claim.claimed:
         raise WrongInput(
@@ -130,21 +135,10 @@ def _check_sum(config: Config) -> None:
             f"aggregation.rule = {rule!r} needs single updates, and a secure sum shows none; choose one of "
             f'{", ".join(AVERAGES)}, or dp.trust = "central"'
         )
+    if dp.trust == "secure_sum":
+        check_norms(config)
     if dp.unit == "example" and dp.trust == "secure_sum":
-        if config.train.local_steps != 1:
-            raise WrongInput(
-                "example-level DP through secure sums covers ONE local step a sum, got train.local_steps = "
-                f'{config.train.local_steps}; set train.local_steps = 1, or dp.trust = "local"'
-            )
-        if not dp.sampling_rate:
-            raise WrongInput(
-                "example-level DP through secure sums needs one rate for all devices; set dp.sampling_rate"
-            )
-        if config.aggregation.weights == "equal":
-            raise WrongInput(
-                "example-level DP through secure sums weighs every example alike; set aggregation.weights = "
-                '"examples"'
-            )
+        check_example_sum(config)
 
 
 def _check_device(config: Config) -> None:

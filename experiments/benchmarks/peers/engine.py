@@ -22,6 +22,8 @@ from fedsim.types import Params, Spec
 class PflCnn(nn.Module):
     """The CNN of pfl's published benchmark, in layers that take a device axis."""
 
+    keyed = True
+
     def __init__(self, s: Setting) -> None:
         super().__init__()
         channels, height, width = s.image
@@ -58,9 +60,9 @@ def make_trainer(s: Setting, private: bool, layout: str = "dense") -> tuple[Trai
     Each device adds its own noise ("dense"), or a trusted node once for its sum ("summed").
     """
     module, task = build(s)
-    memory = chunk_bytes(Place())
+    memory, workers = chunk_bytes(Place()), torch.get_num_threads()
     if not private:
-        return Trainer(module, task, Train(lr=s.lr, batch_size=s.batch), memory), module
+        return Trainer(module, task, Train(lr=s.lr, batch_size=s.batch), memory, workers=workers), module
     dp = Dp.model_validate(
         {
             "unit": "example",
@@ -72,7 +74,7 @@ def make_trainer(s: Setting, private: bool, layout: str = "dense") -> tuple[Trai
         }
     )
     train = Train(lr=s.lr, batch_size=s.batch, local_steps=-(-s.examples // s.batch))
-    return Trainer(module, task, train, memory, dp, Seeded(0)), module
+    return Trainer(module, task, train, memory, dp, Seeded(0), workers), module
 
 
 def clipped_sums(

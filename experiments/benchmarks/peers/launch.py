@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[3]
-SPIN = {
-    "GOMP_SPINCOUNT": "1000",
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-}
-"""Threads spin a little and then sleep, and freed memory is kept, as our command line sets both; for every
-peer alike."""
+SPIN = {"GOMP_SPINCOUNT": "1000"}
+"""Threads spin a little and then sleep, as our command line sets it; for every peer alike."""
+KEPT = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+"""Freed memory is kept by the process, as our command line sets it."""
 
 
-def ask(command: list[str], job: dict[str, Any], timeout: float, **environment: str) -> dict[str, Any]:
+def ask(
+    command: list[str], job: dict[str, Any], timeout: float, kept: bool = True, **environment: str
+) -> dict[str, Any]:
     """Return the last line that the worker prints, or {"failed": why}.
 
     The worker has a session, and a home for Flower, of its own; whatever of that session is left at
@@ -37,6 +36,7 @@ def ask(command: list[str], job: dict[str, Any], timeout: float, **environment: 
                 "FLWR_DISABLE_UPDATE_CHECK": "1",
                 "RAY_USAGE_STATS_ENABLED": "0",
                 **SPIN,
+                **(KEPT if kept else {}),
                 **environment,
             },
             stdout=subprocess.PIPE,
