@@ -190,7 +190,9 @@ class Federated(Strategy):
         assert self.cohort is not None, "aggregate_train comes after configure_train"
         before, settings = self.state, guarded(self.config)
         guard = Guard(server_round, self.asked(self.cohort), before.params, self.form, settings)
-        total, losses = self._gather(guard.accepted(self._good(replies)))
+        answers = list(replies)
+        _check_failure(server_round, answers)
+        total, losses = self._gather(guard.accepted(self._good(answers)))
         _check_divergence(server_round, total, guard)
         params, state = before.params, before.aggregator
         skipped = total.devices < settings.min_updates
@@ -270,6 +272,15 @@ class Federated(Strategy):
 
 def _part(cohort: Cohort, mine: NDArray[np.bool_]) -> Cohort:
     return replace(cohort, devices=cohort.devices[mine], probabilities=None, weights=cohort.weights[mine])
+
+
+def _check_failure(round: int, answers: list[Message]) -> None:
+    """Raise RunFailed where every node answers by an error: then it is the settings, not a node."""
+    if answers and all(reply.has_error() for reply in answers):
+        raise RunFailed(
+            f"every node failed in round {round}, the first with {answers[0].error.reason!r}; look at the "
+            "nodes' logs and run it again to go on from the last round"
+        )
 
 
 def _check_divergence(round: int, total: Update, guard: Guard) -> None:

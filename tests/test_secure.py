@@ -76,16 +76,16 @@ def test_a_server_never_bounds_what_it_sees_only_masked(unit: dict[str, object])
 
 
 class Spoiled:
-    """A trainer whose device d1 has no finite change while it holds examples."""
+    """A trainer whose device d1 has no finite change ."""
 
     def train(self, params: object, assigned: list[object], *more: object) -> Update:
-        bad = any(a.device == "d1" and len(a.examples) for a in assigned)  # type: ignore[attr-defined]
-        value = torch.full((2,), torch.nan if bad else float(len(assigned)), dtype=torch.float64)
+        bad = any(a.device == "d1" for a in assigned)  # type: ignore[attr-defined]
+        value = torch.full((2,), torch.nan if bad else 1.0 * len(assigned), dtype=torch.float64)
         weight = sum(a.weight for a in assigned)  # type: ignore[attr-defined]
         return Update({"w": value}, weight, len(assigned), {"steps": 1.0 * len(assigned)})
 
 
-def test_a_broken_update_in_a_secure_sum_of_examples_becomes_a_share_and_is_not_named() -> None:
+def test_a_broken_update_in_a_secure_sum_of_examples_becomes_zero_and_is_not_named() -> None:
     from clients.training import Assignment
     from fedsim.types import Examples
 
@@ -103,7 +103,7 @@ def test_a_broken_update_in_a_secure_sum_of_examples_becomes_a_share_and_is_not_
     assert reply.devices.tolist() == ["d0", "d1", "d2"]
     assert (reply.update.weight, reply.update.devices) == (6.0, 3)
     assert reply.update.finite
-    assert reply.update.delta["w"].tolist() == [3.0, 3.0]
+    assert reply.update.delta["w"].tolist() == [2.0, 2.0]
 
 
 def test_a_node_obeys_no_more_than_its_own_config_allows() -> None:

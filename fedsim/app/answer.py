@@ -41,7 +41,7 @@ def answer(job: Job, form: Form) -> Reply:
 
     They train as one batch where their sum is enough. One by one they train where single updates or figures
     are asked for, where norms are bounded, or where the sum is not finite: then those that are to blame are
-    left out and named. Of a secure sum nobody is left out: who has no finite update sends nothing but noise.
+    left out and named. Of a secure sum nobody is left out: who has no finite update counts with zeros.
     """
     if job.masked or not (form.single or form.figures or job.config.aggregation.max_norm):
         total = job.train(job.assigned)
@@ -53,12 +53,12 @@ def answer(job: Job, form: Form) -> Reply:
 
 
 def _finite(job: Job, a: Assignment) -> Update:
-    """Return a device's term of a secure sum, where it is not finite that of a device without examples."""
-    for examples in (a.examples, a.examples[:0]):
-        update = job.train([replace(a, examples=examples)])
-        if update.finite:
-            return update
-    return replace(no_update(job.params), weight=a.weight, devices=1)
+    """Return a device's term of a secure sum, zeros where it is not finite.
+
+    Clipping turns broken examples into zeros, so this befalls only a device whose parameters overflowed.
+    """
+    update = job.train([a])
+    return update if update.finite else replace(no_update(job.params), weight=a.weight, devices=1)
 
 
 def answer_each(job: Job, form: Form) -> Reply:

@@ -7,6 +7,7 @@ from rich.table import Table
 from fedsim.app.measure import check_evaluation
 from fedsim.app.place import data_dir
 from fedsim.app.plan import privacy_sentences
+from fedsim.app.training import check_training
 from fedsim.config import Config, to_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.availability import Clock
@@ -85,7 +86,9 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
         rounds=config.train.rounds,
     )
     first = select(view, config.selection, generator(config.seed, "select", 1))
-    params = parameters_of(build_model(federation.spec, config.model, config.seed))
+    module = build_model(federation.spec, config.model, config.seed)
+    check_training(config, module)
+    params = parameters_of(module)
     make_aggregator(config.aggregation)
     heaviest = weights(first, view, config).max(initial=0.0)
     count = sum(p.numel() for p in params.values())

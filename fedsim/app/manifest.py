@@ -9,6 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedsim import __version__
 from fedsim.app.place import chunk_bytes, threads, torch_device
 from fedsim.app.rundir import RunDir
@@ -20,7 +23,9 @@ from fedsim.names import import_object, is_own_code
 PACKAGES = ("torch", "numpy", "flwr", "datasets", "scikit-learn", "scipy")
 
 
-def make_manifest(config: Config, federation: FederatedDataset, nodes: int, noise: str) -> dict[str, Any]:
+def make_manifest(
+    config: Config, federation: FederatedDataset, nodes: int, noise: str, devices: NDArray[np.str_]
+) -> dict[str, Any]:
     """Return the manifest of a run that starts now."""
     return {
         "command": sys.argv,
@@ -31,6 +36,7 @@ def make_manifest(config: Config, federation: FederatedDataset, nodes: int, nois
         "plan": make_plan(config.place, nodes),
         "device_type": torch_device(config.place).type,
         "noise_source": "none" if config.dp.unit == "none" else noise,
+        "roster": roster_hash(devices),
         "notes": list(federation.notes),
         "started": now(),
         "finished": "",
@@ -82,6 +88,20 @@ def check_resume(run: RunDir, config: Config, federation: FederatedDataset, nois
         raise WrongInput(
             f"{run.path} began with noise from {before['noise_source']!r} and cannot go on with {noise!r}; "
             "run it where it was begun, or start over with --fresh"
+        )
+
+
+def roster_hash(devices: NDArray[np.str_]) -> str:
+    """Return the SHA-256 of the sorted ids of all devices that the nodes announce."""
+    return hashlib.sha256("\n".join(sorted(devices.tolist())).encode()).hexdigest()
+
+
+def check_roster(before: str, devices: NDArray[np.str_], error: type[Exception] = WrongInput) -> None:
+    """Refuse devices other than a run began with: state and ledger go by their places in the roster."""
+    if roster_hash(devices) != before:
+        raise error(
+            "the nodes announce other devices than the run began with, and ledger and selection count those; "
+            "bring the same nodes and data back, or start over with --fresh"
         )
 
 

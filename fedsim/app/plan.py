@@ -5,11 +5,13 @@ from numpy.typing import NDArray
 
 from fedsim.app.place import data_dir
 from fedsim.app.spending import protected_units, public_over_time
+from fedsim.app.training import check_training
 from fedsim.config import Config, to_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.availability import Clock
 from fedsim.data.holdings import Holdings, load_holdings
 from fedsim.errors import WrongInput
+from fedsim.models import build_model
 from fedsim.privacy.cap import privacy_cap
 from fedsim.privacy.claims import POISSON_RULES, amplification, check_dp, relation, target_delta
 from fedsim.privacy.planning import FOR, Plan, calibrate, guaranteed, make_plan
@@ -34,6 +36,7 @@ def privacy_sentences(config: Config, holdings: Holdings) -> list[str]:
     )
     claim = amplification(config)
     members = plan.planned[activity > 0]
+    members = members if len(members) else np.zeros(1)
     return [
         f"Privacy of one {dp.unit} ({relation(config)}, trust {dp.trust}): epsilon at most "
         f"{plan.guarantee:.3f} at delta {delta:g}; this guarantee rests on {plan.rests_on}.{target}",
@@ -73,8 +76,10 @@ def planned(config: Config, holdings: Holdings, delta: float) -> tuple[Plan, NDA
 def deciles(plan: Plan, activity: NDArray[np.int64]) -> list[str]:
     """Return median and 95th percentile of the planned epsilon by decile of activity, least active first."""
     members = np.flatnonzero(activity > 0)
-    parts = np.array_split(members[np.argsort(activity[members], kind="stable")], min(DECILES, len(members)))
-    found = [plan.planned[part] for part in parts]
+    parts = np.array_split(
+        members[np.argsort(activity[members], kind="stable")], max(1, min(DECILES, len(members)))
+    )
+    found = [plan.planned[part] for part in parts if len(part)]
     return [f"{np.median(each):.2f} ({np.quantile(each, 0.95):.2f})" for each in found]
 
 
@@ -85,6 +90,7 @@ def calibrated(config: Config, epsilon: float, what: str) -> list[str]:
             'dp.unit = "none" promises nothing; set dp.unit = "example" or "device" to calibrate'
         )
     holdings = load_holdings(config, data_dir(config.place, {}))
+    check_training(config, build_model(holdings.dataset.spec, config.model, config.seed))
     delta, rule = target_delta(config, protected_units(config, holdings.dataset))
     activity = public_over_time(config, holdings)
     found = calibrate(config, epsilon, what, delta, activity)

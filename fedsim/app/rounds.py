@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from clients.batches import count_steps
+from fedsim.app.manifest import check_roster, roster_hash
 from fedsim.app.measure import dev_metrics, is_evaluated, stopped_early, test_metrics
 from fedsim.app.releases import release_row, write_release
 from fedsim.app.rundir import Checkpoint, Row, RunDir
@@ -158,7 +159,10 @@ def enter_period(server: Server, round: int, before: int) -> int:
     period = period_of_round(stream, rounds, round)
     if stream.mode == "static" or period == before:
         return period
-    server.strategy.roster = ask_roster(server.grid, period)
+    began = roster_hash(server.strategy.roster.devices)
+    roster = ask_roster(server.grid, period)
+    check_roster(began, roster.devices, RunFailed)
+    server.strategy.roster = roster
     if round == 1 or period_of_round(stream, rounds, round - 1) != period:
         measure_periods(server)
     return period

@@ -8,7 +8,7 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedsim.app.manifest import check_resume, make_manifest, now, with_plan
+from fedsim.app.manifest import check_resume, check_roster, make_manifest, now, with_plan
 from fedsim.app.measure import check_evaluation, check_patience
 from fedsim.app.place import data_dir, threads, torch_device
 from fedsim.app.reference import train_centralised
@@ -17,6 +17,7 @@ from fedsim.app.rundir import RunDir
 from fedsim.app.spending import make_spending
 from fedsim.app.statement import write_statement
 from fedsim.app.summary import summarise
+from fedsim.app.training import check_training
 from fedsim.config import Config, from_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.holdings import Holdings, load_holdings
@@ -69,13 +70,17 @@ def _run(
     roster = ask_roster(grid)
     noise = noise_source(config, roster.real)
     server = _make_server(grid, config, holdings, run, roster, noise)
+    check_training(config, server.module)
     check_evaluation(config, holdings)
     check_patience(server.evaluate, config, federation)
     if resumed:
         check_resume(run, config, federation, noise.kind)
+        check_roster(run.manifest.get("roster", ""), roster.devices)
     else:
         run.set_aside()
-        manifest = make_manifest(config, federation, len(list(grid.get_node_ids())), noise.kind)
+        manifest = make_manifest(
+            config, federation, len(list(grid.get_node_ids())), noise.kind, roster.devices
+        )
         activity = public_activity(federation.activity, config.data.activity_public)
         run.create(config, manifest, federation.spec, federation.devices, activity)
     setup_s = time.perf_counter() - start

@@ -72,11 +72,31 @@ class Spending:
                     f"stopped before round {round}, which would pass the target epsilon {dp.target_epsilon:g}"
                 )
             strategy.retired[:] = over
-            if over[strategy.roster.activity > 0].all():
+            active = strategy.roster.activity > 0
+            if active.any() and over[active].all():
                 return f"stopped before round {round}: every device has reached epsilon {dp.target_epsilon:g}"
             entry = self._entry(round) if over.any() else entry
         self.ledger.write(entry)
         return ""
+
+    @property
+    def repeats(self) -> int:
+        """Rounds that were done again as other releases: each counts beyond `train.rounds`."""
+        entries = self.ledger.entries
+        return len(entries) - len({entry.round for entry in entries})
+
+    @property
+    def largest(self) -> NDArray[np.int64]:
+        """The largest public activity that each device of the roster has in any period."""
+        now = self.strategy.roster.activity
+        if len(self.activity) % len(now):
+            return now  # nodes hold data of their own, which the server's files say nothing of
+        return np.maximum(now, self.activity.reshape(-1, len(now)).max(axis=0))
+
+    @property
+    def members(self) -> NDArray[np.bool_]:
+        """Which devices of the roster have examples in any period."""
+        return self.largest > 0
 
     def _after(self, entry: Entry) -> Floats:
         """Return each device's epsilon if the round happens, 0 for those that have no part in it."""
@@ -178,14 +198,16 @@ def figures(spending: Spending, guarantee: float, relation: str) -> Mapping[str,
     """Return `summary.json["privacy"]`; empty without DP."""
     config = spending.config
     found, accountant = spending.epsilons()
-    members = found[spending.strategy.roster.activity > 0]
+    members = found[spending.members]
+    members = members if len(members) else np.zeros(1)
     target = config.dp.target_epsilon
+    promised = min(guarantee, target) if target else guarantee
     return {
         "unit": config.dp.unit,
         "relation": relation,
         "trust": config.dp.trust,
         "delta": spending.delta,
-        "epsilon_guarantee": min(guarantee, target) if target else guarantee,
+        "epsilon_guarantee": max(promised, float(found.max(initial=0.0))),
         "epsilon_max": float(found.max(initial=0.0)),
         "epsilon_median": float(np.median(members)),
         "epsilon_p95": float(np.quantile(members, 0.95)),

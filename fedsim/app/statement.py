@@ -24,7 +24,8 @@ RELATIONS = {
 GENERATORS = {
     "seeded": "AES-256 in counter mode under a key made of the seed, for simulation: who has the seed can "
     "take the noise off, so that epsilon describes the mechanism and not this folder. ",
-    "os": "AES-256 in counter mode under 256 bits of the operating system's entropy, never stored. ",
+    "os": "AES-256 in counter mode under 256 bits of the operating system's entropy, never stored; selection "
+    "coins come from it, too. ",
 }
 
 
@@ -33,7 +34,7 @@ def write_statement(spending: Spending, federation: FederatedDataset) -> Mapping
     config = spending.config
     if config.dp.unit == "none":
         return {}
-    guarantee, rests_on = guaranteed(config, spending.delta, spending.activity)
+    guarantee, rests_on = guaranteed(config, spending.delta, spending.activity, spending.repeats)
     found = figures(spending, guarantee, relation(config))
     parts = _parts(spending, federation) | {"p": found, "rests_on": rests_on}
     write_json(spending.run.path / "privacy.json", json.loads(json.dumps(parts)))
@@ -59,7 +60,7 @@ def _parts(spending: Spending, federation: FederatedDataset) -> dict[str, Any]:
         "deciles": _deciles(spending),
         "rounds": spending.largest_by_round(),
         "outside": outside(config),
-        "voids": voids(config, spending.delta),
+        "voids": voids(config, spending.delta, spending.noise_kind),
     }
 
 
@@ -125,6 +126,10 @@ def outside(config: Config) -> list[str]:
     elif config.data.task != "language":
         lines.append("The names of labels and tags: those that the training examples hold.")
     lines.append("The test and dev examples, and what is measured on them.")
+    if config.evaluation.holdout or config.data.test_share:
+        lines.append("Which examples a device holds out: one more example can move others in or out.")
+    if config.stream.mode == "continual":
+        lines.append("The edges of periods, and when examples arrive: they count as public.")
     lines.append(
         f'Public activity (data.activity_public = "{config.data.activity_public}"): sizes count as public, '
         "and so are the roster and when devices are in reach."
@@ -144,15 +149,18 @@ def outside(config: Config) -> list[str]:
     return lines
 
 
-def voids(config: Config, delta: float) -> list[str]:
+def voids(config: Config, delta: float, noise_kind: str = "seeded") -> list[str]:
     """Return what breaks a claim if it is released, with the epsilon that is left then."""
     lines = []
     if config.dp.unit == "device" and amplification(config).claimed:
         m = device_mechanism(config)
         most = most_participations(config)
+        coins = (
+            "the secret of the coins" if noise_kind == "os" else "the selection seed (also in config.toml)"
+        )
         left = epsilon([m.event(1.0, m.max_weight, most)], delta)
         lines.append(
-            "Cohort sizes, participants, or the selection seed (also in config.toml): no amplification is "
+            f"Cohort sizes, participants, or {coins}: no amplification is "
             f"left, and epsilon is up to {left:.3g} for a device that was in all {most} rounds."
         )
     if config.dp.unit == "example":
@@ -181,9 +189,11 @@ def _other_deltas(spending: Spending) -> list[str]:
 
 def _deciles(spending: Spending) -> list[dict[str, Any]]:
     found, _ = spending.epsilons()
-    activity = spending.strategy.roster.activity
+    activity = spending.largest
     members = np.flatnonzero(activity > 0)
-    parts = np.array_split(members[np.argsort(activity[members], kind="stable")], min(10, len(members)))
+    parts = np.array_split(
+        members[np.argsort(activity[members], kind="stable")], max(1, min(10, len(members)))
+    )
     return [
         {
             "number": number,
@@ -192,4 +202,5 @@ def _deciles(spending: Spending) -> list[dict[str, Any]]:
             "largest": float(found[part].max()),
         }
         for number, part in enumerate(parts, start=1)
+        if len(part)
     ]

@@ -22,7 +22,7 @@ from fedsim.privacy.accounting import Event, merged
 from fedsim.privacy.table import Table
 
 NOBODY = -1
-Members = NDArray[np.int16]
+Members = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Entry:
     """[devices]: each device's group, or NOBODY."""
 
     def __post_init__(self) -> None:
+        assert self.members.min(initial=NOBODY) >= NOBODY, "a member has a group, or none"
         assert self.members.max(initial=NOBODY) < len(self.groups), "a member's group has events"
 
     @property

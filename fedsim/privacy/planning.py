@@ -40,14 +40,23 @@ def make_plan(config: Config, delta: float, activity: Ids, probabilities: Floats
     return Plan(delta, guarantee, rests_on, _planned(config, delta, activity, probabilities, weights))
 
 
-def guaranteed(config: Config, delta: float, activity: Ids) -> tuple[float, str]:
-    """Return the epsilon that no unit can pass, and the sentence of what it rests on."""
-    most = most_participations(config)
+def guaranteed(config: Config, delta: float, activity: Ids, repeats: int = 0) -> tuple[float, str]:
+    """Return the epsilon that no unit can pass, and the sentence of what it rests on.
+
+    `repeats` rounds were begun, ended by a crash and done again with other noise: they count again.
+    """
+    bound, why = _guaranteed(config, delta, activity, repeats)
+    again = f"; {repeats} round(s) that were done again with other noise count again" if repeats else ""
+    return bound, why + again
+
+
+def _guaranteed(config: Config, delta: float, activity: Ids, repeats: int) -> tuple[float, str]:
+    most, rounds = most_participations(config) + repeats, config.train.rounds + repeats
     if config.dp.unit == "device":
         mechanism = device_mechanism(config)
         if amplification(config).claimed:
             cap, why = inclusion_cap(config, int((activity > 0).sum()))
-            return epsilon([mechanism.event(cap, mechanism.max_weight, config.train.rounds)], delta), why
+            return epsilon([mechanism.event(cap, mechanism.max_weight, rounds)], delta), why
         event = mechanism.event(1.0, mechanism.max_weight, most)
         return epsilon([event], delta), f"a device takes part in at most {most} rounds (all, or as limited)"
     sizes = np.unique(activity[activity > 0]).tolist()

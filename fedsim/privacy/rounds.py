@@ -30,7 +30,7 @@ def scheduled_entry(
     rates = _on_grid(probabilities) if config.selection.rule == "schedule" else quantise(probabilities)
     pairs, inverse = np.unique(np.stack([rates, weights]), axis=1, return_inverse=True)
     groups = tuple((mechanism.event(float(q), float(v)),) for q, v in pairs.T)
-    return Entry(round, period, "model", attempt, groups, inverse.reshape(-1).astype(np.int16))
+    return Entry(round, period, "model", attempt, groups, inverse.reshape(-1).astype(np.int32))
 
 
 def visible_entry(
@@ -62,8 +62,8 @@ def local_events(config: Config, activity: int, rounds: int = 1) -> tuple[Event,
     return tuple(Event(z, rate, n * rounds) for z, n in plan.multipliers().items())
 
 
-def _members(chosen: Ids, groups: Ids, devices: int) -> NDArray[np.int16]:
-    members = np.full(devices, NOBODY, dtype=np.int16)
+def _members(chosen: Ids, groups: Ids, devices: int) -> NDArray[np.int32]:
+    members = np.full(devices, NOBODY, dtype=np.int32)
     members[chosen] = groups
     return members
 

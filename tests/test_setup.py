@@ -1,0 +1,110 @@
+"""What is told before anything is written, and when a run cannot go on.
+
+Seen to fail: every test here, before the code did what its name says.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from flwr.app import Error, Message
+from test_rounds import config
+from torch import nn
+
+from fedsim.app import rounds
+from fedsim.app.client import app as client_app
+from fedsim.app.describe import describe
+from fedsim.app.local import run_local
+from fedsim.app.local_grid import LocalGrid
+from fedsim.app.manifest import check_roster, roster_hash
+from fedsim.app.plan import calibrated
+from fedsim.app.rundir import RunDir
+from fedsim.app.server import serve
+from fedsim.app.training import check_training
+from fedsim.config import from_flat, to_flat
+from fedsim.errors import RunFailed, WrongInput
+
+
+def test_what_no_device_could_train_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    settings = config(tmp_path / "runs", dp__unit="example", train__grad_clip=1.0)
+    with pytest.raises(WrongInput, match="grad_clip"):
+        describe(settings, SimpleNamespace(print=lambda *a: None))  # type: ignore[arg-type]
+    with pytest.raises(WrongInput, match="grad_clip"):
+        calibrated(settings, 4.0, "noise")
+    with pytest.raises(WrongInput, match="grad_clip"):
+        run_local(settings)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_layer_without_a_rule_for_clipping_is_named_at_once() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Bilinear(2, 2, 2))
+    with pytest.raises(WrongInput, match=r"'1' .Bilinear. has no rule"):
+        check_training(from_flat({"dp.unit": "example"}), module)
+    check_training(from_flat({"dp.unit": "example", "dp.method": "loop"}), module)
+    check_training(from_flat({}), module)
+
+
+class Broken(LocalGrid):
+    """Nodes that answer training by an error, those of `failing`."""
+
+    failing: tuple[int, ...] = (2, 3)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        found = super().pull_messages(message_ids)
+        return [self._broken(m) if "update" in m.content.config_records else m for m in found]
+
+    def _broken(self, message: Message) -> Message:
+        if message.metadata.src_node_id not in self.failing:
+            return message
+        metadata = message.metadata
+        bad = Message(Error(1, "out of memory"), reply_to=message)
+        bad.metadata.__dict__["_src_node_id"] = metadata.src_node_id
+        return bad
+
+
+def test_a_round_in_which_all_nodes_fail_ends_the_run(tmp_path: Path) -> None:
+    settings = config(tmp_path, train__rounds=1, selection__cohort=30)
+    with pytest.raises(RunFailed, match=r"every node failed in round 1.*out of memory"):
+        serve(Broken(client_app, to_flat(settings), 2), settings, {})
+    some = Broken(client_app, to_flat(settings), 2)
+    some.failing = (2,)
+    rows = serve(some, settings, {}, fresh=True).rows()
+    assert 0 < rows[0]["devices"] < rows[0]["cohort"]
+
+
+def test_a_run_goes_on_only_with_the_devices_that_it_began_with(tmp_path: Path) -> None:
+    settings = config(tmp_path, train__rounds=2, dp__unit="device")
+
+    class Killed(Exception):
+        pass
+
+    def stop(row: dict[str, object]) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        run_local(settings, watch=stop)
+    run = RunDir.of(settings)
+    before = run.manifest
+    run.write_manifest(before | {"roster": roster_hash(np.array(["other"]))})
+    with pytest.raises(WrongInput, match="other devices than"):
+        run_local(settings)
+    run.write_manifest(before)
+    run_local(settings)
+
+
+def test_a_period_with_other_devices_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def roster(*names: str) -> object:
+        return SimpleNamespace(devices=np.array(names), activity=np.ones(len(names)))
+
+    server = SimpleNamespace(
+        config=from_flat({"stream.mode": "continual", "stream.periods": 2, "train.rounds": 4}),
+        strategy=SimpleNamespace(roster=roster("a", "b"), state=SimpleNamespace(round=2)),
+        grid=None,
+    )
+    monkeypatch.setattr(rounds, "ask_roster", lambda grid, period: roster("a", "c"))
+    monkeypatch.setattr(rounds, "measure_periods", lambda server: None)
+    with pytest.raises(RunFailed, match="other devices than"):
+        rounds.enter_period(server, 3, 1)  # type: ignore[arg-type]
+    check_roster(roster_hash(np.array(["a", "b"])), np.array(["a", "b"]), RunFailed)

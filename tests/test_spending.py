@@ -1,0 +1,88 @@
+"""What a run promises is never less than what its ledger counts; who counts as a device.
+
+Seen to fail: a guarantee over `train.rounds` alone, members of the last period alone, groups as int16.
+"""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fedsim.app.local import run_local
+from fedsim.app.rundir import RunDir
+from fedsim.app.spending import Spending, figures
+from fedsim.config import from_flat
+from fedsim.privacy.accounting import Event, epsilon
+from fedsim.privacy.ledger import Entry
+from fedsim.privacy.rounds import visible_entry
+
+TINY = {
+    "name": "tiny",
+    "data.devices": 30,
+    "data.examples": 300,
+    "model.embedding": 8,
+    "model.hidden": 8,
+    "train.rounds": 20,
+    "evaluation.every": 20,
+    "selection.rule": "uniform",
+    "selection.cohort": 6,
+    "aggregation.rule": "fedavg",
+    "place.threads": 1,
+    "dp.unit": "device",
+}
+
+
+class Killed(Exception):
+    pass
+
+
+def test_the_guarantee_counts_rounds_that_were_done_again_with_other_noise(tmp_path: Path) -> None:
+    settings = from_flat(TINY | {"dp.noise_source": "os", "place.out": str(tmp_path)})
+
+    def stop(row: dict[str, object]) -> None:
+        if row["round"] == 5:
+            (RunDir.of(settings).path / "checkpoints" / "round-000005.npz").unlink()
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_local(settings, watch=stop)
+    run = run_local(settings)
+    assert run.summary is not None
+    found = run.summary["privacy"]
+    assert found["epsilon_guarantee"] == pytest.approx(epsilon([Event(1.0, 0.2, 25)], found["delta"]))
+    assert found["epsilon_guarantee"] >= found["epsilon_max"]
+    statement = (run.path / "privacy.md").read_text()
+    assert "5 round(s) that were done again" in statement
+    assert "the secret of the coins" in statement
+
+
+def spending(tmp_path: Path, activity: list[int], now: list[int]) -> Spending:
+    strategy = SimpleNamespace(roster=SimpleNamespace(devices=np.array(["a", "b"]), activity=np.array(now)))
+    run = SimpleNamespace(path=tmp_path)
+    settings = from_flat({"dp.unit": "device", "aggregation.rule": "fedavg"})
+    return Spending(settings, strategy, run, 1e-3, "seeded", np.array(activity))  # type: ignore[arg-type]
+
+
+def test_devices_of_any_period_count_and_no_device_gives_a_number(tmp_path: Path) -> None:
+    one = spending(tmp_path, [4, 0, 0, 0], [0, 0])
+    one.ledger.write(Entry(1, 1, "model", "x", ((Event(1.0),),), np.array([0, -1], dtype=np.int32)))
+    assert one.members.tolist() == [True, False]
+    assert figures(one, 9.0, "zero_out")["epsilon_median"] > 0
+    nobody = spending(tmp_path / "empty", [0, 0], [0, 0])
+    assert figures(nobody, 9.0, "zero_out")["epsilon_median"] == 0.0
+
+
+def test_more_groups_than_sixteen_bits_hold_are_kept_apart() -> None:
+    count = 40_000
+    settings = from_flat(
+        {"dp.unit": "device", "aggregation.rule": "fedavg", "aggregation.weights": "examples"}
+    )
+    weights = np.linspace(0.1, 1.0, count)
+    made = visible_entry(settings, 1, 1, "x", np.arange(count), weights, count)
+    assert made.members.tolist() == list(range(count))
+
+
+def test_a_member_of_no_known_group_is_a_mistake() -> None:
+    with pytest.raises(AssertionError, match="a member has a group"):
+        Entry(1, 1, "model", "x", (), np.array([-2], dtype=np.int32))
