@@ -13,6 +13,7 @@ from scipy import stats
 from test_training import SIZES, TEXT, build, double, examples
 
 from clients.batches import make_poisson_schedule
+from clients.bookkeeping import book_keeping
 from clients.clipping import Clip, clipped_gradients
 from clients.training import Assignment, Trainer
 from fedsim.config import Dp, Train
@@ -251,6 +252,49 @@ def test_a_micro_batch_moves_by_at_most_twice_the_clip_norm_when_an_example_come
     one, two = sums([[[1.0, 0.0]]]), sums([[[1.0, 0.0], [-1e4, 0.0]]])
     moved = float((one - two).norm())  # type: ignore[operator]
     assert 1.9 < moved <= 2.0
+
+
+def micro_batch_sum(values: torch.Tensor, slots: list[list[int]], clip: float) -> torch.Tensor:
+    """Return the engine's sum over slots of clipped mean gradients; an example's gradient is its value."""
+    size = max(max(len(slot) for slot in slots), 1)
+    rows = torch.tensor([slot + [0] * (size - len(slot)) for slot in slots])
+    mask = torch.tensor([[True] * len(slot) + [False] * (size - len(slot)) for slot in slots])
+    model = torch.nn.Linear(values.shape[1], 1, bias=False).double()
+    found = book_keeping(
+        model, lambda out: out.squeeze(-1), [values[rows.flatten()].unsqueeze(0)], [], Clip(clip),
+        {"weight": model.weight.detach().unsqueeze(0)}, mask.view(1, -1), True, size,
+        mask.sum(1).clamp(min=1).unsqueeze(0),
+    )  # fmt: skip
+    total = found.sums["weight"]
+    assert isinstance(total, torch.Tensor), "a linear layer gives a matrix"
+    return total[0, 0]
+
+
+@pytest.mark.parametrize(("by_position", "held"), [(False, True), (True, False)])
+def test_the_neighbour_search_holds_micro_batches_to_2_c_and_catches_shifted_slots(
+    by_position: bool, held: bool
+) -> None:
+    """Guarantee of edp: with a slot drawn for each record, one record more moves the sum by at most 2C, and
+    the search comes near it. The planted fault, slots cut by position, goes far beyond."""
+    rng, worst, clip, slots = np.random.default_rng(0), 0.0, 0.7, 4
+    for _ in range(150):
+        count = int(rng.integers(0, 12))
+        values = torch.from_numpy(
+            rng.normal(size=(count + 1, 3)) * 10.0 ** rng.integers(-2, 4, (count + 1, 1))
+        )
+        if by_position:
+            width = -(-max(count, 1) // slots)
+            cut = np.minimum(np.arange(count + 1) // width, slots - 1)
+            more = [np.flatnonzero(cut == s).tolist() for s in range(slots)]  # the new record stands first
+            fewer = [(np.flatnonzero(cut[:count] == s) + 1).tolist() for s in range(slots)]
+        else:
+            drawn = rng.integers(slots, size=count + 1)
+            more = [[i for i in range(count + 1) if drawn[i] == s] for s in range(slots)]
+            fewer = [[i for i in place if i] for place in more]
+        apart = micro_batch_sum(values, more, clip) - micro_batch_sum(values, fewer, clip)
+        worst = max(worst, float(apart.norm()))
+    assert (worst <= 2 * clip) is held
+    assert worst > 1.8 * clip
 
 
 def test_losses_leave_the_device_only_for_a_trusted_server() -> None:

@@ -101,6 +101,29 @@ class Ledger:
         _sync_folder(self.folder)
         self.entries.append(kept)
 
+    def absorb(self, node: "Ledger", positions: NDArray[np.int64]) -> None:
+        """Take in what a node wrote down of its devices, which are `positions` [devices of the node] here.
+
+        Guarantee: a device is charged for every release that either side knows; for one that both have with
+        the same events, once. Where they disagree on the events, for both.
+        """
+        for kept in node.entries:
+            members = np.full(self.devices, NOBODY, dtype=np.int32)
+            members[positions] = node._members(kept.name)
+            for known in [entry for entry in self.entries if entry.key == kept.key]:
+                members[self._agrees(known, kept.groups, members)] = NOBODY
+            if (members != NOBODY).any():
+                self.write(Entry(kept.round, kept.period, kept.release, kept.attempt, kept.groups, members))
+
+    def _agrees(
+        self, known: Kept, groups: tuple[tuple[Event, ...], ...], members: Members
+    ) -> NDArray[np.bool_]:
+        """Return the devices to which a known entry gives the events of their group."""
+        mine = self._members(known.name)
+        same = np.array([[one == other for other in groups] for one in known.groups], dtype=bool)
+        both = (mine != NOBODY) & (members != NOBODY)
+        return both & same[np.where(both, mine, 0), np.where(both, members, 0)]
+
     def counts(
         self, counted: Callable[[Kept], bool] = lambda entry: True, more: Iterable[Entry] = ()
     ) -> tuple[Table, csr_array]:
