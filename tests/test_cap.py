@@ -14,6 +14,7 @@ from fedsim.privacy.accounting import epsilon
 from fedsim.privacy.cap import inclusion_within_target, privacy_cap
 from fedsim.privacy.claims import target_delta
 from fedsim.privacy.mechanism import device_mechanism
+from fedsim.privacy.planning import guaranteed
 from strategies.federated import Federated
 from strategies.roster import Roster
 
@@ -92,3 +93,12 @@ def test_a_run_keeps_to_it(tmp_path: Path) -> None:
     named = {key.replace(".", "__"): value for key, value in PRIVATE.items() if key != "train.rounds"}
     run = run_local(run_config(tmp_path, **named | {"dp__noise_multiplier": 20.0}))
     assert len(run.rows()) == 5
+
+
+def test_the_guarantee_knows_the_cap_that_the_rule_keeps_to() -> None:
+    settings, activity = config(), np.full(1000, 8)
+    guarantee, why = guaranteed(settings, target_delta(settings, 1000)[0], activity)
+    assert guarantee == spent(settings, inclusion_within_target(settings, 1000), 1000) <= 2.0
+    assert "leaves room for" in why
+    moving = config(stream__mode="continual", stream__periods=2, stream__arrivals="poisson")
+    assert "selection.cap" in guaranteed(moving, 1e-4, activity)[1], "other periods have other devices"

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from fedsim.config import Config, from_flat, to_flat
 from fedsim.errors import WrongInput
 from fedsim.privacy.accounting import Event, epsilon, epsilon_rdp
+from fedsim.privacy.cap import privacy_cap
 from fedsim.privacy.claims import amplification
 from fedsim.privacy.mechanism import device_mechanism, most_participations
 from fedsim.privacy.rounds import local_events
@@ -86,6 +87,9 @@ def inclusion_cap(config: Config, devices: int) -> tuple[float, str]:
         rate = selection.cohort / total
         if rate < selection.cap:
             return rate, f"uniform selection: selection.cohort over {total:g} in public"
+    limit = privacy_cap(config, devices) if config.stream.mode == "static" else None
+    if limit is not None and limit < selection.cap:
+        return limit, "the inclusion probability that dp.target_epsilon leaves room for"
     return selection.cap, "selection.cap, the largest inclusion probability"
 
 
