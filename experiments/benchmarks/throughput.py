@@ -73,7 +73,8 @@ def main() -> None:
                 setting = smaller(setting, cohort=setting.private_cohort)
             found = measure(setting, private, args)
             rows += found
-            write(args.out, vars(args) | {"out": args.out.name}, rows)
+            told = {"out": args.out.name, "pfl_python": Path(args.pfl_python).name}
+            write(args.out, vars(args) | told, rows)
             print(f"\n{name}, {'DP-SGD' if private else 'non-private'}, {setting.cohort} devices a round\n")
             print(summary(found), flush=True)
 
