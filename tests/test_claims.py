@@ -52,11 +52,11 @@ def test_impossible_requests_are_refused_by_a_sentence(changes: dict[str, object
 
 
 def test_what_is_possible_is_not_refused() -> None:
-    check_dp(Config())
-    check_dp(config())
-    check_dp(config(dp__unit="example"))
-    check_dp(config(dp__trust="secure_sum"))
-    check_dp(config(dp__relation="add_or_remove", selection__total_score=100.0))
+    assert check_dp(Config()) is None
+    assert check_dp(config()) is None
+    assert check_dp(config(dp__unit="example")) is None
+    assert check_dp(config(dp__trust="secure_sum")) is None
+    assert check_dp(config(dp__relation="add_or_remove", selection__total_score=100.0)) is None
 
 
 def test_adaptive_clipping_needs_enough_count_noise() -> None:
