@@ -368,6 +368,78 @@ class Dp(Section):
     )
 
 
+class Audit(Section):
+    """What is measured of a model's leakage, when, and against which attacker."""
+
+    evaluators: str = Field(
+        "", description="membership, canary, bounds (comma-separated); empty = none; flips come by themselves"
+    )
+    every: int = Field(0, ge=0, le=10**9, description="rounds between two audits; 0 = at the end only")
+    coins: Literal["none", "record", "device"] = Field(
+        "none", description="half of the records | devices are held out of training, by fair coins"
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="seed of coins, random labels and canaries; 0 = that of the run"
+    )
+    shadow: int = Field(
+        0,
+        ge=0,
+        le=10**6,
+        description="number of a shadow model, with coins of its own; 0 = the run itself",
+    )
+    mislabelled: float = Field(
+        0.0,
+        ge=0.0,
+        le=0.5,
+        description="share of training records that get a random label, to be learned by heart",
+    )
+    attacks: str = Field(
+        "auto",
+        description="membership attacks (comma-separated); auto = loss and the best that references carry",
+    )
+    references: int = Field(
+        16, ge=0, le=1024, description="shadow models of the membership attacks, an even number; 0 = none"
+    )
+    shadows: Literal["federated", "centralised"] = Field(
+        "federated",
+        description="how references train: as the run itself | on pooled records (a weaker attacker)",
+    )
+    view: str = Field(
+        "final", description="what the attacker sees: final | rounds | updates | sums (comma-separated)"
+    )
+    window: Count = Field(5, description="rounds, from the first, that attacks on updates and sums look at")
+    records: int = Field(
+        0, ge=0, le=10**9, description="records that attacks on updates try on a device at most; 0 = all"
+    )
+    canary_devices: int = Field(
+        0,
+        ge=0,
+        le=10**6,
+        description="bounds: devices that send random directions (one-shot audit), added to the federation",
+    )
+
+
+class Canary(Section):
+    """Sentences with a secret code that are planted in training and sought in the model."""
+
+    pattern: str = Field(
+        "", description="pin | call | colour | a template with {word} and {code}; empty = no canaries"
+    )
+    digits: int = Field(4, ge=4, le=10, description="tokens of the code")
+    candidates: str = Field(
+        "", description="words that may stand in the code (comma-separated); empty = the pattern's, or digits"
+    )
+    count: int = Field(0, ge=0, le=10**4, description="canaries planted; 0 = none")
+    copies: Count = Field(1, description="copies of a canary on each of its devices")
+    devices: Count = Field(1, description="devices that hold each canary")
+    holders: Literal["light", "median", "heavy"] = Field(
+        "light", description="which tenth of the devices, by activity, holds canaries"
+    )
+    period: int = Field(0, ge=0, le=10000, description="period in which they arrive; 0 = the first")
+    label: str = Field("", description="intent of a canary; empty = one of its own")
+    tags: Literal["own", "outside"] = Field("own", description="tags of the code's tokens: their own | O")
+
+
 class Place(Section):
     """Where and on what the experiment runs; changes no result and is never hashed."""
 
@@ -397,6 +469,8 @@ class Config(Section):
     selection: Selection = Selection()
     aggregation: Aggregation = Aggregation()
     dp: Dp = Dp()
+    audit: Audit = Audit()
+    canary: Canary = Canary()
     place: Place = Place()
 
     @property

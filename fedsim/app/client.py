@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from clients.device_clip import device_clip
 from clients.training import Assignment, Trainer
 from fedsim.app.answer import Job, answer
+from fedsim.app.loading import load_holdings
 from fedsim.app.place import chunk_bytes, data_dir, threads, torch_device
 from fedsim.config import Config, Dp, from_flat
 from fedsim.data.activity import public_activity
-from fedsim.data.holdings import Holdings, load_holdings
+from fedsim.data.holdings import Holdings
 from fedsim.errors import WrongInput
 from fedsim.models import build_model
 from fedsim.models.evaluation import evaluate_each

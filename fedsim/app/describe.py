@@ -4,6 +4,7 @@ import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from fedsim.app.loading import load_holdings
 from fedsim.app.measure import check_evaluation
 from fedsim.app.place import data_dir
 from fedsim.app.plan import privacy_sentences
@@ -12,7 +13,7 @@ from fedsim.config import Config, to_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.availability import Clock
 from fedsim.data.federation import FederatedDataset, count_unseen_labels
-from fedsim.data.holdings import Holdings, load_holdings
+from fedsim.data.holdings import Holdings
 from fedsim.data.statistics import activity_statistics, label_skew
 from fedsim.data.stream import rounds_per_period
 from fedsim.models import build_model, parameters_of

@@ -134,11 +134,14 @@ class RunDir:
             stream.flush()
             os.fsync(stream.fileno())
 
+    def rewrite_rows(self, rows: Sequence[Row], name: str) -> None:
+        """Put these rows in place of a file's, whole or not at all."""
+        write_text(self.path / name, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
     def cut_rows(self, round: int, name: str = "rounds.jsonl") -> None:
         """Keep only whole rows up to `round`: what stands behind the checkpoint is done again."""
         if (self.path / name).exists():
-            kept = [json.dumps(row) + "\n" for row in self.rows(name) if row["round"] <= round]
-            write_text(self.path / name, "".join(kept))
+            self.rewrite_rows([row for row in self.rows(name) if row["round"] <= round], name)
 
     def write_checkpoint(self, checkpoint: Checkpoint, keep: str) -> None:
         """Write the state after a round; with `keep = "last"` the earlier ones go."""

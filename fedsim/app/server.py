@@ -8,6 +8,8 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedsim.app.audits import check_audits
+from fedsim.app.loading import load_holdings
 from fedsim.app.manifest import check_resume, check_roster, make_manifest, now, with_plan
 from fedsim.app.measure import check_evaluation, check_patience
 from fedsim.app.place import data_dir, threads, torch_device
@@ -20,7 +22,7 @@ from fedsim.app.summary import summarise
 from fedsim.app.training import check_training
 from fedsim.config import Config, from_flat
 from fedsim.data.activity import public_activity
-from fedsim.data.holdings import Holdings, load_holdings
+from fedsim.data.holdings import Holdings
 from fedsim.models import build_model, parameters_of
 from fedsim.models.tasks import make_task
 from fedsim.privacy.claims import check_dp
@@ -73,6 +75,7 @@ def _run(
     check_training(config, server.module)
     check_evaluation(config, holdings)
     check_patience(server.evaluate, config, federation)
+    check_audits(config, roster.real)
     if resumed:
         check_resume(run, config, federation, noise.kind)
         check_roster(run.manifest.get("roster", ""), roster.devices)

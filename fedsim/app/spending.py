@@ -15,7 +15,7 @@ from fedsim.data.activity import public_activity
 from fedsim.data.federation import FederatedDataset
 from fedsim.data.holdings import Holdings
 from fedsim.errors import RunFailed
-from fedsim.privacy.accounting import epsilon
+from fedsim.privacy.accounting import Event, epsilon
 from fedsim.privacy.claims import amplification, target_delta
 from fedsim.privacy.ledger import Entry, Ledger, row_events
 from fedsim.privacy.rounds import local_entry, scheduled_entry, visible_entry
@@ -153,6 +153,13 @@ class Spending:
         stream = self.config.stream
         stay = {"current": 1, "window": stream.window}
         return stay.get(stream.memory, stream.periods - arrival + 1)
+
+    def worst_events(self) -> tuple[Event, ...]:
+        """Return what the unit with the largest epsilon so far was part of; nothing without DP."""
+        if self.config.dp.unit == "none":
+            return ()
+        table, counts = self.ledger.counts(lambda entry: True)
+        return row_events(table, counts, int(np.argmax(table.epsilons(counts, self.delta))))
 
     def largest_by_round(self) -> list[tuple[int, float]]:
         """Return (round, largest epsilon so far by RDP) at about ten rounds."""
