@@ -61,6 +61,11 @@ def evaluators(config: Config) -> list[str]:
 def check_audits(config: Config, real: bool) -> None:
     """Refuse audits that could not be done, before anything is written. Raises WrongInput."""
     names = evaluators(config)
+    if names and config.audit.references % 2:
+        raise WrongInput(
+            f"audit.references = {config.audit.references}: references come in complementary pairs; use an even "
+            "number"
+        )
     if names and real:
         raise WrongInput(
             "audits look at training records, which real nodes keep to themselves; leave audit.evaluators "

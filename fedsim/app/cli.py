@@ -164,12 +164,43 @@ def export(
 
 @cli.command()
 def audit(
+    run_path: Annotated[
+        Path | None, typer.Argument(help="A finished run's folder.", metavar="RUN", show_default=False)
+    ] = None,
     sanity: Annotated[bool, typer.Option("--sanity", help="Try attacks and bounds on known cases.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="--sanity: another seed, other draws.")] = 0,
+    evaluators: Annotated[str, typer.Option(help="membership, canary, bounds (commas between).")] = "",
+    attack: Annotated[str, typer.Option(help="Membership attacks, as loss,lira; else the run's.")] = "",
+    references: Annotated[int, typer.Option(min=-1, help="Shadow models; -1 = as the run says.")] = -1,
+    settings: Settings = None,
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, nothing else.")] = False,
 ) -> None:
-    """Try the attacks and the audits on cases whose answer is known: `--sanity`, no run needed."""
-    if not sanity:
-        raise WrongInput("fedsim audit wants --sanity: it tries the attacks and bounds on known cases")
+    """Attack a finished run: RUN. Or try the attacks and audits on cases with a known answer: --sanity."""
+    if sanity == (run_path is not None):
+        raise WrongInput("fedsim audit wants either a finished RUN, or --sanity, which needs none")
+    if run_path is None:
+        _sanity(seed)
+        return
+    changes = {
+        "audit.evaluators": evaluators,
+        "audit.attacks": attack,
+        "audit.references": references if references >= 0 else "",
+        "place.data_dir": data_dir or "",
+    }
+    from fedsim.app.finished import audit_finished
+
+    rows = audit_finished(run_path, {k: v for k, v in changes.items() if v != ""}, settings or [])
+    if as_json:
+        print(json.dumps(rows))
+        return
+    from fedsim.app.findings import findings
+
+    for table in findings(rows):
+        out.print(table)
+
+
+def _sanity(seed: int) -> None:
     from fedsim.audit.sanity import sanity as battery
 
     rows = battery(seed)

@@ -14,10 +14,10 @@ from fedsim.app.shadows import train_shadows
 from fedsim.audit.blind import blind_auc
 from fedsim.audit.centralised import CentralisedProxy
 from fedsim.audit.membership import ATTACKS, choose
-from fedsim.audit.predict import all_of, by_group, predict
+from fedsim.audit.predict import by_group, predict
 from fedsim.audit.region import excess, largest_auc
 from fedsim.audit.result import Trial, figures, sliced
-from fedsim.audit.scores import Bools, Floats, Predictions, Target
+from fedsim.audit.scores import Bools, Floats, Predictions, Target, side_by_side
 from fedsim.audit.shadows import score_shadows
 from fedsim.audit.statistics import auc
 from fedsim.config import Config
@@ -162,19 +162,22 @@ def matched(
 
 
 def targets_of(audited: Audited, game: Game) -> list[Target]:
-    """Return the run as a target, and with references each of its shadows, too: all of one law.
+    """Return the run as a target and, with references, each of its shadows, too: all are of one law.
 
-    The references of a target are the shadows but itself and the other half of its pair. They repeat only
-    the last round, so before it there are none.
+    A pair more is trained than each target has references, because a shadow is judged neither by itself nor
+    by the other half of its pair. Shadows repeat only the last round, so before it there are no references.
     """
     own = of_unit(predict_records(audited, game), game)
     member = in_units(game.member, game)
     count = audited.config.audit.references if audited.ended else 0
     if count == 0 or (game.rows < 0).any():
-        return [Target(member, own, np.zeros((0, len(member)), dtype=bool), own[np.zeros(0, dtype=np.int64)])]
-    keep, found = references(audited, game, count)
-    first = Target(member, own, keep, found)
-    return [first, *(_as_target(keep, found, shadow) for shadow in range(count) if count > 2)]
+        return [Target(member, own, np.zeros((0, len(member)), dtype=bool), side_by_side([own])[NOBODY])]
+    keep, found = references(audited, game, count + 2)
+    first = Target(member, own, keep[:count], found[np.arange(count)])
+    return [first, *(_as_target(keep, found, shadow) for shadow in range(count + 2))]
+
+
+NOBODY = np.zeros(0, dtype=np.int64)
 
 
 def _as_target(keep: Bools, found: Predictions, shadow: int) -> Target:
@@ -195,7 +198,7 @@ def references(audited: Audited, game: Game, count: int) -> tuple[Bools, Predict
             for s in range(1, count + 1)
         ]
         keep = np.stack([toss[game.rows] for toss in tosses])
-        found = all_of(
+        found = side_by_side(
             [
                 predict(audited.module, audited.task, model, game.records)
                 for model in shadow_params(audited, count)

@@ -15,7 +15,6 @@ import torch
 from fedsim.app.place import threads
 from fedsim.app.rundir import RunDir
 from fedsim.config import Config, Place, from_flat, to_flat
-from fedsim.errors import WrongInput
 from fedsim.seeds import generator
 
 FEWEST_IN_PROCESSES = 4
@@ -46,13 +45,8 @@ def shadow_config(config: Config, number: int, run: RunDir) -> Config:
 def train_shadows(config: Config, run: RunDir, count: int) -> list[RunDir]:
     """Return `count` finished shadow runs, training those that are not there yet.
 
-    They come in pairs on complementary halves. As many train at a time as there are threads.
-    Raises WrongInput for an odd number.
+    Numbers 2i - 1 and 2i are a pair on complementary halves. As many train at a time as there are threads.
     """
-    if count % 2:
-        raise WrongInput(
-            f"audit.references = {count}: shadow models come in complementary pairs; use an even number"
-        )
     configs = [shadow_config(config, number, run) for number in range(1, count + 1)]
     missing = [c for c in configs if RunDir.of(c).summary is None]
     workers = min(threads(config.place), len(missing))

@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from fedsim.audit.scores import Predictions, predictions
-from fedsim.audit.scores import stack as side_by_side
+from fedsim.audit.scores import Predictions, predictions, stack
 from fedsim.models.evaluation import batches
 from fedsim.models.tasks import Classification, Task
 from fedsim.types import Examples, Params
@@ -28,11 +28,10 @@ def predict(module: nn.Module, task: Task, params: Params, examples: Examples) -
             all_right = ((right | ~counted).all(-1)).cpu().numpy()
             found = of_losses(task.losses(outputs, fields).double().cpu(), all_right)
         parts.append(found)
-    names = ("logp", "phi", "entropy", "correct")
-    return Predictions(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    return stack(parts)
 
 
-def of_losses(losses: torch.Tensor, correct: np.ndarray) -> Predictions:
+def of_losses(losses: torch.Tensor, correct: NDArray[np.bool_]) -> Predictions:
     """Return predictions of which only the true outcome's probability exp(-loss) is known."""
     logp = -losses.numpy()
     rest = np.log(np.maximum(-np.expm1(logp), TINY))  # log(1 - p)
@@ -40,12 +39,7 @@ def of_losses(losses: torch.Tensor, correct: np.ndarray) -> Predictions:
     return Predictions(logp, logp - rest, entropy, correct)
 
 
-def all_of(models: list[Predictions]) -> Predictions:
-    """Return the predictions of several models, [M, N]."""
-    return side_by_side([one[np.newaxis] for one in models])
-
-
-def by_group(found: Predictions, owner: np.ndarray, groups: np.ndarray) -> Predictions:  # type: ignore[type-arg]
+def by_group(found: Predictions, owner: NDArray[np.int64], groups: NDArray[np.int64]) -> Predictions:
     """Return the mean predictions of each group's records: [..., N] -> [..., G]."""
     which = (owner[:, None] == groups[None, :]).astype(np.float64)
     which /= which.sum(0)
