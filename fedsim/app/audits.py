@@ -63,14 +63,29 @@ def check_audits(config: Config, real: bool) -> None:
     names = evaluators(config)
     if names and config.audit.references % 2:
         raise WrongInput(
-            f"audit.references = {config.audit.references}: references come in complementary pairs; use an even "
-            "number"
+            f"audit.references = {config.audit.references}: references come in pairs; use an even number"
+        )
+    if "bounds" in names and not bounds_possible(config):
+        raise WrongInput(
+            'audit.evaluators = "bounds" needs audit.coins, or a [dp] unit without a secure sum, or '
+            "audit.canary_devices"
+        )
+    if config.audit.canary_devices and (config.dp.unit != "device" or config.dp.trust == "secure_sum"):
+        raise WrongInput(
+            "audit.canary_devices send directions of the norm that dp.clip_norm allows a device; "
+            'set dp.unit = "device" and dp.trust = "central"'
         )
     if names and real:
         raise WrongInput(
             "audits look at training records, which real nodes keep to themselves; leave audit.evaluators "
             "empty here, and audit the same experiment in simulation"
         )
+
+
+def bounds_possible(config: Config) -> bool:
+    """Whether any lower bound on epsilon could be had."""
+    crafted = config.dp.unit != "none" and config.dp.trust != "secure_sum"
+    return config.audit.coins != "none" or crafted or bool(config.audit.canary_devices)
 
 
 def is_due(config: Config, round: int, ended: bool) -> bool:
@@ -142,6 +157,7 @@ def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _evaluators() -> dict[str, Evaluator]:
     # imported where they are used: they need scipy and scikit-learn, which a plain run does not wait for
+    from fedsim.app.lower_bounds import bound_rows
     from fedsim.app.membership import membership_rows
 
-    return {"membership": membership_rows}
+    return {"membership": membership_rows, "bounds": bound_rows}

@@ -3,19 +3,18 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from fedsim.app.audits import Audited, check_audits, replace_rows, rows_of
 from fedsim.app.loading import load_holdings
 from fedsim.app.place import data_dir, threads, torch_device
 from fedsim.app.rundir import Row, RunDir, open_run
+from fedsim.app.spending import worst_events
 from fedsim.config import Config, Scalar, from_flat, parse_setting, to_flat
 from fedsim.errors import WrongInput
 from fedsim.models import build_model
 from fedsim.models.tasks import make_task
-from fedsim.privacy.accounting import Event
-from fedsim.privacy.ledger import Ledger, row_events
+from fedsim.privacy.ledger import Ledger
 
 FIXED = ("audit.coins", "audit.seed", "audit.shadow", "audit.mislabelled", "audit.canary_devices")
 
@@ -32,7 +31,9 @@ def audit_finished(path: Path, changes: Mapping[str, Scalar], settings: Iterable
         raise WrongInput(
             f"{str(run.path)!r} is not finished; run its experiment again to go on, then audit it"
         )
-    config = _changed(run.config, {**changes, **dict(map(parse_setting, settings))})
+    wanted = dict(changes)
+    wanted.update(parse_setting(setting) for setting in settings)
+    config = _changed(run.config, wanted)
     check_audits(config, real=False)
     with run.locked():
         rows = rows_of(_audited(run, config, float(summary["privacy"].get("delta", 0.0))))
@@ -47,7 +48,7 @@ def _changed(config: Config, changes: Mapping[str, Scalar]) -> Config:
             raise WrongInput(f"{key} was settled when the run was trained; change other audit keys only")
     if not (changes.get("audit.evaluators") or config.audit.evaluators):
         changes = {**changes, "audit.evaluators": "membership"}
-    return from_flat(to_flat(config) | changes)
+    return from_flat({**to_flat(config), **changes})
 
 
 def _audited(run: RunDir, config: Config, delta: float) -> Audited:
@@ -58,7 +59,8 @@ def _audited(run: RunDir, config: Config, delta: float) -> Audited:
         raise WrongInput(f"{str(run.path)!r} has no checkpoint left, so that there is no model to attack")
     spec = holdings.dataset.spec
     module = build_model(spec, config.model, config.seed).to(torch_device(config.place))
-    events = worst_events(run, len(holdings.dataset.devices), delta) if delta else ()
+    devices = len(holdings.dataset.devices)
+    events = worst_events(Ledger.open(run.path, devices), delta) if delta else ()
     return Audited(
         config,
         holdings,
@@ -71,10 +73,3 @@ def _audited(run: RunDir, config: Config, delta: float) -> Audited:
         events=events,
         delta=delta,
     )
-
-
-def worst_events(run: RunDir, devices: int, delta: float) -> tuple[Event, ...]:
-    """Return what the unit with the largest epsilon was part of, from the run's ledger."""
-    ledger = Ledger.open(run.path, devices)
-    table, counts = ledger.counts(lambda entry: True)
-    return row_events(table, counts, int(np.argmax(table.epsilons(counts, delta))))

@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fedsim.config import Canary, Config, Data, Partition, Stream
+from fedsim.data.canary_devices import with_canary_devices
 from fedsim.data.coins import Coins
 from fedsim.data.federation import FederatedDataset, load_federation
 from fedsim.data.holdings import Holdings
@@ -19,6 +20,7 @@ class Changes:
 
     mislabelled: float = 0.0
     canary: Canary = NO_CANARY
+    canary_devices: int = 0
     seed: int = 0
     """Of random labels and of canaries; 0 where there are none."""
     coins: Coins | None = None
@@ -39,7 +41,13 @@ def changes_of(config: Config) -> Changes:
     seed = audit.seed or config.seed
     coins = None if audit.coins == "none" else Coins(audit.coins, seed, audit.shadow)
     canaries = canary if canary.count else NO_CANARY
-    return Changes(audit.mislabelled, canaries, seed if audit.mislabelled or canary.count else 0, coins)
+    return Changes(
+        audit.mislabelled,
+        canaries,
+        audit.canary_devices,
+        seed if audit.mislabelled or canary.count else 0,
+        coins,
+    )
 
 
 @lru_cache(maxsize=2)
@@ -56,4 +64,6 @@ def _changed(dataset: FederatedDataset, data: Data, stream: Stream, changes: Cha
     pool = pooled(dataset)
     if changes.mislabelled:
         pool = relabelled(pool, changes.mislabelled, changes.seed)
+    if changes.canary_devices:
+        pool = with_canary_devices(pool, changes.canary_devices)
     return pool

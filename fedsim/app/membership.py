@@ -79,6 +79,14 @@ def membership_rows(audited: Audited) -> list[Row]:
     ]
 
 
+def strongest(audited: Audited) -> tuple[str, Game, Trial]:
+    """Return the strongest attack by name, its game, and its scores of the run itself."""
+    game = play(audited)
+    target = targets_of(audited, game)[0]
+    name = attacks_of(audited.config, target.references)[-1]
+    return name, game, Trial(ATTACKS[name](target), target.member)
+
+
 def threat(audited: Audited, game: Game, references: int) -> Row:
     """Return the threat model as a row's fields."""
     audit = audited.config.audit
@@ -104,7 +112,7 @@ def play(audited: Audited) -> Game:
     """Return the game that the run's coins allow; without coins, fresh records from the test split."""
     config, holdings = audited.config, audited.holdings
     pool = pooled(holdings.dataset)
-    natural = (pool.canary < 0) & ~repeated(pool.records) & alive(holdings, len(pool.records))
+    natural = (pool.canary == -1) & ~repeated(pool.records) & alive(holdings, len(pool.records))
     if config.audit.coins == "none":
         return _fresh(audited, pool, natural)
     rows = np.flatnonzero(natural & ~holdings.held_out_flags)

@@ -158,8 +158,7 @@ class Spending:
         """Return what the unit with the largest epsilon so far was part of; nothing without DP."""
         if self.config.dp.unit == "none":
             return ()
-        table, counts = self.ledger.counts(lambda entry: True)
-        return row_events(table, counts, int(np.argmax(table.epsilons(counts, self.delta))))
+        return worst_events(self.ledger, self.delta)
 
     def largest_by_round(self) -> list[tuple[int, float]]:
         """Return (round, largest epsilon so far by RDP) at about ten rounds."""
@@ -170,6 +169,15 @@ class Spending:
             table, counts = self.ledger.counts(lambda e, last=last: e.round <= last)  # type: ignore[misc]
             largest.append((last, float(table.epsilons(counts, self.delta).max(initial=0.0))))
         return largest
+
+
+def worst_events(ledger: Ledger, delta: float) -> tuple[Event, ...]:
+    """Return the events of the unit with the largest epsilon: the largest by PLD of the largest by Renyi."""
+    table, counts = ledger.counts(lambda entry: True)
+    loose = table.epsilons(counts, delta)
+    _, first = np.unique(-loose, return_index=True)
+    candidates = [row_events(table, counts, int(device)) for device in first[:EXACT]]
+    return max(candidates, key=lambda events: epsilon(events, delta), default=())
 
 
 def public_over_time(config: Config, holdings: Holdings) -> NDArray[np.int64]:

@@ -171,9 +171,9 @@ class Holdings:
 
 
 def planted(dataset: FederatedDataset) -> Flags:
-    """Return which training records are canaries."""
+    """Return which training records are canaries, or belong to canary devices."""
     numbers: NDArray[np.int64] | None = getattr(dataset, "canary", None)
-    return np.zeros(int(dataset.activity.sum()), dtype=bool) if numbers is None else numbers >= 0
+    return np.zeros(int(dataset.activity.sum()), dtype=bool) if numbers is None else numbers != -1
 
 
 def _arrivals(dataset: FederatedDataset, stream: Stream, owner: NDArray[np.int64], seed: int) -> Arrivals:

@@ -33,7 +33,8 @@ class Pool:
     mislabelled: Flags = field(default_factory=lambda: np.zeros(0, dtype=bool))
     """[N]: records that were given a random label."""
     canary: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """[N]: the number of the canary that a record is a copy of, -1 for natural records."""
+    """[N]: the number of the canary that a record is a copy of, -1 for natural records, -2 for those of
+    canary devices."""
     arrival: int = 1
     """The period in which canaries arrive."""
 
