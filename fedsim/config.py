@@ -405,7 +405,8 @@ class Audit(Section):
         description="how references train: as the run itself | on pooled records (a weaker attacker)",
     )
     view: str = Field(
-        "final", description="what the attacker sees: final | rounds | updates | sums (comma-separated)"
+        "final",
+        description="what the attacker sees: final | rounds | updates | sums | releases (comma-separated)",
     )
     window: Count = Field(5, description="rounds, from the first, that attacks on updates and sums look at")
     records: int = Field(

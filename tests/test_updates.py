@@ -72,7 +72,9 @@ def test_products_and_norms_equal_those_of_autograd_for_every_model(model: str, 
         one = {n: f[row : row + 1] for n, f in examples.fields.items()}
         one = {n: f.double() if f.is_floating_point() else f for n, f in one.items()}
         outputs = functional_call(module, leaves, tuple(one[name] for name in learner.inputs))
-        grads = torch.autograd.grad(learner.losses(outputs, one).sum(), list(leaves.values()), allow_unused=True)
+        grads = torch.autograd.grad(
+            learner.losses(outputs, one).sum(), list(leaves.values()), allow_unused=True
+        )
         slow.append(
             sum(float((g * change[n]).sum()) for n, g in zip(leaves, grads, strict=True) if g is not None)
         )
@@ -109,7 +111,9 @@ def test_the_cosine_is_that_of_update_and_descent_direction(model: str) -> None:
     expected = -grad @ flat / np.linalg.norm(grad, axis=1) / np.linalg.norm(flat)
     np.testing.assert_allclose(seen.cosine[1], expected, rtol=1e-6)
     with torch.no_grad():
-        after = learner.losses(functional_call(module, moved(start, change, 1.0), (fields["tokens"],)), fields)
+        after = learner.losses(
+            functional_call(module, moved(start, change, 1.0), (fields["tokens"],)), fields
+        )
     np.testing.assert_allclose(UPDATE_ATTACKS["device_loss"](seen)[0], -after.numpy(), atol=1e-12)
 
 

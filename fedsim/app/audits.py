@@ -16,7 +16,7 @@ from fedsim.privacy.accounting import Event
 from fedsim.types import Params
 
 FILE = "audit.jsonl"
-SUMMED = {"membership": "membership", "canary": "canary", "audit": "audit"}
+SUMMED = {"membership": "membership", "canary": "canary", "audit": "audit", "leak": "leak"}
 """Kinds of rows that stand in the summary, too, under `attacks`."""
 LISTS = (
     "kind", "round", "fpr", "tpr", "tpr_low", "tpr_high", "allowed_tpr", "exposures",
@@ -75,6 +75,10 @@ def check_audits(config: Config, real: bool) -> None:
             "audit.canary_devices send directions of the norm that dp.clip_norm allows a device; "
             'set dp.unit = "device" and dp.trust = "central"'
         )
+    if "membership" in names:
+        from fedsim.app.views import check_views
+
+        check_views(config)
     if names and real:
         raise WrongInput(
             "audits look at training records, which real nodes keep to themselves; leave audit.evaluators "
@@ -130,7 +134,7 @@ def attacks(run: RunDir) -> dict[str, list[Row]]:
     lists: dict[str, list[Row]] = {"membership": [], "canary": [], "audit": []}
     for row in found.values():
         flat = {name: value for name, value in row.items() if name not in LISTS}
-        lists[SUMMED[row["kind"]]].append(flat)
+        lists.setdefault(SUMMED[row["kind"]], []).append(flat)
     return lists
 
 
@@ -158,6 +162,6 @@ def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
 def _evaluators() -> dict[str, Evaluator]:
     # imported where they are used: they need scipy and scikit-learn, which a plain run does not wait for
     from fedsim.app.lower_bounds import bound_rows
-    from fedsim.app.membership import membership_rows
+    from fedsim.app.views import membership_rows
 
     return {"membership": membership_rows, "bounds": bound_rows}

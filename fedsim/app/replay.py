@@ -44,11 +44,7 @@ class Replay:
         self.run, self.holdings = audited.run, audited.holdings
         # the noise is named by the config that was trained, whatever the audit has changed since
         self.config = audited.run.config.model_copy(update={"place": audited.config.place})
-        if self.config.dp.unit != "none" and self.run.manifest["noise_source"] == "os":
-            raise WrongInput(
-                "rounds are replayed from a seed, and this run drew its coins and noise from the operating "
-                'system; set dp.noise_source = "seeded" in a simulation that shall be attacked by its updates'
-            )
+        check_seeded(self.config, self.run.manifest["noise_source"])
         self.node = make_node(self.config, data_dir(self.config.place, {}), 0, 1)
         first = parameters_of(build_model(self.holdings.dataset.spec, self.config.model, self.config.seed))
         hours = self.holdings.active_hours() if self.config.availability.rule == "clock" else None
@@ -66,42 +62,43 @@ class Replay:
         cohort = strategy.select(number)
         if not np.array_equal(cohort.devices, strategy.roster.devices[took_part]):
             raise RunFailed(
-                f"the replay of round {number} selects other devices than the run did; was it made by another "
-                "version of the code?"
+                f"the replay of round {number} selects other devices than the run did; replay it with the "
+                "version of the code that made it"
             )
         return Round(number, period, strategy.state.params, after.params, strategy.answering(cohort))
 
-    def updates(self, round: Round, start: Params | None = None) -> Iterator[tuple[DeviceId, Params]]:
-        """Yield each device and its unweighted change, clipped and noised as it left the device.
+    def updates(self, round: Round) -> Iterator[tuple[DeviceId, Params]]:
+        """Yield each device of a round and its update; one that its node left out is missing."""
+        for device in round.cohort.devices.tolist():
+            change = self.update(round, device)
+            if change is not None:
+                yield device, change
 
-        With `start` the devices begin from another model than the run's. A device whose update its node
-        left out is missing.
+    def update(self, round: Round, device: DeviceId, start: Params | None = None) -> Params | None:
+        """Return a device's unweighted change, clipped and noised as it left the device.
+
+        With `start` it was sent that model in place of the run's. None where its node left it out.
         """
-        arrays, cohort = pack_params(round.before if start is None else start), round.cohort
-        for place in range(len(cohort)):
-            one = slice(place, place + 1)
-            part = replace(
-                cohort, devices=cohort.devices[one], probabilities=None, weights=cohort.weights[one]
-            )
-            reply = reply_of(self.node, pack_task(arrays, part, Form(single=True)))
-            if len(reply.devices):
-                yield str(reply.devices[0]), {name: d[0] for name, d in reply.update.delta.items()}
+        cohort = round.cohort
+        mine = cohort.devices == device
+        part = replace(cohort, devices=cohort.devices[mine], probabilities=None, weights=cohort.weights[mine])
+        params = pack_params(round.before if start is None else start)
+        reply = reply_of(self.node, pack_task(params, part, Form(single=True)))
+        return {name: d[0] for name, d in reply.update.delta.items()} if len(reply.devices) else None
 
     def state(self, round: int) -> ServerState:
         """Return the server's state after a round; 0 is before the first."""
         if round == 0:
             return self.first
         found = self._checkpoint(round)
-        return ServerState(
-            found.round, found.params, found.aggregator, found.participation, found.losses
-        )
+        return ServerState(found.round, found.params, found.aggregator, found.participation, found.losses)
 
     def _checkpoint(self, round: int) -> Checkpoint:
         found = self.run.checkpoint(round)
         if found is None:
             raise WrongInput(
-                f"rounds are replayed from their checkpoints, and that of round {round} is not there; run the "
-                'experiment with place.keep = "all" (place.* changes no result)'
+                f"rounds are replayed from their checkpoints, and that of round {round} is not there; run "
+                'the experiment with place.keep = "all" (place.* changes no result)'
             )
         return found
 
@@ -111,18 +108,27 @@ class Replay:
         return Roster(devices, activity, np.zeros(len(devices), dtype=np.uint64))
 
 
+def check_seeded(config: Config, noise: str) -> None:
+    """Refuse to replay what no seed repeats. Raises WrongInput."""
+    if config.dp.unit != "none" and noise == "os":
+        raise WrongInput(
+            "rounds are replayed from a seed, and this run draws its coins and noise from the operating "
+            'system; set dp.noise_source = "seeded" in a simulation that shall be attacked by its updates'
+        )
+
+
 def check_single(config: Config) -> None:
     """Refuse attacks on single updates where nobody sees any. Raises WrongInput."""
     dp = config.dp
     if dp.trust == "secure_sum":
         raise WrongInput(
-            'audit.view names "updates", and under dp.trust = "secure_sum" the server sees only sums of them; '
+            'audit.view names "updates", and under dp.trust = "secure_sum" the server sees only sums; '
             'set audit.view = "sums"'
         )
     if dp.unit == "example" and dp.noise_layout == "summed":
         raise WrongInput(
-            'audit.view names "updates", and dp.noise_layout = "summed" draws noise for a whole sum, so that no '
-            'single update is defined; set dp.noise_layout = "dense", or audit.view = "sums"'
+            'audit.view names "updates", and dp.noise_layout = "summed" draws noise for a whole sum, so that '
+            'no single update is defined; set dp.noise_layout = "dense", or audit.view = "sums"'
         )
 
 

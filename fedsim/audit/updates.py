@@ -88,15 +88,14 @@ def observe(losses: Losses, norms: Floats, params: Params, changes: Iterable[Par
     """
     start = {name: p.double() for name, p in params.items()}
     before = losses(start)
-    products, angles, after = [], [], []
+    found: list[tuple[Floats, Floats, Floats]] = []
     for change in changes:
         toward = -directional(losses, start, change)
         length = norms * norm_of(change)
-        products.append(toward)
-        angles.append(np.divide(toward, length, out=np.zeros_like(toward), where=length > 0))
-        after.append(losses(moved(start, change, 1.0)))
-    return Observed(*(np.array(rows).reshape(-1, len(before)) for rows in (products, angles)), before,
-                    np.array(after).reshape(-1, len(before)))  # fmt: skip
+        angle = np.divide(toward, length, out=np.zeros_like(toward), where=length > 0)
+        found.append((toward, angle, losses(moved(start, change, 1.0))))
+    products, angles, after = np.array(found).reshape(-1, 3, len(before)).transpose(1, 0, 2)
+    return Observed(products, angles, before, after)
 
 
 def directional(losses: Losses, params: Params, change: Params) -> Floats:
@@ -126,8 +125,8 @@ def standing(scores: Floats, attack: str = "FedMIA") -> Floats:
     count = len(scores)
     if count < FEWEST_DEVICES:
         raise WrongInput(
-            f"attack {attack!r} compares a device with at least {FEWEST_DEVICES - 1} others of its round, got "
-            f"{max(0, count - 1)}; raise selection.cohort, or look at other rounds"
+            f"attack {attack!r} compares a device with at least {FEWEST_DEVICES - 1} others of its round, "
+            f"got {max(0, count - 1)}; raise selection.cohort, or look at other rounds"
         )
     centred = scores - scores.mean(0)
     others = -centred / (count - 1)  # the mean of the others, centred alike
