@@ -84,6 +84,16 @@ def check_audits(config: Config, real: bool) -> None:
             "audits look at training records, which real nodes keep to themselves; leave audit.evaluators "
             "empty here, and audit the same experiment in simulation"
         )
+    if config.canary.count and real:
+        raise WrongInput(
+            "canaries are not planted among the records of real nodes; set canary.count = 0 here, and audit "
+            "the same experiment in simulation"
+        )
+    if "canary" in names and not config.canary.count:
+        raise WrongInput(
+            "audit.evaluators names 'canary', and canary.count = 0 plants none; set canary.count and "
+            'canary.pattern = "pin", for one'
+        )
 
 
 def bounds_possible(config: Config) -> bool:
@@ -145,6 +155,10 @@ IDENTITY = (
     "view",
     "unit",
     "pattern",
+    "copies",
+    "devices",
+    "holders",
+    "period",
     "method",
     "of",
     "slice",
@@ -161,7 +175,8 @@ def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _evaluators() -> dict[str, Evaluator]:
     # imported where they are used: they need scipy and scikit-learn, which a plain run does not wait for
+    from fedsim.app.canaries import canary_rows
     from fedsim.app.lower_bounds import bound_rows
     from fedsim.app.views import membership_rows
 
-    return {"membership": membership_rows, "bounds": bound_rows}
+    return {"membership": membership_rows, "canary": canary_rows, "bounds": bound_rows}
