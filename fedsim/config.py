@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from fedsim.errors import WrongInput
 from fedsim.names import suggestion
@@ -29,10 +30,8 @@ NonNegative = Annotated[float, Field(ge=0.0, le=1e9)]
 def _counts(value: object) -> int | str:
     """Return a number from 1 on, or several with commas between."""
     texts = [text.strip() for text in str(value).split(",")]
-    if isinstance(value, bool) or not all(
-        t.isascii() and t.isdigit() and 1 <= int(t) <= 10**9 for t in texts
-    ):
-        raise ValueError("it wants a whole number from 1 on, or several with commas between")
+    if isinstance(value, bool) or not all(re.fullmatch("0*[1-9][0-9]{0,8}", text) for text in texts):
+        raise PydanticCustomError("counts", "it wants whole numbers from 1 on, with commas between")
     numbers = list(dict.fromkeys(int(text) for text in texts))
     return numbers[0] if len(numbers) == 1 else ",".join(map(str, numbers))
 

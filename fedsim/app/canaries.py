@@ -235,7 +235,7 @@ def over_rounds(audited: Audited, last: Row) -> Row | None:
     """
     named = ("kind", "pattern", "copies", "devices", "holders", "period", "unit", "space", "canaries")
     same = [r for r in audited.run.rows(FILE) if all(r.get(n) == last[n] for n in named)]
-    seen = [row for row in same if row["view"] == "final" and row["round"] != last["round"]] + [last]
+    seen = [row for row in same if row["view"] == "final" and row["round"] != audited.round] + [last]
     if len(seen) < 2:
         return None
     own = np.max([row["exposures"] for row in seen], axis=0)
