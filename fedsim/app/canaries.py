@@ -30,7 +30,7 @@ from fedsim.audit.exposure import (
     rank_among,
 )
 from fedsim.audit.extraction import Guess, beam, success
-from fedsim.audit.modiva import Search, modiva
+from fedsim.audit.modiva import Search, modiva_each
 from fedsim.audit.openbox import next_log_probs, relaxed_loss
 from fedsim.audit.scores import Floats
 from fedsim.data.pool import pooled
@@ -139,7 +139,7 @@ def extracted(hunt: Hunt, found: Sequence[Exposed]) -> dict[int, Row]:
         return {i: _row(hunt, i, _beamed(hunt, i), found[i]) for i in range(len(found))}
     if list(getattr(audited.module, "tables", {}).values()) != ["tokens"] or audited.config.data.ngrams:
         return {i: _row(hunt, i, {}, found[i]) for i in range(len(found)) if found[i].likeliest}
-    return {i: _row(hunt, i, {"": _modiva(hunt, i)}, found[i]) for i in range(len(found))}
+    return {i: _row(hunt, i, {"": guess}, found[i]) for i, guess in enumerate(_modiva(hunt))}
 
 
 def _row(hunt: Hunt, number: int, guesses: Mapping[str, Guess], found: Exposed) -> Row:
@@ -159,23 +159,24 @@ def _row(hunt: Hunt, number: int, guesses: Mapping[str, Guess], found: Exposed) 
     return row
 
 
-def _modiva(hunt: Hunt, number: int) -> Guess:
-    audited, canary = hunt.audited, hunt.canaries[number]
-    pattern = canary.pattern
-    example = hunt.reading.examples([canary.sentence]).fields  # its code only fills the gap
+def _modiva(hunt: Hunt) -> list[Guess]:
+    """Return the code that ModIvA finds for each canary; all are sought as one batch."""
+    audited, pattern = hunt.audited, hunt.reading.pattern
+    fields = hunt.reading.examples([c.sentence for c in hunt.canaries]).fields  # codes only fill the gap
     candidates = torch.tensor(hunt.reading.vocabulary.ids(pattern.candidates))
     params = {name: p.cpu() for name, p in audited.params.items()}
 
     def losses(outputs: Mapping[str, Tensor], ids: Tensor) -> Tensor:
-        batch = {name: t.expand(len(ids), *t.shape[1:]) for name, t in example.items()}
-        return audited.task.losses(outputs, batch | {"tokens": ids})
+        # label and tags are those of all canaries
+        batch = {name: t[:1].expand(len(ids), *t.shape[1:]) for name, t in fields.items()}
+        return audited.task.losses(outputs, {**batch, "tokens": ids})
 
     audited.module.eval()
-    loss = relaxed_loss(audited.module, params, losses, example["tokens"][0], pattern.gap, candidates)
-    rng = torch_generator(hunt.seed, "canary", "modiva", number)
-    guess = modiva(loss, pattern.length, len(candidates), Search(), rng)
+    loss = relaxed_loss(audited.module, params, losses, fields["tokens"], pattern.gap, candidates)
+    rng, targets = torch_generator(hunt.seed, "canary", "modiva"), len(hunt.canaries)
+    guesses = modiva_each(loss, pattern.length, len(candidates), Search(), rng, targets)
     audited.module.train()
-    return guess
+    return guesses
 
 
 def _beamed(hunt: Hunt, number: int) -> dict[str, Guess]:
