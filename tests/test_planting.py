@@ -159,6 +159,7 @@ def test_canaries_arrive_in_their_period() -> None:
         ({"canary__pattern": ""}, "canary.pattern, which is empty"),
         ({"canary__devices": 30}, "choose 1 to"),
         ({"canary__count": 0}, "canary.count = 0 plants none"),
+        ({"audit__view": "sums"}, 'set place.keep = "all" before training'),
     ],
 )
 def test_what_cannot_be_sought_is_refused_before_anything_is_written(
@@ -201,8 +202,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
             data__activity="equal",
             canary__copies="1,60",
             canary__count=8,
+            canary__candidates="0,1,2,3,4,5",
             audit__every=7,
-            audit__view="final,rounds",
+            audit__view="final,rounds,updates,sums",
+            audit__window=4,
+            place__keep="all",
             place__out=str(out),
         )
     )
@@ -223,9 +227,9 @@ def test_the_plan_stands_in_the_run_directory(run: RunDir) -> None:
 def test_canaries_with_many_copies_are_exposed_and_extracted(run: RunDir) -> None:
     once, often = rows_of(run)
     assert (once["copies"], often["copies"]) == (1, 60)
-    assert often["exposure_mean"] > max(6.0, once["exposure_mean"] + 2)
+    assert often["exposure_mean"] > max(4.0, once["exposure_mean"] + 1)
     assert often["p_value"] < 1e-3
-    assert often["digit_accuracy"] >= often["ceiling_digit_accuracy"] - 0.1
+    assert often["ceiling_digit_accuracy"] > 2 * often["chance"] > once["ceiling_digit_accuracy"]
     assert often["digit_accuracy"] > often["chance"]
 
 
@@ -233,7 +237,7 @@ def test_codes_that_were_never_planted_have_the_exposure_of_chance(run: RunDir) 
     nulls = np.concatenate([row["null_exposures"] for row in rows_of(run)])
     # 80 uniform ranks, a standard error of 1.44/sqrt(80): 3 of them, .3 % false alarms
     assert len(nulls) == 80
-    assert nulls.mean() == pytest.approx(1.442, abs=3 * 1.443 / np.sqrt(80))
+    assert nulls.mean() == pytest.approx(1.44, abs=3 * 1.443 / np.sqrt(80))
 
 
 def test_the_summary_has_the_figures_of_the_contract(run: RunDir) -> None:
@@ -244,12 +248,8 @@ def test_the_summary_has_the_figures_of_the_contract(run: RunDir) -> None:
         "pattern", "copies", "devices", "holders", "view", "unit", "exposure_mean", "exposure_max",
         "null_mean", "p_value", "digit_accuracy", "exact_match", "chance", "canaries", "period",
     }  # fmt: skip
-    assert [(row["copies"], row["view"]) for row in found] == [
-        (1, "final"),
-        (60, "final"),
-        (1, "rounds"),
-        (60, "rounds"),
-    ]
+    views = ("final", "rounds", "updates", "sums")
+    assert [(r["copies"], r["view"]) for r in found] == [(c, v) for v in views for c in (1, 60)]
     assert all(set(row) >= wanted for row in found[:2])
     assert "exposures" not in found[0]
     assert [row["unit"] for row in found[:2]] == ["example", "device"]
@@ -261,6 +261,14 @@ def test_an_attacker_who_sees_every_round_pays_for_the_choice(run: RunDir) -> No
         assert best["rounds_seen"] == 2
         assert (np.array(best["exposures"]) >= np.array(last["exposures"])).all()
         assert best["null_mean"] >= last["null_mean"]
+
+
+def test_a_server_that_sees_updates_exposes_the_copies_of_their_devices(run: RunDir) -> None:
+    for view in ("updates", "sums"):
+        once, often = rows_of(run, view)
+        assert once["window"] == often["window"] == 4
+        assert often["exposure_mean"] > once["null_mean"] + 1
+        assert often["p_value"] < 0.05
 
 
 def test_slices_tell_copies_and_activity_apart(run: RunDir) -> None:

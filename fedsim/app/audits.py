@@ -79,6 +79,10 @@ def check_audits(config: Config, real: bool) -> None:
         from fedsim.app.views import check_views
 
         check_views(config)
+    if "canary" in names:
+        from fedsim.app.canary_views import check_canary_views
+
+        check_canary_views(config)
     if names and real:
         raise WrongInput(
             "audits look at training records, which real nodes keep to themselves; leave audit.evaluators "

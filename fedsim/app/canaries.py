@@ -1,101 +1,37 @@
-"""The canaries of a run sought in its models: exposure by exact ranking, codes extracted, the rows.
+"""The canaries of a run sought in its models: rows of exposures and of codes extracted.
 
-Every canary is compared with codes that were drawn alike and never planted: their exposure is the null of
-this very model, and a code that was extracted is held against one of them, too (the control).
+A code that was extracted is held against one that was never planted, too: the control.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.app.audits import FILE, Audited
-from fedsim.app.loading import changes_of
+from fedsim.app.canary_views import watched_rows
+from fedsim.app.hunt import Exposed, Hunt, exposures, figures, make_hunt, threat
 from fedsim.app.membership import deciles
-from fedsim.app.planting import Cell, Reading, canaries_of, cells, natural_activity, plan_of, reading_of
+from fedsim.app.planting import Cell, cells, natural_activity, plan_of
 from fedsim.app.rundir import Row
-from fedsim.audit.canaries import ENUMERABLE, Canary, completions, position, references
-from fedsim.audit.exposure import (
-    exposure,
-    exposure_by_fit,
-    joint_p_value,
-    largest_mean,
-    null_mean,
-    null_standard_error,
-    rank,
-    rank_among,
-)
+from fedsim.app.views import views_of
+from fedsim.audit.exposure import joint_p_value, largest_mean, null_mean
 from fedsim.audit.extraction import Guess, beam, success
 from fedsim.audit.modiva import Search, modiva_each
 from fedsim.audit.openbox import next_log_probs, relaxed_loss
-from fedsim.audit.scores import Floats
 from fedsim.data.pool import pooled
-from fedsim.models.evaluation import batches
 from fedsim.privacy.accounting import epsilon, group_epsilon
-from fedsim.seeds import generator, torch_generator
-from fedsim.types import Params
+from fedsim.seeds import torch_generator
 
-NULLS = 10
-"""Codes never planted that are ranked beside each canary."""
-REFERENCES = 4095
-"""Codes that a canary of a space too large to list is ranked among: at most 12 bits."""
-BATCH = 2000
 BEAM = 10
-
-
-@dataclass(frozen=True)
-class Exposed:
-    """How one canary stands in one model."""
-
-    exposure: float
-    nulls: Floats
-    """[NULLS] exposures of codes that were never planted, behind the same words."""
-    fitted: float | None = None
-    """By a skew-normal: an estimate, for spaces too large to list."""
-    likeliest: tuple[int, ...] = ()
-    """The code with the lowest loss of all; empty for those spaces."""
-
-
-@dataclass(frozen=True)
-class Hunt:
-    """What seeks the canaries of a run in a model."""
-
-    audited: Audited
-    reading: Reading
-    canaries: Sequence[Canary]
-    seed: int
-
-    @cached_property
-    def codes(self) -> NDArray[np.int64]:
-        """The codes [n, length] that canaries are ranked among."""
-        pattern = self.reading.pattern
-        if pattern.space <= ENUMERABLE:
-            return completions(pattern)
-        return references(pattern, REFERENCES, generator(self.seed, "canary", "references"))
-
-    def nulls(self, number: int) -> list[Canary]:
-        """Return canaries of the same words whose codes were never planted."""
-        canary, rng = self.canaries[number], generator(self.seed, "canary", "null", number)
-        return [Canary(canary.pattern, canary.word, c) for c in references(canary.pattern, NULLS, rng)]
-
-    def losses(self, params: Params, word: str, codes: NDArray[np.int64]) -> Floats:
-        """Return the loss [n] of the sentences with this word and each of the codes."""
-        audited, examples = self.audited, self.reading.completed(word, codes)
-        found = [
-            audited.task.losses(outputs, fields).double().cpu()
-            for _, outputs, fields in batches(audited.module, audited.task, params, examples, BATCH)
-        ]
-        return torch.cat(found).numpy()
 
 
 def canary_rows(audited: Audited) -> list[Row]:
     """Return a row for each way of planting, and slices over holders' activity."""
-    hunt = _hunt(audited)
-    found = exposures(hunt, lambda word, codes: hunt.losses(audited.params, word, codes))
+    hunt = make_hunt(audited)
+    everyone = range(len(hunt.canaries))
+    found = exposures(hunt, lambda number, codes: hunt.losses(audited.params, number, codes), everyone)
     right = extracted(hunt, found) if audited.ended else {}
     kinds, rows = cells(audited.config.canary), []
     for turn, cell in enumerate(kinds):
@@ -103,29 +39,11 @@ def canary_rows(audited: Audited) -> list[Row]:
         row = threat(hunt, cell, "final") | figures(hunt, [found[i] for i in mine])
         row |= _mean([right[i] for i in mine]) if right else {}
         rows.append(row | _bound(audited, cell, hunt.reading.pattern.space))
-    if audited.ended and "rounds" in audited.config.audit.view:
+    if audited.ended and "rounds" in views_of(audited.config):
         rows += [best for row in rows if (best := over_rounds(audited, row))]
+    if audited.ended:
+        rows += watched_rows(hunt)
     return rows + list(_slices(hunt, found))
-
-
-def exposures(hunt: Hunt, losses: Callable[[str, NDArray[np.int64]], Floats]) -> list[Exposed]:
-    """Return each canary's exposure by a loss [n] of codes [n, length] behind a word."""
-    return [_exposed(hunt, number, losses) for number in range(len(hunt.canaries))]
-
-
-def _exposed(hunt: Hunt, number: int, losses: Callable[[str, NDArray[np.int64]], Floats]) -> Exposed:
-    canary, nulls = hunt.canaries[number], hunt.nulls(number)
-    space = canary.pattern.space
-    rng = generator(hunt.seed, "canary", "ties", hunt.audited.round, number)
-    if space <= ENUMERABLE:
-        found = losses(canary.word, hunt.codes)
-        own, *others = (exposure(rank(found, position(c), rng), space) for c in (canary, *nulls))
-        return Exposed(own, np.array(others), None, tuple(hunt.codes[int(found.argmin())].tolist()))
-    planted = np.stack([canary.code, *(null.code for null in nulls)])
-    found = losses(canary.word, np.concatenate([planted, hunt.codes]))
-    among = found[len(planted) :]
-    own, *others = (exposure(rank_among(x, among, rng), len(among) + 1) for x in found[: len(planted)])
-    return Exposed(own, np.array(others), exposure_by_fit(float(found[0]), among, space))
 
 
 def extracted(hunt: Hunt, found: Sequence[Exposed]) -> dict[int, Row]:
@@ -192,43 +110,6 @@ def _beamed(hunt: Hunt, number: int) -> dict[str, Guess]:
     return found
 
 
-def threat(hunt: Hunt, cell: Cell, view: str) -> Row:
-    """Return whose secret is sought where: the row's first fields."""
-    settings = hunt.audited.config.canary
-    unit = "group" if cell.devices > 1 else "device" if cell.copies > 1 else "example"
-    return {
-        "kind": "canary",
-        "pattern": settings.pattern,
-        "copies": cell.copies,
-        "devices": cell.devices,
-        "holders": cell.holders,
-        "period": settings.period or 1,
-        "view": view,
-        "unit": unit,
-    }
-
-
-def figures(hunt: Hunt, found: Sequence[Exposed]) -> Row:
-    """Return the exposures of canaries and of their nulls, with the joint p-value of the former."""
-    pattern = hunt.reading.pattern
-    own, nulls = np.array([f.exposure for f in found]), np.concatenate([f.nulls for f in found])
-    row: Row = {
-        "space": float(pattern.space),
-        "canaries": len(found),
-        "exposure_mean": float(own.mean()),
-        "exposure_max": float(own.max()),
-        "exposure_se": float(own.std(ddof=1) / len(own) ** 0.5) if len(own) > 1 else null_standard_error(1),
-        "null_mean": float(nulls.mean()),
-        "null_expected": null_mean(min(pattern.space, len(hunt.codes) + 1)),
-        "p_value": joint_p_value(own),
-        "chance": 1 / len(pattern.candidates),
-        "exposures": own.tolist(),
-        "null_exposures": nulls.tolist(),
-    }
-    fitted = [f.fitted for f in found if f.fitted is not None]
-    return row | ({"exposure_fitted_mean": float(np.mean(fitted))} if fitted else {})
-
-
 def over_rounds(audited: Audited, last: Row) -> Row | None:
     """Return the row of an attacker who keeps the model of every audited round and takes the best.
 
@@ -252,13 +133,6 @@ def over_rounds(audited: Audited, last: Row) -> Row | None:
         "exposures": own.tolist(),
         "null_exposures": nulls.tolist(),
     }
-
-
-def _hunt(audited: Audited) -> Hunt:
-    config = audited.config
-    seed = changes_of(config).seed
-    reading = reading_of(audited.holdings.dataset.spec, config.data, config.canary)
-    return Hunt(audited, reading, canaries_of(config.canary, seed), seed)
 
 
 def _bound(audited: Audited, cell: Cell, space: int) -> Row:

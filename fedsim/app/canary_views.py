@@ -1,0 +1,115 @@
+"""What an attacker who watches training sees of canaries: single updates of their holders, or sums only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.app.audits import Audited
+from fedsim.app.hunt import Hunt, exposures, figures, threat
+from fedsim.app.planting import cells, plan_of
+from fedsim.app.replay import Replay, Round, check_seeded, check_single, visible
+from fedsim.app.rundir import Row
+from fedsim.app.views import REPLAYED, views_of
+from fedsim.audit.scores import Floats
+from fedsim.config import Config
+from fedsim.data.pool import pooled
+from fedsim.errors import WrongInput
+from fedsim.types import Params
+
+
+@dataclass(frozen=True)
+class Step:
+    """A model before and after something that a canary had a part in."""
+
+    before: Params
+    after: Params
+
+
+def watched_rows(hunt: Hunt) -> list[Row]:
+    """Return the rows of the views "updates" and "sums", as far as the config names them.
+
+    Both look at the first `audit.window` rounds, replayed, and of these at the rounds in which a holder of
+    the canary took part. "updates": the mean loss of the holders' own models, the round's model and the
+    update. "sums": the mean change of the loss from the round's model to the next.
+    """
+    config = hunt.audited.config
+    rows: list[Row] = []
+    for view in (name for name in REPLAYED if name in views_of(config)):
+        replay = Replay(hunt.audited)
+        rounds = [replay.round(t) for t in range(1, 1 + min(config.audit.window, hunt.audited.round))]
+        steps = _own(hunt, replay, rounds) if view == "updates" else _summed(hunt, rounds)
+        rows += _rows(hunt, view, steps, len(rounds))
+    return rows
+
+
+def check_canary_views(config: Config) -> None:
+    """Refuse views that the run cannot give, before it trains. Raises WrongInput."""
+    wanted = [name for name in views_of(config) if name in REPLAYED]
+    if wanted and config.place.keep != "all":
+        raise WrongInput(
+            f"audit.view names {wanted[0]!r}, which replays rounds from their checkpoints, and place.keep = "
+            f'{config.place.keep!r} drops them; set place.keep = "all" before training'
+        )
+    if "updates" in wanted:
+        check_single(config)
+    if wanted:
+        check_seeded(config, config.dp.noise_source)
+
+
+def _rows(hunt: Hunt, view: str, steps: Sequence[Sequence[Step]], window: int) -> list[Row]:
+    seen = [number for number in range(len(steps)) if steps[number]]
+
+    def losses(number: int, codes: NDArray[np.int64]) -> Floats:
+        each = [_loss(hunt, view, step, number, codes) for step in steps[number]]
+        return np.mean(each, axis=0)
+
+    found, kinds = (
+        dict(zip(seen, exposures(hunt, losses, seen), strict=True)),
+        cells(hunt.audited.config.canary),
+    )
+    rows = []
+    for turn, cell in enumerate(kinds):
+        mine = [found[i] for i in seen if i % len(kinds) == turn]
+        if mine:
+            told = visible(hunt.audited.config) if view == "updates" else "the sum of a round's updates"
+            rows.append(threat(hunt, cell, view) | figures(hunt, mine) | {"window": window, "visible": told})
+    return rows
+
+
+def _loss(hunt: Hunt, view: str, step: Step, number: int, codes: NDArray[np.int64]) -> Floats:
+    after = hunt.losses(step.after, number, codes)
+    return after if view == "updates" else after - hunt.losses(step.before, number, codes)
+
+
+def _own(hunt: Hunt, replay: Replay, rounds: Sequence[Round]) -> list[list[Step]]:
+    """Return for each canary the models of its holders in each round: the round's model and their update."""
+    held = holders(hunt)
+    wanted = sorted(set().union(*held))
+    steps: list[list[Step]] = [[] for _ in held]
+    for round in rounds:
+        for device in (d for d in wanted if d in set(round.cohort.devices.tolist())):
+            change = replay.update(round, device)
+            if change is not None:
+                after = {name: (p.double() + change[name]).float() for name, p in round.before.items()}
+                for number in (i for i, mine in enumerate(held) if device in mine):
+                    steps[number].append(Step(round.before, after))
+    return steps
+
+
+def _summed(hunt: Hunt, rounds: Sequence[Round]) -> list[list[Step]]:
+    """Return for each canary the models before and after the rounds in which a holder took part."""
+    return [
+        [Step(r.before, r.after) for r in rounds if mine & set(r.cohort.devices.tolist())]
+        for mine in holders(hunt)
+    ]
+
+
+def holders(hunt: Hunt) -> list[set[str]]:
+    """Return the devices that hold each canary."""
+    audited: Audited = hunt.audited
+    held: list[set[str]] = [set() for _ in hunt.canaries]
+    for planting in plan_of(pooled(audited.holdings.dataset), audited.config.canary, hunt.seed):
+        held[planting.canary].add(planting.device)
+    return held
