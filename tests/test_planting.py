@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flwr.app import Context, RecordDict
 
 from fedsim.app.audits import FILE as AUDITS
+from fedsim.app.client import node_of
 from fedsim.app.loading import load_holdings
 from fedsim.app.local import run_local
 from fedsim.app.planting import FILE, Cell, cells, plan_of
 from fedsim.app.rundir import Row, RunDir
-from fedsim.config import Canary, Config, from_flat
+from fedsim.config import Canary, Config, from_flat, to_flat
 from fedsim.data.federation import load_federation
 from fedsim.data.pool import Pool, pooled
 from fedsim.errors import WrongInput
@@ -284,3 +286,39 @@ def test_resuming_a_finished_run_writes_no_row_twice(run: RunDir) -> None:
     again = run_local(run.config.model_copy(update={"place": run.config.place}))
     assert (again.path / AUDITS).read_text() == before
     assert json.loads((again.path / "summary.json").read_text())["attacks"]["canary"]
+
+
+def small_run(out: Path, **changes: str | int | float | bool) -> Row:
+    few = {"canary__candidates": "a,b,c", "canary__count": 2, "place__out": str(out)}
+    run = run_local(config(**few, **changes))
+    (row,) = [row for row in run.rows(AUDITS) if row["kind"] == "canary"]
+    return row
+
+
+def test_language_models_are_searched_by_beam_and_greedily(tmp_path: Path) -> None:
+    row = small_run(tmp_path, data__task="language", model__name="lstm")
+    assert {"digit_accuracy", "greedy_digit_accuracy", "ceiling_digit_accuracy"} <= set(row)
+    assert row["space"] == 81
+
+
+def test_spaces_too_large_to_list_are_sampled_and_have_no_ceiling(tmp_path: Path) -> None:
+    row = small_run(tmp_path, canary__digits=9)
+    assert row["exposure_max"] <= 12.0
+    assert row["exposure_fitted_mean"] >= 0
+    assert "ceiling_digit_accuracy" not in row
+
+
+@pytest.mark.parametrize("unit", ["device", "example"])
+def test_dp_of_the_right_unit_states_what_it_allows(unit: str, tmp_path: Path) -> None:
+    noise = {"dp__unit": unit, "dp__noise_multiplier": 20.0, "canary__copies": 1}
+    row = small_run(tmp_path, **noise)
+    assert row["epsilon_bound"] == pytest.approx((1 + row["epsilon"]) / np.log(2), abs=0.05)
+    assert 1.4 < row["epsilon_bound"] < 4
+    shared = small_run(tmp_path, **{**noise, "canary__devices": 2})
+    assert "epsilon_bound" not in shared
+
+
+def test_a_real_node_plants_nothing() -> None:
+    context = Context(1, 1, {"data-path": "/"}, RecordDict(), {**to_flat(config())})
+    with pytest.raises(WrongInput, match="a real node plants no canaries"):
+        node_of(context)

@@ -151,6 +151,10 @@ def node_of(context: Context) -> Node:
     config = from_flat(context.run_config)
     folder = data_dir(config.place, context.node_config)
     if "data-path" in context.node_config:  # a real node hosts all that its own data hold
+        if config.canary.count:
+            raise WrongInput(
+                "a real node plants no canaries among the records of its devices; set canary.count = 0"
+            )
         insecure = bool(context.node_config.get("insecure-noise"))
         if config.dp.noise_source == "seeded" and not insecure:
             raise WrongInput(
