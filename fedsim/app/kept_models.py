@@ -1,7 +1,6 @@
 """Membership attacks by whoever kept models: those of single rounds, or the release of each period."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +42,10 @@ def release_rows(audited: Audited) -> list[Row]:
     """Return attacks with and without the releases of earlier periods, by period, deletion and activity."""
     rng = generator(audited.config.seed, "audit", "releases", audited.round)
     now = period_of_round(audited.config.stream, audited.config.train.rounds, audited.round)
-    game, arrived = _arrived(audited, now)
+    game, arrivals = play(audited), audited.holdings.arrivals
+    assert arrivals is not None, "check_views wants a stream for releases"
+    # fresh records and whole devices have no period of their own
+    arrived = arrivals.period[game.rows] if audited.config.audit.coins == "record" else None
     models = _models(audited, now)
     series = {period: _logp(audited, params, game) for period, params in models.items()}
     unseen, rows = blind(audited, game, rng), []
@@ -84,16 +86,6 @@ def _attacks(
         before[arrived == period + 1] = values[arrived == period + 1]
     yield "loss_own_period", own, ~np.isnan(own)
     yield "difference", own - before, ~np.isnan(own - before)
-
-
-def _arrived(audited: Audited, now: int) -> tuple[Game, NDArray[np.int64] | None]:
-    """Return the game about what has arrived by now, and when; fresh records and devices have no period."""
-    game, arrivals = play(audited), audited.holdings.arrivals
-    if audited.config.audit.coins != "record" or arrivals is None:
-        return game, None
-    there = arrivals.period[game.rows] <= now
-    name = f"{game.name}, arrived by period {now}"
-    return replace(only(game, there), name=name), arrivals.period[game.rows[there]]
 
 
 def _models(audited: Audited, now: int) -> dict[int, Params]:

@@ -122,15 +122,18 @@ def play(audited: Audited) -> Game:
 
 
 def natural(audited: Audited, pool: Pool) -> Bools:
-    """Return which records a game may ask about: no canary, none that occurs twice or never lived."""
-    return (pool.canary == -1) & ~repeated(pool.records) & alive(audited.holdings, len(pool.records))
+    """Return which records a game may ask about: no canary, none that occurs twice or has not arrived yet."""
+    config = audited.config
+    now = period_of_round(config.stream, config.train.rounds, max(1, audited.round))
+    return (pool.canary == -1) & ~repeated(pool.records) & alive(audited.holdings, len(pool.records), now)
 
 
-def alive(holdings: Holdings, records: int) -> Bools:
-    """Return which records devices can ever hold: not those deleted in the period of their arrival."""
-    if holdings.arrivals is None:
+def alive(holdings: Holdings, records: int, now: int) -> Bools:
+    """Return which records devices can have held by a period: not those deleted in that of their arrival."""
+    arrivals = holdings.arrivals
+    if arrivals is None:
         return np.ones(records, dtype=bool)
-    found: Bools = holdings.arrivals.deleted > holdings.arrivals.period
+    found: Bools = (arrivals.deleted > arrivals.period) & (arrivals.period <= now)
     return found
 
 
@@ -302,8 +305,9 @@ def blind(audited: Audited, game: Game, rng: np.random.Generator) -> Row:
 
 
 def _features(game: Game) -> Floats:
-    parts = [game.owner[:, None] * np.float64(game.rows[:, None] >= 0)]
     fields = game.records.fields
+    # that a test record has no device would tell it by itself
+    parts = [game.owner[:, None].astype(np.float64)] if (game.owner >= 0).all() else []
     if "tokens" in fields:
         parts.append((fields["tokens"] != PAD).sum(1, keepdim=True).double().numpy())
     if "label" in fields:
