@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from clients.clipping import Clip, clipped_gradients
+from clients.tape import without_rule
 from fedsim.app.audits import Audited
 from fedsim.app.leaks import Leaks
 from fedsim.app.membership import Game, blind, play, threat
@@ -152,6 +154,7 @@ def gradient_norms(audited: Audited, params: Params, examples: Examples) -> Floa
     place = next(module.parameters()).device
     start = {name: p.double().to(place) for name, p in params.items()}
     names = sorted(examples.fields)
+    method: Literal["exact", "loop"] = "exact" if without_rule(module) is None else "loop"
 
     def losses(outputs: Params, *targets: Tensor) -> Tensor:
         return task.losses(outputs, dict(zip(names, targets, strict=True)))
@@ -162,10 +165,11 @@ def gradient_norms(audited: Audited, params: Params, examples: Examples) -> Floa
         fields = trim(examples[first : first + BATCH].to(place).fields)
         fields = {n: t.double() if t.is_floating_point() else t for n, t in fields.items()}
         inputs, targets = [fields[n] for n in task.inputs], [fields[n] for n in names]
-        found.append(clipped_gradients(module, losses, inputs, targets, Clip(1.0), start).norms.cpu())
+        norms = clipped_gradients(module, losses, inputs, targets, Clip(1.0), start, method=method).norms
+        found.append(norms.cpu())
     module.train()
-    norms: Floats = torch.cat(found).numpy()
-    return norms
+    each: Floats = torch.cat(found).numpy()
+    return each
 
 
 def _scored(audited: Audited, replay: Replay, round: Round, game: Game, leaks: Leaks) -> Scored:
