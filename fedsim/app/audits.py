@@ -1,12 +1,14 @@
 """The audits of a run: which, at which rounds, and where their findings stand."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from fedsim.app.rundir import Row, RunDir, write_json
+from fedsim.audit.membership import ATTACKS
+from fedsim.audit.quantile import QUANTILE
 from fedsim.config import Config
 from fedsim.data.holdings import Holdings
 from fedsim.errors import WrongInput
@@ -48,14 +50,19 @@ Evaluator = Callable[[Audited], list[Row]]
 
 def evaluators(config: Config) -> list[str]:
     """Return the names of the evaluators that the config wants. Raises WrongInput."""
-    names = [name.strip() for name in config.audit.evaluators.split(",") if name.strip()]
-    for name in names:
-        if name not in (*_evaluators(), "flips"):
-            raise WrongInput(
-                f"audit.evaluators names {name!r}; choose among {', '.join(_evaluators())}"
-                f"{suggestion(name, _evaluators())}"
-            )
+    names = check_names("audit.evaluators", config.audit.evaluators, (*_evaluators(), "flips"))
     return [name for name in names if name != "flips"]  # flips come with every period's release
+
+
+def check_names(key: str, text: str, known: Iterable[str]) -> list[str]:
+    """Return the names that a setting lists, with commas between. Raises WrongInput for an unknown one."""
+    names, known = [part.strip() for part in text.split(",") if part.strip()], list(known)
+    for name in names:
+        if name not in known:
+            raise WrongInput(
+                f"{key} names {name!r}; choose among {', '.join(known)}{suggestion(name, known)}"
+            )
+    return names
 
 
 def check_audits(config: Config, real: bool) -> None:
@@ -75,6 +82,8 @@ def check_audits(config: Config, real: bool) -> None:
             "audit.canary_devices send directions of the norm that dp.clip_norm allows a device; "
             'set dp.unit = "device" and dp.trust = "central"'
         )
+    if "membership" in names and config.audit.attacks != "auto":
+        check_names("audit.attacks", config.audit.attacks, (*ATTACKS, QUANTILE))
     if names and real:
         raise WrongInput(
             "audits look at training records, which real nodes keep to themselves; leave audit.evaluators "

@@ -90,7 +90,8 @@ def _run(
     why = run_rounds(server, watch)
     reference = train_centralised(config, holdings) if config.train.centralised else {}
     run.write_manifest(run.manifest | {"finished": now()})
-    privacy = write_statement(server.spending, federation)
+    # a shadow is a tool of an audit: nobody is promised anything about it
+    privacy = {} if config.audit.shadow else write_statement(server.spending, federation)
     run.write_summary(summarise(server, reference, setup_s, why, privacy))
 
 
