@@ -123,7 +123,7 @@ def test_a_real_node_refuses_a_sum_that_is_only_simulated(
     unit: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[bool] = []
-    monkeypatch.setattr(client, "_make_node", lambda *a, real=False: made.append(real))
+    monkeypatch.setattr(client, "make_node", lambda *a, real=False: made.append(real))
     node = {"data-path": str(tmp_path)}
     context = Context(1, 2, node, RecordDict(), dict(to_flat(config(unit))))
     with pytest.raises(WrongInput, match="nothing is masked"):

@@ -18,7 +18,7 @@ from fedsim.privacy.accounting import Event
 from fedsim.types import Params
 
 FILE = "audit.jsonl"
-SUMMED = {"membership": "membership", "canary": "canary", "audit": "audit"}
+SUMMED = {"membership": "membership", "canary": "canary", "audit": "audit", "leak": "leak"}
 """Kinds of rows that stand in the summary, too, under `attacks`."""
 LISTS = (
     "kind", "round", "fpr", "tpr", "tpr_low", "tpr_high", "allowed_tpr", "exposures",
@@ -82,12 +82,26 @@ def check_audits(config: Config, real: bool) -> None:
             "audit.canary_devices send directions of the norm that dp.clip_norm allows a device; "
             'set dp.unit = "device" and dp.trust = "central"'
         )
+    if "membership" in names:
+        from fedsim.app.views import check_views
+
+        check_views(config)
     if "membership" in names and config.audit.attacks != "auto":
         check_names("audit.attacks", config.audit.attacks, (*ATTACKS, QUANTILE))
     if names and real:
         raise WrongInput(
             "audits look at training records, which real nodes keep to themselves; leave audit.evaluators "
             "empty here, and audit the same experiment in simulation"
+        )
+    if config.canary.count and real:
+        raise WrongInput(
+            "canaries are not planted among the records of real nodes; set canary.count = 0 here, and audit "
+            "the same experiment in simulation"
+        )
+    if "canary" in names and not config.canary.count:
+        raise WrongInput(
+            "audit.evaluators names 'canary', and canary.count = 0 plants none; set canary.count and "
+            'canary.pattern = "pin", for one'
         )
 
 
@@ -139,7 +153,7 @@ def attacks(run: RunDir) -> dict[str, list[Row]]:
     lists: dict[str, list[Row]] = {"membership": [], "canary": [], "audit": []}
     for row in found.values():
         flat = {name: value for name, value in row.items() if name not in LISTS}
-        lists[SUMMED[row["kind"]]].append(flat)
+        lists.setdefault(SUMMED[row["kind"]], []).append(flat)
     return lists
 
 
@@ -150,6 +164,10 @@ IDENTITY = (
     "view",
     "unit",
     "pattern",
+    "copies",
+    "devices",
+    "holders",
+    "period",
     "method",
     "of",
     "slice",
@@ -166,7 +184,8 @@ def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _evaluators() -> dict[str, Evaluator]:
     # imported where they are used: they need scipy and scikit-learn, which a plain run does not wait for
+    from fedsim.app.canaries import canary_rows
     from fedsim.app.lower_bounds import bound_rows
-    from fedsim.app.membership import membership_rows
+    from fedsim.app.views import membership_rows
 
-    return {"membership": membership_rows, "bounds": bound_rows}
+    return {"membership": membership_rows, "canary": canary_rows, "bounds": bound_rows}

@@ -163,13 +163,14 @@ def node_of(context: Context) -> Node:
                 'devices send with a share of the noise only; set dp.trust = "local" or "central", or '
                 "insecure-noise=true in the node's own config"
             )
-        return _make_node(config, folder, 0, 1, real=True)
+        return make_node(config, folder, 0, 1, real=True)
     first = int(context.node_config.get("partition-id", 0))
-    return _make_node(config, folder, first, int(context.node_config.get("num-partitions", 1)))
+    return make_node(config, folder, first, int(context.node_config.get("num-partitions", 1)))
 
 
 @lru_cache(maxsize=1024)
-def _make_node(config: Config, folder: Path | None, first: int, step: int, real: bool = False) -> Node:
+def make_node(config: Config, folder: Path | None, first: int, step: int, real: bool = False) -> Node:
+    """Return the node that hosts every `step`-th device from the `first` one on."""
     holdings = load_holdings(config, folder)
     federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from fedsim.app.planting import plant
 from fedsim.config import Canary, Config, Data, Partition, Stream
 from fedsim.data.canary_devices import with_canary_devices
 from fedsim.data.coins import Coins
@@ -64,6 +65,8 @@ def _changed(dataset: FederatedDataset, data: Data, stream: Stream, changes: Cha
     pool = pooled(dataset)
     if changes.mislabelled:
         pool = relabelled(pool, changes.mislabelled, changes.seed)
+    if changes.canary.count:
+        pool = plant(pool, data, stream, changes.canary, changes.seed)
     if changes.canary_devices:
         pool = with_canary_devices(pool, changes.canary_devices)
     return pool

@@ -55,12 +55,12 @@ class Game:
     """[N]"""
 
 
-def membership_rows(audited: Audited) -> list[Row]:
-    """Return a row for each attack, and slices of the strongest one."""
+def final_rows(audited: Audited) -> list[Row]:
+    """Return a row for each attack on the current model, and slices of the strongest one."""
     game = play(audited)
     targets = targets_of(audited, game)
     names = attacks_of(audited.config, targets[0].references)
-    fits = _fits(audited.config, game)
+    fits = fits_dp(audited.config, game)
     rng = generator(audited.config.seed, "audit", "membership", audited.round)
     rows = []
     for name in names:
@@ -70,11 +70,11 @@ def membership_rows(audited: Audited) -> list[Row]:
             | threat(audited, game, targets[0].references)
             | figures(trials, rng)
             | {"auc_run": _area(trials[0])}
-            | (_region(audited, trials[0], rng) if fits else {})
+            | (region(audited, trials[0], rng) if fits else {})
         )
-    blind = _blind(audited, game, rng)
-    slices = _slices(audited, game, trials, rng)
-    return [row | blind for row in rows] + [
+    unseen = blind(audited, game, rng)
+    slices = slices_of(audited, game, trials, rng)
+    return [row | unseen for row in rows] + [
         {"kind": "slice", "of": "membership", "attack": names[-1]}
         | threat(audited, game, targets[0].references)
         | s
@@ -90,10 +90,10 @@ def strongest(audited: Audited) -> tuple[str, Game, Trial]:
     return name, game, Trial(ATTACKS[name](target), target.member)
 
 
-def threat(audited: Audited, game: Game, references: int) -> Row:
+def threat(audited: Audited, game: Game, references: int, view: str = "final") -> Row:
     """Return the threat model as a row's fields."""
     audit = audited.config.audit
-    row: Row = {"game": game.name, "view": "final", "unit": game.unit, "references": references}
+    row: Row = {"game": game.name, "view": view, "unit": game.unit, "references": references}
     return row | ({"shadows": audit.shadows} if references else {})
 
 
@@ -138,14 +138,18 @@ def play(audited: Audited) -> Game:
     """Return the game that the run's coins allow; without coins, fresh records from the test split."""
     config, holdings = audited.config, audited.holdings
     pool = pooled(holdings.dataset)
-    natural = (pool.canary == -1) & ~repeated(pool.records) & alive(holdings, len(pool.records))
     if config.audit.coins == "none":
-        return _fresh(audited, pool, natural)
-    rows = np.flatnonzero(natural & ~holdings.held_out_flags)
+        return _fresh(audited, pool, natural(audited, pool))
+    rows = np.flatnonzero(natural(audited, pool) & ~holdings.held_out_flags)
     member = holdings.coins[rows]
     unit = "example" if config.audit.coins == "record" else "device"
     of = {"record": "records", "device": "devices"}[config.audit.coins]
     return Game(f"fair coins over {of}", unit, pool.records[_index(rows)], rows, pool.owner[rows], member)
+
+
+def natural(audited: Audited, pool: Pool) -> Bools:
+    """Return which records a game may ask about: no canary, none that occurs twice or never lived."""
+    return (pool.canary == -1) & ~repeated(pool.records) & alive(audited.holdings, len(pool.records))
 
 
 def alive(holdings: Holdings, records: int) -> Bools:
@@ -156,7 +160,7 @@ def alive(holdings: Holdings, records: int) -> Bools:
     return found
 
 
-def _fresh(audited: Audited, pool: Pool, natural: Bools) -> Game:
+def _fresh(audited: Audited, pool: Pool, chosen: Bools) -> Game:
     """Training records against as many test records of each label; no coins were tossed."""
     test = pool.test
     if test is None:
@@ -164,7 +168,7 @@ def _fresh(audited: Audited, pool: Pool, natural: Bools) -> Game:
             "a run without audit.coins is attacked with fresh records of a test split, and there is none; "
             'set audit.coins = "record" before training, or data.test_share'
         )
-    inside = np.flatnonzero(natural & ~audited.holdings.held_out_flags)
+    inside = np.flatnonzero(chosen & ~audited.holdings.held_out_flags)
     outside = np.flatnonzero(~repeated(test) & ~_known(pool.records, test))
     rng = generator(audited.config.seed, "audit", "fresh")
     if "label" in test.fields:
@@ -297,12 +301,12 @@ def _coins(config: Config) -> Literal["record", "device"]:
     return config.audit.coins
 
 
-def _fits(config: Config, game: Game) -> bool:
+def fits_dp(config: Config, game: Game) -> bool:
     """Whether the game's unit is the one that DP protects, so that its region bounds the attack."""
     return config.dp.unit == game.unit and config.audit.coins != "none"
 
 
-def _region(audited: Audited, trial: Trial, rng: np.random.Generator) -> Row:
+def region(audited: Audited, trial: Trial, rng: np.random.Generator) -> Row:
     """Return what the run's whole privacy profile allows, and by how much the attack is surely over it."""
     grid = figures([trial], rng)["fpr"]
     over = excess(trial.scores, trial.member, lambda f: power(audited.events, f), rng)
@@ -313,7 +317,7 @@ def _region(audited: Audited, trial: Trial, rng: np.random.Generator) -> Row:
     }
 
 
-def _blind(audited: Audited, game: Game, rng: np.random.Generator) -> Row:
+def blind(audited: Audited, game: Game, rng: np.random.Generator) -> Row:
     """Return how well membership is told without the model: from label, length, device and activity."""
     if game.unit == "device":
         activity = audited.holdings.dataset.activity[np.unique(game.owner)]
@@ -335,7 +339,7 @@ def _features(game: Game) -> Floats:
     return np.concatenate(parts, axis=1)
 
 
-def _slices(
+def slices_of(
     audited: Audited, game: Game, trials: Sequence[Trial], rng: np.random.Generator
 ) -> Iterator[dict[str, Any]]:
     """Yield the strongest attack's areas by activity, label, mislabelling, period and deletion."""

@@ -162,6 +162,15 @@ class RunDir:
         found = self._checkpoints()
         return _read_checkpoint(found[-1]) if found else None
 
+    def checkpoint(self, round: int) -> Checkpoint | None:
+        """Return the state after a round, None where it was not kept."""
+        path = self.path / "checkpoints" / f"round-{round:06d}.npz"
+        return _read_checkpoint(path) if path.is_file() else None
+
+    def kept_rounds(self) -> list[int]:
+        """Return the rounds whose checkpoints are there."""
+        return [int(path.stem.removeprefix("round-")) for path in self._checkpoints()]
+
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("round-*.npz"))
 

@@ -13,6 +13,7 @@ from fedsim.app.loading import load_holdings
 from fedsim.app.manifest import check_resume, check_roster, make_manifest, now, with_plan
 from fedsim.app.measure import check_evaluation, check_patience
 from fedsim.app.place import data_dir, threads, torch_device
+from fedsim.app.planting import check_canaries, write_plan
 from fedsim.app.reference import train_centralised
 from fedsim.app.rounds import Server, Watch, ask_roster, run_rounds
 from fedsim.app.rundir import RunDir
@@ -76,6 +77,7 @@ def _run(
     check_evaluation(config, holdings)
     check_patience(server.evaluate, config, federation)
     check_audits(config, roster.real)
+    check_canaries(config, federation.spec)
     if resumed:
         check_resume(run, config, federation, noise.kind)
         check_roster(run.manifest.get("roster", ""), roster.devices)
@@ -86,6 +88,7 @@ def _run(
         )
         activity = public_activity(federation.activity, config.data.activity_public)
         run.create(config, manifest, federation.spec, federation.devices, activity)
+        write_plan(run, config, federation)
     setup_s = time.perf_counter() - start
     why = run_rounds(server, watch)
     reference = train_centralised(config, holdings) if config.train.centralised else {}
