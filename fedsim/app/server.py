@@ -21,6 +21,7 @@ from fedsim.app.training import check_training
 from fedsim.config import Config, from_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.holdings import Holdings, load_holdings
+from fedsim.errors import WrongInput
 from fedsim.models import build_model, parameters_of
 from fedsim.models.tasks import make_task
 from fedsim.privacy.claims import check_dp
@@ -29,12 +30,17 @@ from strategies.federated import Federated
 from strategies.roster import Roster
 
 app = ServerApp()
+WRONG_INPUT = "wrong input: "
+"""Begins what Flower is told of a run that cannot be done as asked: it hands on sentences, no types."""
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config describes; results are in its run directory."""
-    serve(grid, from_flat(context.run_config), context.node_config)
+    try:
+        serve(grid, from_flat(context.run_config), context.node_config)
+    except WrongInput as error:
+        raise WrongInput(f"{WRONG_INPUT}{error}") from error
 
 
 def serve(
