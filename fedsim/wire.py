@@ -3,11 +3,12 @@
 The only place that knows the keys of records. Everything travels as arrays and scalars: no pickle.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedsim.errors import RunFailed
@@ -143,6 +144,13 @@ def unpack_reply(content: RecordDict) -> Reply:
         figures={name: array.numpy() for name, array in content.array_records["figures"].items()},
         rejected=dict(rejected),
     )
+
+
+def failure(message: Message) -> str:
+    """Return why a node could not answer; Flower wraps a sentence as "<class 'X'>:<'sentence'>"."""
+    reason = message.error.reason or f"error {message.error.code}"
+    wrapped = re.fullmatch(r"<class '[^']*'>:<'(.*)'>", reason, flags=re.DOTALL)
+    return wrapped.group(1) if wrapped else reason
 
 
 def array_bytes(content: RecordDict) -> int:

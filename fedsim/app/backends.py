@@ -32,7 +32,7 @@ class Backend:
     nodes: int = 0
     """Nodes in this process (local) or in Flower's simulation (ray); 0 = one, or those of a resumed run."""
     cpus: int = 1
-    """CPU cores that a node of the simulation takes; Flower runs as many nodes at a time as there are cores for."""
+    """CPU cores that a node of the simulation takes; as many nodes run at a time as there are cores for."""
     gpus: float = 0.0
     address: str = ""
     """HOST:PORT of the SuperLink."""
@@ -127,8 +127,8 @@ def _check_end(state: State, run: RunDir, address: str) -> None:
         raise RunFailed(why or f"the SuperLink at {address} says {state.status!r} and no more")
     if run.summary is None:
         raise RunFailed(
-            f"the run is completed, and its results are where the SuperLink at {address} runs, in {run.path}; "
-            "copy that folder here to look at them"
+            f"the run is completed, and its results are where the SuperLink at {address} runs, in "
+            f"{run.path}; copy that folder here to look at them"
         )
 
 

@@ -4,15 +4,17 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim.app.manifest import check_resume, check_roster, make_manifest, now, with_plan
 from fedsim.app.measure import check_evaluation, check_patience
+from fedsim.app.nodes import Nodes
 from fedsim.app.place import data_dir, threads, torch_device
 from fedsim.app.reference import train_centralised
-from fedsim.app.rounds import Server, Watch, ask_roster, run_rounds
+from fedsim.app.rounds import Server, Watch, run_rounds
 from fedsim.app.rundir import RunDir
 from fedsim.app.spending import make_spending
 from fedsim.app.statement import write_statement
@@ -73,9 +75,10 @@ def _run(
     holdings = load_holdings(config, data_dir(config.place, node_config))
     federation = holdings.dataset
     check_dp(config)
-    roster = ask_roster(grid)
+    nodes = Nodes(grid, config.place)
+    roster = nodes.roster()
     noise = noise_source(config, roster.real)
-    server = _make_server(grid, config, holdings, run, roster, noise)
+    server = _make_server(nodes, config, holdings, run, roster, noise)
     check_training(config, server.module)
     check_evaluation(config, holdings)
     check_patience(server.evaluate, config, federation)
@@ -84,9 +87,7 @@ def _run(
         check_roster(run.manifest.get("roster", ""), roster.devices)
     else:
         run.set_aside()
-        manifest = make_manifest(
-            config, federation, len(list(grid.get_node_ids())), noise.kind, roster.devices
-        )
+        manifest = make_manifest(config, federation, len(np.unique(roster.nodes)), noise.kind, roster.devices)
         activity = public_activity(federation.activity, config.data.activity_public)
         run.create(config, manifest, federation.spec, federation.devices, activity)
     setup_s = time.perf_counter() - start
@@ -98,7 +99,7 @@ def _run(
 
 
 def _make_server(
-    grid: Grid, config: Config, holdings: Holdings, run: RunDir, roster: Roster, noise: NoiseSource
+    nodes: Nodes, config: Config, holdings: Holdings, run: RunDir, roster: Roster, noise: NoiseSource
 ) -> Server:
     federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
@@ -107,4 +108,4 @@ def _make_server(
     strategy.select(1)  # a selector that cannot work is told before anything is written
     task = make_task(federation.spec)
     spending = make_spending(config, holdings, strategy, run)
-    return Server(config, holdings, module, task, strategy, grid, run, spending)
+    return Server(config, holdings, module, task, strategy, nodes, run, spending)
