@@ -75,6 +75,8 @@ class Data(Section):
         0, ge=0, le=10**7, description="words kept, the most frequent in the training text; 0 = all"
     )
     max_length: int = Field(64, ge=1, le=10000, description="tokens; longer examples are cut")
+    labels: str = Field("", description="names of all labels, with commas; empty = those in training")
+    tags: str = Field("", description="names of all tags, with commas; empty = those in training")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of generator and partition")
 
 

@@ -11,7 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedsim.errors import RunFailed
+from fedsim.errors import RunFailed, WrongInput
 from fedsim.types import Cohort, Form, Params, Reply, Update
 
 WIRE_VERSION = 1
@@ -151,6 +151,11 @@ def failure(message: Message) -> str:
     reason = message.error.reason or f"error {message.error.code}"
     wrapped = re.fullmatch(r"<class '[^']*'>:<'(.*)'>", reason, flags=re.DOTALL)
     return wrapped.group(1) if wrapped else reason
+
+
+def is_refusal(message: Message) -> bool:
+    """Whether a node said that what it was asked cannot be done as asked (WrongInput)."""
+    return message.error.reason is not None and f".{WrongInput.__name__}'" in message.error.reason
 
 
 def array_bytes(content: RecordDict) -> int:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.deployment.processes import ROOT, Federation
+from experiments.deployment.processes import ROOT, Federation, until
 from fedsim.app.backends import Backend
 from fedsim.app.local import run_local
 from fedsim.app.rundir import RunDir
-from fedsim.config import Config, from_flat, to_flat
+from fedsim.config import Config, from_flat, to_flat, to_toml
 from fedsim.errors import WrongInput
 
 pytestmark = pytest.mark.slow
@@ -98,40 +98,40 @@ def test_ray_gives_the_same_model(name: str, reference: dict[str, RunDir], tmp_p
     assert json.loads(done.stdout) == run.summary
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_superlink_with_two_nodes_gives_the_same_model(
-    name: str, reference: dict[str, RunDir], federation: Federation
+def test_a_superlink_with_two_nodes_gives_the_same_model_under_noise(
+    reference: dict[str, RunDir], federation: Federation
 ) -> None:
-    config = settings(name, federation.home / "runs")
+    config = settings("noised", federation.home / "runs")
     where = ("--backend", "superlink", "--address", federation.address, "--insecure")
     done = federation.fedsim(*arguments(config, federation.home), *where, "--set", "place.nodes=2")
     assert done.returncode == 0, done.stderr
     run = RunDir.of(config)
-    assert difference(reference[name], run) < 1e-6
+    assert difference(reference["noised"], run) < 1e-6
     assert run.manifest["plan"]["nodes"] == 2
-    rows, wanted = run.rows(), reference[name].rows()
+    rows, wanted = run.rows(), reference["noised"].rows()
     assert [row["cohort"] for row in rows] == [row["cohort"] for row in wanted]
-    if name == "noised":
-        assert run.summary is not None
-        assert run.summary["privacy"] == reference[name].summary["privacy"]  # type: ignore[index]
+    assert run.summary is not None
+    assert run.summary["privacy"] == reference["noised"].summary["privacy"]  # type: ignore[index]
     again = federation.fedsim(*arguments(config, federation.home), *where)
     assert json.loads(again.stdout) == run.summary  # it was done already: nothing is handed in
 
 
-def test_flwr_run_works_by_itself_and_the_run_has_its_name(federation: Federation) -> None:
+def test_flwr_run_by_itself_gives_the_same_model_under_the_name_in_the_file(
+    reference: dict[str, RunDir], federation: Federation
+) -> None:
+    config = settings("plain", Path("runs"))  # where the SuperLink was started
     there = federation.connection()
-    short = federation.home / "short.toml"
-    text = (ROOT / "experiments" / "quickstart.toml").read_text()
-    short.write_text(text.replace("rounds = 25", "rounds = 1").replace("centralised = true", ""))
-    run_id = there.submit(ROOT, short)
-    for _ in range(300):
-        if there.state(run_id).finished:
-            break
+    (federation.home / "experiment.toml").write_text(to_toml(config))
+    run_id = there.submit(ROOT, federation.home / "experiment.toml")
+    until(lambda: there.state(run_id).finished, 300, "the end of the run")
     assert there.state(run_id).status == "finished:completed", federation.log("superlink")
-    (summary,) = (federation.home / "runs" / "quickstart").glob("*/*/summary.json")
-    assert json.loads(summary.read_text())["name"] == "quickstart"
-    assert "--token" in (manifest := (summary.parent / "manifest.json").read_text())
-    assert json.loads(manifest)["command"][json.loads(manifest)["command"].index("--token") + 1] == "***"
+    (path,) = (federation.home / "runs" / "plain").glob("*/*")
+    run = RunDir(path)
+    assert difference(reference["plain"], run) < 1e-6
+    assert run.summary is not None
+    assert run.summary["name"] == "plain"
+    words = run.manifest["command"]
+    assert words[words.index("--token") + 1] == "***"
 
 
 def test_wrong_input_ends_with_two_and_a_failure_with_one_each_in_a_sentence(federation: Federation) -> None:

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from fedsim.config import Place
 from fedsim.errors import RunFailed, WrongInput
-from fedsim.wire import Announcement, failure, pack_question, unpack_announcement
+from fedsim.wire import Announcement, failure, is_refusal, pack_question, unpack_announcement
 from strategies.roster import Roster, merge, moved
 
 logger = getLogger(__name__)
@@ -36,10 +36,9 @@ class Nodes:
         here = self.wait(max(self.place.nodes, 1))
         found, failed = self._ask([node for node in here if node not in self.strangers], period)
         if (failed and len(found) < (self.place.nodes or len(here))) or not found:
-            node, why = next(iter(failed.items()), (0, "no node answered"))
-            raise RunFailed(f"node {node} failed: {why}" if node else why)
-        for node, why in failed.items():
-            logger.warning("node %s is left out: %s", node, why)
+            raise _worst(failed)
+        for node, error in failed.items():
+            logger.warning("node %s is left out: %s", node, error)
             self.strangers.add(node)
         return merge(found)
 
@@ -66,7 +65,7 @@ class Nodes:
         here = set(self.grid.get_node_ids())
         found, failed = self._ask(sorted(here - known), period)
         for node, why in failed.items():
-            logger.warning("node %s, which came during the run, failed: %s", node, why)
+            logger.warning("node %s, which came during the run, is left out: %s", node, why)
         for node, announced in found.items():
             try:
                 roster = moved(roster, node, announced, here)
@@ -113,7 +112,7 @@ class Nodes:
                 return sent
             time.sleep(PAUSE_S)
 
-    def _ask(self, nodes: Iterable[int], period: int) -> tuple[dict[int, Announcement], dict[int, str]]:
+    def _ask(self, nodes: Iterable[int], period: int) -> tuple[dict[int, Announcement], dict[int, Exception]]:
         """Return the announcements by node, and why others failed; both in the order of node ids."""
         messages = [
             Message(pack_question(period), dst_node_id=node, message_type=MessageType.QUERY) for node in nodes
@@ -121,14 +120,25 @@ class Nodes:
         limit = self.place.deadline_s or None
         replies = list(self.grid.send_and_receive(messages, timeout=limit)) if messages else []
         found: dict[int, Announcement] = {}
-        failed: dict[int, str] = {}
+        failed: dict[int, Exception] = {}
         for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
             node = reply.metadata.src_node_id
             try:
                 if reply.has_error():
-                    failed[node] = failure(reply)
+                    failed[node] = (
+                        WrongInput(failure(reply)) if is_refusal(reply) else RunFailed(failure(reply))
+                    )
                 else:
                     found[node] = unpack_announcement(reply.content)
             except Exception as error:  # whatever a node sends, it costs only that node
-                failed[node] = f"its announcement cannot be read: {error}"
+                failed[node] = RunFailed(f"its announcement cannot be read: {error}")
         return found, failed
+
+
+def _worst(failed: dict[int, Exception]) -> Exception:
+    """Return the first node's failure under its name; what a node refuses is wrong input."""
+    if not failed:
+        return RunFailed("no node answered in time; raise place.deadline_s")
+    node, error = next(iter(failed.items()))
+    told = f"{len(failed)} node(s) take no part; node {node}: {error}"
+    return WrongInput(told) if isinstance(error, WrongInput) else RunFailed(told)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from fedsim.app.summary import summarise
 from fedsim.app.training import check_training
 from fedsim.config import Config, from_flat
 from fedsim.data.activity import public_activity
-from fedsim.data.holdings import Holdings, load_holdings
+from fedsim.data.holdings import Holdings, announced_holdings, load_holdings
 from fedsim.errors import WrongInput
 from fedsim.models import build_model, parameters_of
 from fedsim.models.tasks import make_task
@@ -72,11 +73,12 @@ def _run(
     if resumed:
         config = config.model_copy(update={"place": with_plan(config.place, run.manifest["plan"])})
     torch.set_num_threads(threads(config.place))
-    holdings = load_holdings(config, data_dir(config.place, node_config))
-    federation = holdings.dataset
+    folder = data_dir(config.place, node_config)
     check_dp(config)
     nodes = Nodes(grid, config.place)
     roster = nodes.roster()
+    holdings = _holdings(config, folder, roster)
+    federation = holdings.dataset
     noise = noise_source(config, roster.real)
     server = _make_server(nodes, config, holdings, run, roster, noise)
     check_training(config, server.module)
@@ -96,6 +98,13 @@ def _run(
     run.write_manifest(run.manifest | {"finished": now()})
     privacy = write_statement(server.spending, federation)
     run.write_summary(summarise(server, reference, setup_s, why, privacy))
+
+
+def _holdings(config: Config, folder: Path | None, roster: Roster) -> Holdings:
+    """Return what the server knows of the federation: of real nodes with files, what they announce."""
+    if roster.real and config.data.source == "files":
+        return announced_holdings(config, folder, roster.devices, roster.activity)
+    return load_holdings(config, folder)
 
 
 def _make_server(

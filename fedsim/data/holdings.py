@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedsim.config import Config, Data, Partition, Stream
+from fedsim.data.announced import announced_federation
 from fedsim.data.availability import hours_with_records
 from fedsim.data.federation import FederatedDataset, load_federation
 from fedsim.data.stream import Arrivals, by_poisson, by_time, period_of
@@ -148,6 +149,19 @@ def load_holdings(config: Config, data_dir: Path | None) -> Holdings:
     Raises WrongInput when the data cannot be used.
     """
     return _load(config.data, config.partition, config.stream, config.evaluation.holdout, data_dir)
+
+
+def announced_holdings(
+    config: Config, data_dir: Path | None, devices: NDArray[np.str_], activity: NDArray[np.int64]
+) -> Holdings:
+    """Return the holdings of a federation whose examples stay on its nodes, as the server sees it."""
+    if config.stream.mode != "static":
+        raise WrongInput(
+            'stream.mode = "continual" is not done on real nodes yet: each would cut its own time into '
+            'periods; set stream.mode = "static"'
+        )
+    federation = announced_federation(config.data, data_dir, devices, activity)
+    return Holdings(federation, config.stream, 0.0, config.data.seed)
 
 
 @lru_cache(maxsize=2)
