@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.app.allocator import keep_freed_memory
+from fedsim.app.deploy import deploy
 from fedsim.config import Config, from_flat, load, to_flat
 from fedsim.errors import RunFailed, WrongInput
 
@@ -36,6 +37,8 @@ cli = typer.Typer(
 )
 out = Console(markup=False)  # what users and data say is never markup
 err = Console(stderr=True, markup=False)
+
+cli.add_typer(deploy, name="deploy")
 
 Experiment = Annotated[
     Path, typer.Argument(help="The experiment's TOML file.", metavar="EXPERIMENT.toml", show_default=False)

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from logging import getLogger
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from clients.batches import count_steps
+from fedsim.app.health import write_health
 from fedsim.app.manifest import check_roster, roster_hash
 from fedsim.app.measure import dev_metrics, is_evaluated, stopped_early, test_metrics
 from fedsim.app.nodes import Nodes
@@ -30,6 +32,7 @@ from fedsim.wire import pack_params
 from strategies.federated import Federated, ServerState
 
 Watch = Callable[[Row], None]
+logger = getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ def run_rounds(server: Server, watch: Watch) -> str:
         check_finite(row)
         run.append_row(row)
         run.write_checkpoint(as_checkpoint(strategy.state), server.config.place.keep)
+        write_health(run, server.config, server.spending)
+        logger.info("round %d of %d is done", round, settings.rounds)
         watch(row)
     measure_periods(server)
     return why

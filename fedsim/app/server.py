@@ -1,7 +1,9 @@
 """The Flower ServerApp, and the run that it does: set up, rounds, reference, summary."""
 
+import errno
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedsim.app.health import logged, write_health
 from fedsim.app.manifest import check_resume, check_roster, make_manifest, now, with_plan
 from fedsim.app.measure import check_evaluation, check_patience
 from fedsim.app.nodes import Nodes
@@ -24,7 +27,7 @@ from fedsim.app.training import check_training
 from fedsim.config import Config, from_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.holdings import Holdings, announced_holdings, load_holdings
-from fedsim.errors import WrongInput
+from fedsim.errors import RunFailed, WrongInput
 from fedsim.models import build_model, parameters_of
 from fedsim.models.tasks import make_task
 from fedsim.privacy.claims import check_dp
@@ -33,6 +36,7 @@ from strategies.federated import Federated
 from strategies.roster import Roster
 
 app = ServerApp()
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WRONG_INPUT = "wrong input: "
 """Begins what Flower is told of a run that cannot be done as asked: it hands on sentences, no types."""
 
@@ -61,7 +65,15 @@ def serve(
     run = RunDir.of(config)
     with run.locked():
         if fresh or run.summary is None:
-            _run(grid, config, node_config, run, watch, fresh)
+            try:
+                _run(grid, config, node_config, run, watch, fresh)
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                raise RunFailed(
+                    f"{run.path} cannot be written ({error.strerror}); make room and run it again to go on "
+                    "from the last round"
+                ) from error
     return run
 
 
@@ -93,11 +105,22 @@ def _run(
         activity = public_activity(federation.activity, config.data.activity_public)
         run.create(config, manifest, federation.spec, federation.devices, activity)
     setup_s = time.perf_counter() - start
-    why = run_rounds(server, watch)
+    with logged(run.path) if config.place.metrics else nullcontext():
+        why = rounds_or_reason(server, watch)
     reference = train_centralised(config, holdings) if config.train.centralised else {}
     run.write_manifest(run.manifest | {"finished": now()})
     privacy = write_statement(server.spending, federation)
     run.write_summary(summarise(server, reference, setup_s, why, privacy))
+    write_health(run, config, server.spending, why or "completed")
+
+
+def rounds_or_reason(server: Server, watch: Watch) -> str:
+    """Run the rounds; where they fail, the metrics say why."""
+    try:
+        return run_rounds(server, watch)
+    except (RunFailed, WrongInput) as error:
+        write_health(server.run, server.config, server.spending, str(error))
+        raise
 
 
 def _holdings(config: Config, folder: Path | None, roster: Roster) -> Holdings:
