@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fedsim.app.connection import QUIET, Connection, script
+from fedsim.app.connection import NAME, QUIET, Connection, script
+from fedsim.app.deploy import node_command, superlink_command, write_deployment
 from fedsim.app.superlink import LOCALHOST, end, free_port, wait_until_healthy
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +74,42 @@ class Federation:
         command += ["--port", str(free_port()), *(options or ("--insecure",))]
         command += ["--node-config", node_config(config)]
         return self.start(name, command, **extra)
+
+    def secured(self, nodes: int = 2) -> Path:
+        """Write keys and certificates, start the SuperLink with TLS for known nodes; return their folder."""
+        folder = self.home / "keys"
+        write_deployment(folder, LOCALHOST, self.port, nodes)
+        self.secured_superlink()
+        return folder
+
+    def secured_superlink(self) -> Process:
+        """Start the SuperLink as `fedsim deploy init` has it, and wait until it answers."""
+        process = self.start("superlink", superlink_command(self.home / "keys", self.port))
+        until(lambda: "Uvicorn running" in self.log("superlink")[-2000:], 60, "the SuperLink")
+        return process
+
+    def register(self, name: str) -> str:
+        """Let the SuperLink know a node's public key; return what the command said."""
+        return self.flwr("supernode", "register", str(self.home / "keys" / f"{name}.pub"), NAME)
+
+    def flwr(self, *arguments: str) -> str:
+        """Run Flower's command line over the secured connection."""
+        env = self.env("user") | {"FLWR_HOME": str(self.home / "keys" / "flwr")}
+        command = [str(script("flwr")), *arguments]
+        done = subprocess.run(command, env=env, cwd=self.home, capture_output=True, text=True)
+        return done.stdout + done.stderr
+
+    def secured_node(
+        self, name: str, config: Mapping[str, Any], port: int = 0, key: str = "", **extra: str
+    ) -> Process:
+        """Start a SuperNode with TLS and a key of `fedsim deploy init`; `port` may be that of a relay."""
+        command = node_command(self.home / "keys", LOCALHOST, port or self.port, key or name, free_port())
+        return self.start(name, [*command, "--node-config", node_config(config)], **extra)
+
+    def secured_address(self) -> list[str]:
+        """Return the options with which our command line finds this SuperLink."""
+        trusted = ["--root-certificates", str(self.home / "keys" / "ca.crt")]
+        return ["--backend", "superlink", "--address", self.address, *trusted]
 
     def connection(self, root_certificates: Path | None = None) -> Connection:
         """Return a written connection of users without TLS, or with a CA."""

@@ -22,6 +22,7 @@ from fedsim.errors import RunFailed, WrongInput
 APP = Path(__file__).parents[2]
 """The Flower app: the folder of pyproject.toml, in a checkout as in an unpacked bundle."""
 POLL_S = 0.5
+"""Seconds between two looks at a run's rows; one in four also asks the SuperLink."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,11 @@ def _follow(
     seen, state = 0, State("pending", "")
     try:
         while not state.finished:
-            time.sleep(POLL_S)
+            for _ in range(4):
+                time.sleep(POLL_S)
+                seen = _tell(run, watch, seen)
             state = there.state(run_id)
-            seen = _tell(run, watch, seen)
+        _tell(run, watch, seen)
     except KeyboardInterrupt:
         there.stop(run_id)
         raise RunFailed(f"run {run_id} was stopped; run it again to go on from the last round") from None
