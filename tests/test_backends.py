@@ -122,7 +122,7 @@ def test_flwr_run_by_itself_gives_the_same_model_under_the_name_in_the_file(
     config = settings("plain", Path("runs"))  # where the SuperLink was started
     there = federation.connection()
     (federation.home / "experiment.toml").write_text(to_toml(config))
-    run_id = there.submit(ROOT, federation.home / "experiment.toml")
+    run_id = there.submit(str(ROOT), federation.home / "experiment.toml")
     until(lambda: there.state(run_id).finished, 300, "the end of the run")
     assert there.state(run_id).status == "finished:completed", federation.log("superlink")
     (path,) = (federation.home / "runs" / "plain").glob("*/*")

@@ -97,7 +97,7 @@ def _follow(
     """Hand the run in and follow its rows until it ends. Whoever interrupts us stops it, too."""
     resolved = there.home / "experiment.toml"
     resolved.write_text(to_toml(config), encoding="utf-8")
-    run_id = there.submit(APP, resolved, federation)
+    run_id = there.submit(str(APP), resolved, federation)
     seen, state = 0, State("pending", "")
     try:
         while not state.finished:

@@ -57,13 +57,13 @@ class Connection:
         text = tomli_w.dumps({"superlink": {"default": NAME, NAME: found}})
         (self.home / "config.toml").write_text(text, encoding="utf-8")
 
-    def submit(self, app: Path, run_config: Path, federation: Mapping[str, Any] | None = None) -> str:
-        """Hand in a run of the bundle made of `app`; return its id. Raises RunFailed."""
+    def submit(self, app: str, run_config: Path, federation: Mapping[str, Any] | None = None) -> str:
+        """Hand in a run of `app`, a folder or "@publisher/name==version"; return its id. Raises RunFailed."""
         extra = []
         if federation:
             pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in federation.items())
             extra = ["--federation-config", pairs]
-        found = self._flwr("run", str(app), NAME, "--run-config", str(run_config), *extra)
+        found = self._flwr("run", app, NAME, "--run-config", str(run_config), *extra)
         return str(found["run-id"])
 
     def state(self, run_id: str) -> State:
