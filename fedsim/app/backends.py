@@ -3,9 +3,11 @@
 The ServerApp writes the run directory; here it is only followed, so a run looks the same whatever carries it.
 """
 
+import signal
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,7 @@ def run_on(backend: Backend, config: Config, fresh: bool = False, watch: Watch =
     with run.locked():
         if fresh:
             run.set_aside()
-    with tempfile.TemporaryDirectory(prefix="fedsim-") as home:
+    with tempfile.TemporaryDirectory(prefix="fedsim-") as home, _politely():
         if backend.name == "superlink":
             there = Connection(backend.address, Path(home), backend.insecure, backend.root_certificates)
             there.write()
@@ -80,6 +82,16 @@ def run_on(backend: Backend, config: Config, fresh: bool = False, watch: Watch =
         with simulation_superlink(Path(home)) as own:
             size = {"num-supernodes": nodes, "client-resources-num-cpus": backend.cpus}
             return _follow(own, config, run, watch, size | {"client-resources-num-gpus": backend.gpus})
+
+
+@contextmanager
+def _politely() -> Iterator[None]:
+    """Let SIGTERM end us as Ctrl-C does, so that what we started ends, too."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def at_home(config: Config) -> Config:

@@ -240,7 +240,8 @@ class Watcher:
         return self.watch
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self.bar.live.is_started:  # else it would print an empty line
+            self.bar.stop()
 
     def watch(self, row: dict[str, Any]) -> None:
         self.bar.start()  # only now: what is wrong with the input is told without a bar
