@@ -3,7 +3,11 @@
 Seen to fail: messages to nodes that are away, a newcomer taken in with devices of a node that is there.
 """
 
+import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -177,3 +181,27 @@ def test_nodes_are_asked_in_one_batch(tmp_path: Path, settings: Config) -> None:
     grid = Unsteady(settings, nodes(tmp_path))
     assert Nodes(grid, settings.place).roster().devices.tolist() == ["ann", "bob", "cid", "dot"]
     assert grid.asked == [2, 3]
+
+
+def test_a_disk_that_is_really_full_ends_a_run_in_a_sentence_and_more_room_lets_it_go_on(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "small.toml").write_text(
+        'name = "small"\ndata.devices = 20\ndata.examples = 200\nmodel.embedding = 64\ntrain.rounds = 2\n'
+        'selection.cohort = 5\nselection.rule = "uniform"\naggregation.rule = "fedavg"\nplace.threads = 1\n'
+        'dp.unit = "device"\n'
+    )
+    command = f"{sys.executable} -m fedsim.app.cli run small.toml --json"
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def shell(line: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(["bash", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    full = shell(f"ulimit -f 32; {command}")  # no file larger than 32 KiB: the checkpoint does not fit
+    assert full.returncode == 1, full.stderr
+    assert full.stderr.strip().startswith("failed: ")
+    assert "cannot be written (File too large); make room and run it again" in full.stderr
+    assert "Traceback" not in full.stderr
+    done = shell(command)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rounds"] == 2
