@@ -23,6 +23,8 @@ from fedsim.errors import RunFailed, WrongInput
 
 APP = Path(__file__).parents[2]
 """The Flower app: the folder of pyproject.toml, in a checkout as in an unpacked bundle."""
+DIED = "No heartbeat"
+"""Stands in Flower's details of a run whose ServerApp does not answer any more."""
 POLL_S = 0.5
 """Seconds between two looks at a run's rows; one in four also asks the SuperLink."""
 
@@ -139,6 +141,8 @@ def _check_end(state: State, run: RunDir, address: str) -> None:
         why = state.details.removeprefix("ServerApp failed with exception: ").strip()
         if why.startswith(WRONG_INPUT):
             raise WrongInput(why.removeprefix(WRONG_INPUT))
+        if DIED in why:
+            why = f"the ServerApp died ({why}); run it again to go on from the last round"
         raise RunFailed(why or f"the SuperLink at {address} says {state.status!r} and no more")
     if run.summary is None:
         raise RunFailed(
