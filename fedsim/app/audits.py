@@ -68,6 +68,13 @@ def check_names(key: str, text: str, known: Iterable[str]) -> list[str]:
 def check_audits(config: Config, real: bool) -> None:
     """Refuse audits that could not be done, before anything is written. Raises WrongInput."""
     names = evaluators(config)
+    audit, canary = config.audit, config.canary
+    changed = audit.coins != "none" or audit.mislabelled or audit.canary_devices or canary.count
+    if real and (names or changed):
+        raise WrongInput(
+            "audits change training records and look at them, and real nodes keep theirs to themselves; leave "
+            "[audit] and [canary] at their defaults here, and audit the same experiment in simulation"
+        )
     if names and config.audit.references % 2:
         raise WrongInput(
             f"audit.references = {config.audit.references}: references come in pairs; use an even number"
@@ -88,16 +95,6 @@ def check_audits(config: Config, real: bool) -> None:
         check_views(config)
     if "membership" in names and config.audit.attacks != "auto":
         check_names("audit.attacks", config.audit.attacks, (*ATTACKS, QUANTILE))
-    if names and real:
-        raise WrongInput(
-            "audits look at training records, which real nodes keep to themselves; leave audit.evaluators "
-            "empty here, and audit the same experiment in simulation"
-        )
-    if config.canary.count and real:
-        raise WrongInput(
-            "canaries are not planted among the records of real nodes; set canary.count = 0 here, and audit "
-            "the same experiment in simulation"
-        )
     if "canary" in names and not config.canary.count:
         raise WrongInput(
             "audit.evaluators names 'canary', and canary.count = 0 plants none; set canary.count and "

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.app.allocator import keep_freed_memory
+from fedsim.app.deploy import deploy
 from fedsim.config import Config, from_flat, load, to_flat
 from fedsim.errors import RunFailed, WrongInput
 
@@ -36,6 +37,8 @@ cli = typer.Typer(
 )
 out = Console(markup=False)  # what users and data say is never markup
 err = Console(stderr=True, markup=False)
+
+cli.add_typer(deploy, name="deploy")
 
 Experiment = Annotated[
     Path, typer.Argument(help="The experiment's TOML file.", metavar="EXPERIMENT.toml", show_default=False)
@@ -55,8 +58,15 @@ Out = Annotated[str | None, typer.Option("--out", help="Folder of the run direct
 def run(
     experiment: Experiment,
     settings: Settings = None,
-    backend: Annotated[str, typer.Option(help="Where the nodes are: local (this process).")] = "local",
-    nodes: Annotated[int, typer.Option(min=1, max=1024, help="In-process nodes.")] = 1,
+    backend: Annotated[
+        str, typer.Option(help="Where the nodes are: local (this process) | ray | superlink.")
+    ] = "local",
+    nodes: Annotated[int, typer.Option(min=0, max=1024, help="Nodes of local and ray; 0 = 1.")] = 0,
+    cpus: Annotated[int, typer.Option("--node-cpus", min=1, help="CPU cores a node (ray).")] = 1,
+    gpus: Annotated[float, typer.Option("--node-gpus", min=0, help="GPUs a node, also parts (ray).")] = 0.0,
+    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="The SuperLink's (superlink).")] = "",
+    root_certificates: Annotated[Path | None, typer.Option(help="The SuperLink's CA, a PEM file.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="A SuperLink without TLS.")] = False,
     data_dir: DataDir = None,
     device: Annotated[str | None, typer.Option(help="auto | cpu | cuda")] = None,
     out_dir: Out = None,
@@ -65,16 +75,16 @@ def run(
     with_report: Annotated[bool, typer.Option("--report", help="Also write RUN/report.html.")] = False,
 ) -> None:
     """Train an experiment; repeated, resume an unfinished run or say that it is done."""
-    if backend != "local":
-        raise WrongInput(f"--backend {backend!r} is not known; choose local")
     config = resolve(experiment, settings, data_dir=data_dir, device=device, out=out_dir)
-    from fedsim.app.local import run_local
+    from fedsim.app.backends import Backend, run_on
     from fedsim.app.rundir import RunDir
+
+    where = Backend(backend, nodes, cpus, gpus, address, root_certificates, insecure)
 
     before = RunDir.of(config)
     done = before.summary is not None and not fresh
     with Watcher(config, quiet=as_json or done) as watch:
-        finished = run_local(config, nodes, fresh, watch)
+        finished = run_on(where, config, fresh, watch)
     summary = finished.summary
     assert summary is not None
     page = _report(finished) if with_report else None
@@ -261,7 +271,8 @@ class Watcher:
         return self.watch
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self.bar.live.is_started:  # else it would print an empty line
+            self.bar.stop()
 
     def watch(self, row: dict[str, Any]) -> None:
         self.bar.start()  # only now: what is wrong with the input is told without a bar
