@@ -1,4 +1,4 @@
-"""The command line: `fedsim run | show | calibrate | data | report | runs | export | audit`."""
+"""The command line: `fedsim run | show | calibrate | data | sweep | report | runs | export | audit`."""
 
 import json
 import os
@@ -13,13 +13,14 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from fedsim.app.allocator import keep_freed_memory
-from fedsim.config import Config, from_flat, load, to_flat
+from fedsim.app.options import DataDir, Experiment, Out, Settings, err, out, resolve
+from fedsim.app.sweep_command import sweep
+from fedsim.config import Config
 from fedsim.errors import RunFailed, WrongInput
 
 if TYPE_CHECKING:  # torch is imported only by the commands that need it
@@ -34,21 +35,6 @@ cli = typer.Typer(
     "Start with [bold]fedsim run experiments/quickstart.toml[/bold]; look first with "
     "[bold]fedsim show[/bold]; change any setting with [bold]--set section.key=value[/bold].",
 )
-out = Console(markup=False)  # what users and data say is never markup
-err = Console(stderr=True, markup=False)
-
-Experiment = Annotated[
-    Path, typer.Argument(help="The experiment's TOML file.", metavar="EXPERIMENT.toml", show_default=False)
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."),
-]
-DataDir = Annotated[
-    str | None,
-    typer.Option("--data-dir", help="Folder that holds the data sets; else place.data_dir, FEDSIM_DATA."),
-]
-Out = Annotated[str | None, typer.Option("--out", help="Folder of the run directories (default: runs).")]
 
 
 @cli.command()
@@ -184,6 +170,9 @@ def audit(
         raise RunFailed(f"the sanity battery has {red} red row(s)")
 
 
+cli.command()(sweep)
+
+
 def _state(found: "RunDir") -> tuple[str, str, str]:
     """Return a run's state, its rounds and its metrics; a config of another version is no reason to stop."""
     try:
@@ -201,13 +190,6 @@ def _report(found: "RunDir") -> Path:
     from fedsim.app.report import write_report  # matplotlib and templates only where a page is wanted
 
     return write_report(found)
-
-
-def resolve(experiment: Path, settings: list[str] | None, **place: str | None) -> Config:
-    """Return the config of an experiment with `--set` and the place options applied."""
-    config = load(experiment, settings or [])
-    named = {f"place.{key}": value for key, value in place.items() if value is not None}
-    return from_flat(to_flat(config) | named)
 
 
 class Watcher:
