@@ -19,6 +19,7 @@ from rich.text import Text
 
 from fedsim.app.allocator import keep_freed_memory
 from fedsim.app.options import DataDir, Experiment, Out, Settings, err, out, resolve
+from fedsim.app.report_command import report
 from fedsim.app.sweep_command import sweep
 from fedsim.config import Config
 from fedsim.errors import RunFailed, WrongInput
@@ -116,14 +117,6 @@ def data(
 
 
 @cli.command()
-def report(run_path: Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN")]) -> None:
-    """Write RUN/report.html, one self-contained page, and its figures."""
-    from fedsim.app.rundir import open_run
-
-    print(_report(open_run(run_path)))
-
-
-@cli.command()
 def runs(out_dir: Out = None) -> None:
     """List the runs that there are, with their state."""
     from fedsim.app.rundir import find_runs
@@ -170,7 +163,8 @@ def audit(
         raise RunFailed(f"the sanity battery has {red} red row(s)")
 
 
-cli.command()(sweep)
+for command in (sweep, report):
+    cli.command()(command)
 
 
 def _state(found: "RunDir") -> tuple[str, str, str]:
