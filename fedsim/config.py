@@ -377,6 +377,9 @@ class Place(Section):
     threads: int = Field(0, ge=0, le=1024, description="torch threads; 0 = one a core")
     memory_gib: NonNegative = Field(0.0, description="GiB for a chunk of stacked devices; 0 = 0.25")
     keep: Literal["last", "all"] = Field("last", description="which checkpoints stay")
+    trackers: str = Field(
+        "", description="mirrors of the run, with commas: tensorboard | package.module:function"
+    )
 
 
 class Config(Section):

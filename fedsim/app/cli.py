@@ -1,4 +1,4 @@
-"""The command line: `fedsim run | show | calibrate | data | sweep | report | runs | export | audit`."""
+"""The command line: `fedsim run | show | calibrate | data | sweep | report | runs | ...`; --help has all."""
 
 import json
 import os
@@ -13,14 +13,16 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from fedsim.app.allocator import keep_freed_memory
+from fedsim.app.config_command import config
+from fedsim.app.doctor import doctor
 from fedsim.app.options import DataDir, Experiment, Out, Settings, err, out, resolve
 from fedsim.app.report_command import report
 from fedsim.app.sweep_command import sweep
+from fedsim.app.watch import Watcher
 from fedsim.config import Config
 from fedsim.errors import RunFailed, WrongInput
 
@@ -163,7 +165,7 @@ def audit(
         raise RunFailed(f"the sanity battery has {red} red row(s)")
 
 
-for command in (sweep, report):
+for command in (sweep, report, config, doctor):
     cli.command()(command)
 
 
@@ -184,36 +186,6 @@ def _report(found: "RunDir") -> Path:
     from fedsim.app.report import write_report  # matplotlib and templates only where a page is wanted
 
     return write_report(found)
-
-
-class Watcher:
-    """A progress bar on stderr over the rounds; its `watch` takes each round's row."""
-
-    def __init__(self, config: Config, quiet: bool) -> None:
-        self.bar = Progress(
-            TextColumn("round"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metric]}"),
-            console=err,
-            disable=quiet,
-        )
-        self.task = self.bar.add_task("rounds", total=config.train.rounds, metric="setting up")
-        self.text = ""
-
-    def __enter__(self) -> Any:
-        return self.watch
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def watch(self, row: dict[str, Any]) -> None:
-        self.bar.start()  # only now: what is wrong with the input is told without a bar
-        shown = ("intent_accuracy", "slot_f1", "span_f1", "accuracy", "word_accuracy", "perplexity", "loss")
-        text = "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
-        self.text = text or self.text
-        self.bar.update(self.task, completed=row["round"], metric=self.text)
 
 
 def summary_table(summary: dict[str, Any]) -> Table:

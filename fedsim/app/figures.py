@@ -49,7 +49,7 @@ def learning_curve(rows: list[Row], names: list[str], reference: dict[str, float
                 axes.axhline(reference[name], color=colour, linestyle="--", linewidth=1)
         axes.set_xlabel("round" + ("  (dashed: trained centrally)" if reference else ""))
         axes.set_ylim(0, 1.02)
-        axes.legend(loc="lower right")
+        axes.legend(loc="best")
 
     return draw_figure(draw)
 
@@ -203,7 +203,10 @@ def inline_svg(figure: Figure, name: str = "figure", words: str = "") -> str:
     text = _svg(figure)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text[text.index("<svg") :])
     label = f'<svg role="img" aria-label="{html.escape(words)}"'
-    return text.replace("<svg", label, 1).replace(INK, "currentColor")
+    text = text.replace("<svg", label, 1).replace(INK, "currentColor")
+    for i, colour in enumerate(SERIES):  # pages have lighter ones for the dark
+        text = text.replace(colour, f"var(--series-{i}, {colour})")
+    return text
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:

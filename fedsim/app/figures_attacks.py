@@ -123,13 +123,14 @@ def panel(parts: Mapping[str, Callable[[Axes], None]]) -> Figure:
     return draw_panels([*draws[:-1], last], 0.7 + 1.7 * len(parts))
 
 
-def lines(series: Mapping[str, Sequence[tuple[float, float]]]) -> Callable[[Axes], None]:
+def lines(series: Mapping[str, Sequence[tuple[float, float]]], floor: float = 0.0) -> Callable[[Axes], None]:
     """Return what draws each series of (round, value), with a legend where there are several."""
+    highest = max((value for points in series.values() for _, value in points), default=1.0)
 
     def draw(axes: Axes) -> None:
         for (name, points), colour in zip(series.items(), SERIES, strict=False):
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=name)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(floor, max(floor + 0.1, highest + 0.08 * (highest - floor)))
         if len(series) > 1:
             axes.legend(loc="best")
 

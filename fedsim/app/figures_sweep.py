@@ -72,6 +72,9 @@ def leakage(table: pd.DataFrame) -> Figure:
                 )
             side.set_ylabel(name, color=colour)
             side.tick_params(axis="y", colors=colour)
+        for (name, _), marker in zip(_series(table), MARKERS, strict=False):
+            axes.plot([], [], marker, color=CURVES, label=name)
+        axes.legend(loc="best")
         _epsilon_axis(axes, table["epsilon"])
 
     return draw_figure(draw)

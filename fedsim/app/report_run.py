@@ -48,8 +48,8 @@ def in_words(config: Config) -> str:
     work = f"{train.local_steps} steps" if train.local_steps else f"{train.local_epochs} epoch(s)"
     text = (
         f"{train.rounds} rounds of about {selection.cohort} devices, chosen by {selection.rule} "
-        f"({selection.sampling}) from the federation that {data.source} makes of "
-        f"{data.path or 'generated requests'}; the task is {data.task.replace('_', ' ')}. Each device trains "
+        f"({selection.sampling}); the data are {data.path or data.source} ({data.source}), the task is "
+        f"{data.task.replace('_', ' ')}. Each device trains "
         f"{config.model.name} for {work} by {train.optimizer}; the server aggregates by "
         f"{config.aggregation.rule} with {config.aggregation.weights} weights."
     )
@@ -206,14 +206,15 @@ def _forgetting(run: RunDir) -> Section:
 def _panel(run: RunDir) -> Section:
     """Return privacy, what attacks found and utility by round, below one another."""
     best = utility_of(run.rows())
-    parts, spent = {}, epsilon_by_round(run)
+    spent = epsilon_by_round(run)
     audited = by_round(run)
     if spent:
         audited["epsilon"] = {"ledger": spent} | audited.get("epsilon", {})
     if best is not None:
         points = [(row["round"], row[best[0]]) for row in run.rows() if best[0] in row]
         audited["utility"] = {best[0]: points}
-    parts = {name: lines(series) for name, series in audited.items() if series}
+    floors = {"attack AUC": 0.45}
+    parts = {name: lines(series, floors.get(name, 0.0)) for name, series in audited.items() if series}
     if len(parts) < 2:
         words = ["There is nothing to set beside utility: no guarantee and no attack in this run."]
         return Section("rounds", "All by round", words)

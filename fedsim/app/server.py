@@ -17,6 +17,7 @@ from fedsim.app.rundir import RunDir
 from fedsim.app.spending import make_spending
 from fedsim.app.statement import write_statement
 from fedsim.app.summary import summarise
+from fedsim.app.trackers import Mirrors
 from fedsim.app.training import check_training
 from fedsim.config import Config, from_flat
 from fedsim.data.activity import public_activity
@@ -67,6 +68,7 @@ def _run(
     holdings = load_holdings(config, data_dir(config.place, node_config))
     federation = holdings.dataset
     check_dp(config)
+    mirrors = Mirrors(config)
     roster = ask_roster(grid)
     noise = noise_source(config, roster.real)
     server = _make_server(grid, config, holdings, run, roster, noise)
@@ -84,7 +86,9 @@ def _run(
         activity = public_activity(federation.activity, config.data.activity_public)
         run.create(config, manifest, federation.spec, federation.devices, activity)
     setup_s = time.perf_counter() - start
-    why = run_rounds(server, watch)
+    mirrors.begin(run.path)
+    why = run_rounds(server, mirrors.watching(watch))
+    mirrors.close()
     reference = train_centralised(config, holdings) if config.train.centralised else {}
     run.write_manifest(run.manifest | {"finished": now()})
     privacy = write_statement(server.spending, federation)
