@@ -476,6 +476,9 @@ class Place(Section):
         0.0, ge=0.0, le=1e7, description="seconds after which a round goes on without an answer; 0 = waits"
     )
     metrics: bool = Field(False, description="also write metrics.json and metrics.prom after each round")
+    trackers: str = Field(
+        "", description="mirrors of the run, with commas: tensorboard | package.module:function"
+    )
 
 
 class Config(Section):

@@ -72,8 +72,8 @@ def check_audits(config: Config, real: bool) -> None:
     changed = audit.coins != "none" or audit.mislabelled or audit.canary_devices or canary.count
     if real and (names or changed):
         raise WrongInput(
-            "audits change training records and look at them, and real nodes keep theirs to themselves; leave "
-            "[audit] and [canary] at their defaults here, and audit the same experiment in simulation"
+            "audits change training records and look at them, and real nodes keep theirs to themselves; "
+            "leave [audit] and [canary] at their defaults here, and audit the same experiment in simulation"
         )
     if names and config.audit.references % 2:
         raise WrongInput(

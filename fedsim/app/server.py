@@ -26,6 +26,7 @@ from fedsim.app.rundir import RunDir
 from fedsim.app.spending import make_spending
 from fedsim.app.statement import write_statement
 from fedsim.app.summary import summarise
+from fedsim.app.trackers import Mirrors
 from fedsim.app.training import check_training
 from fedsim.config import Config, from_flat
 from fedsim.data.activity import public_activity
@@ -90,6 +91,7 @@ def _run(
     torch.set_num_threads(threads(config.place))
     folder = data_dir(config.place, node_config)
     check_dp(config)
+    mirrors = Mirrors(config)
     nodes = Nodes(grid, config.place)
     roster = nodes.roster()
     holdings = _holdings(config, folder, roster)
@@ -111,8 +113,10 @@ def _run(
         run.create(config, manifest, federation.spec, federation.devices, activity)
         write_plan(run, config, federation)
     setup_s = time.perf_counter() - start
+    mirrors.begin(run.path)
     with logged(run.path) if config.place.metrics else nullcontext():
-        why = rounds_or_reason(server, watch)
+        why = rounds_or_reason(server, mirrors.watching(watch))
+    mirrors.close()
     reference = train_centralised(config, holdings) if config.train.centralised else {}
     run.write_manifest(run.manifest | {"finished": now()})
     # a shadow is a tool of an audit: nobody is promised anything about it
