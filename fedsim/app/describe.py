@@ -8,6 +8,7 @@ from fedsim.app.loading import load_holdings
 from fedsim.app.measure import check_evaluation
 from fedsim.app.place import data_dir
 from fedsim.app.plan import privacy_sentences
+from fedsim.app.planting import check_canaries
 from fedsim.app.training import check_training
 from fedsim.config import Config, to_flat
 from fedsim.data.activity import public_activity
@@ -72,6 +73,7 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
     federation = holdings.dataset
     check_evaluation(config, holdings)
     check_dp(config)
+    check_canaries(config, federation.spec)
     activity = public_activity(holdings.activity(1), config.data.activity_public)
     hours = holdings.active_hours() if config.availability.rule == "clock" else None
     clock = Clock(config.availability, config.seed, len(activity), hours)

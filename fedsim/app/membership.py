@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsim.app.audits import Audited
+from fedsim.app.audits import Audited, check_names
 from fedsim.app.rundir import Row
 from fedsim.app.shadows import train_shadows
 from fedsim.audit.blind import blind_auc
 from fedsim.audit.centralised import CentralisedProxy
 from fedsim.audit.membership import ATTACKS, choose
 from fedsim.audit.predict import by_group, predict
+from fedsim.audit.quantile import QUANTILE, quantile_regression
 from fedsim.audit.region import excess, largest_auc
 from fedsim.audit.result import Trial, figures, sliced
 from fedsim.audit.scores import Bools, Floats, Predictions, Target, side_by_side
@@ -29,11 +30,11 @@ from fedsim.data.stream import period_of_round
 from fedsim.errors import WrongInput
 from fedsim.models import build_model
 from fedsim.models.tasks import Classification
-from fedsim.names import suggestion
 from fedsim.privacy.accounting import power
 from fedsim.seeds import generator
 from fedsim.types import PAD, Examples, concatenate, same_width
 
+QUANTILE_FPR = 0.05
 MANY_LABELS = 100
 """The blind baseline knows the labels one by one up to here."""
 
@@ -63,7 +64,7 @@ def final_rows(audited: Audited) -> list[Row]:
     rng = generator(audited.config.seed, "audit", "membership", audited.round)
     rows = []
     for name in names:
-        trials = [Trial(ATTACKS[name](t), t.member) for t in targets]
+        trials = trials_of(name, audited, game, targets)
         rows.append(
             {"kind": "membership", "attack": name}
             | threat(audited, game, targets[0].references)
@@ -74,7 +75,9 @@ def final_rows(audited: Audited) -> list[Row]:
     unseen = blind(audited, game, rng)
     slices = slices_of(audited, game, trials, rng)
     return [row | unseen for row in rows] + [
-        {"kind": "slice", "of": "membership", "attack": names[-1]} | threat(audited, game, 0) | s
+        {"kind": "slice", "of": "membership", "attack": names[-1]}
+        | threat(audited, game, targets[0].references)
+        | s
         for s in slices
     ]
 
@@ -99,13 +102,36 @@ def attacks_of(config: Config, references: int) -> list[str]:
     if config.audit.attacks == "auto":
         best = choose(references)
         return ["loss"] if best == "loss" else ["loss", best]
-    names = [name.strip() for name in config.audit.attacks.split(",") if name.strip()]
-    for name in names:
-        if name not in ATTACKS:
-            raise WrongInput(
-                f"audit.attacks names {name!r}; choose among {', '.join(ATTACKS)}{suggestion(name, ATTACKS)}"
-            )
-    return names
+    return check_names("audit.attacks", config.audit.attacks, (*ATTACKS, QUANTILE))
+
+
+def trials_of(name: str, audited: Audited, game: Game, targets: Sequence[Target]) -> list[Trial]:
+    """Return an attack's scores of each target; quantile regression is tried on the run itself only."""
+    if name != QUANTILE:
+        return [Trial(ATTACKS[name](t), t.member) for t in targets]
+    test = audited.holdings.dataset.test
+    if test is None or game.unit == "device" or (game.rows < 0).any():
+        raise WrongInput(
+            'audit.attacks = "quantile" fits on a test split that the model never saw, and judges records by '
+            'coins: it needs audit.coins = "record" and test examples'
+        )
+    pool = predict(audited.module, audited.task, audited.params, test)
+    scores = quantile_regression(
+        _described(game.records), targets[0].own.phi, _described(test), pool.phi, QUANTILE_FPR
+    )
+    return [Trial(scores, targets[0].member)]
+
+
+def _described(records: Examples) -> Floats:
+    """Return label and length of each record: what the quantile is predicted from."""
+    fields = records.fields
+    label = fields["label"].double() if "label" in fields else torch.zeros(len(records)).double()
+    length = (
+        (fields["tokens"] != PAD).sum(1).double()
+        if "tokens" in fields
+        else torch.zeros(len(records)).double()
+    )
+    return torch.stack([label, length], dim=1).numpy()
 
 
 def play(audited: Audited) -> Game:

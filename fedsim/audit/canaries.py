@@ -19,7 +19,12 @@ TEMPLATES: dict[str, tuple[str, Tokens]] = {
     "colour": ("my favourite {word} colours are {code}", COLOURS),
 }
 _CARRIERS = """bank phone house garage office school garden kitchen travel summer winter family
-hotel locker safe gym tablet laptop mail club card gate cellar studio"""
+hotel locker safe gym tablet laptop mail club card gate cellar studio
+boat caravan cabin attic barn shop clinic library museum theatre stadium harbour airport station
+tower bridge market bakery pharmacy hostel farm forest beach island castle chapel court tram bus
+ferry bicycle scooter camera printer router server speaker monitor keyboard watch wallet jacket
+suitcase backpack drawer shelf mirror piano guitar violin chess poker tennis golf rowing sailing
+skating climbing cycling pottery painting knitting cooking baking fishing camping hiking"""
 WORDS = tuple(_CARRIERS.split())
 """What tells canaries of one pattern apart: each carries another word, as long as there are some."""
 SHORTEST, LONGEST = 4, 10
