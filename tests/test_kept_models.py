@@ -129,8 +129,9 @@ ASKED: dict[str, object] = {
 
 
 def test_fresh_records_of_devices_are_asked_and_a_device_is_one_unit(tmp_path: Path) -> None:
-    run = run_local(config(tmp_path, **ASKED, audit__references=4))
+    run = run_local(config(tmp_path, **ASKED, audit__references=4, train__lr=2.0))
     row = one(run, game=NAME)
+    assert row["auc_low"] > 0.5
     assert (row["attack"], row["unit"], row["view"]) == ("ratio", "device", "final")
     audited = audited_of(run)
     game = fresh_game(audited)
