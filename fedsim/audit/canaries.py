@@ -84,7 +84,7 @@ class Canary:
 
 
 def make_pattern(name: str, length: int = 4, candidates: Tokens = ()) -> Pattern:
-    """Return the pattern "pin", "call", "number" or "colour", or that of a template such as "open {word} with {code}".
+    """Return the pattern of a name ("pin", "call"), or that of a template such as "open {word} with {code}".
 
     candidates: the words that may stand at each place of the code; the pattern's own, or digits.
     Raises WrongInput.
