@@ -439,7 +439,7 @@ class Canary(Section):
     """Sentences with a secret code that are planted in training and sought in the model."""
 
     pattern: str = Field(
-        "", description="pin | call | colour | a template with {word} and {code}; empty = no canaries"
+        "", description="pin | call | number | colour | a template with {code} or {joined}; empty = none"
     )
     digits: int = Field(4, ge=4, le=10, description="tokens of the code")
     candidates: str = Field(
