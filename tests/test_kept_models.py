@@ -9,9 +9,9 @@ from test_rounds import config
 from test_update_attacks import found, one
 
 from fedsim.app.fresh_records import NAME, device_rows, device_trial, fresh_game
+from fedsim.app.game import play
 from fedsim.app.kept_models import _attacks, release_rows
 from fedsim.app.local import run_local
-from fedsim.app.membership import play
 from fedsim.app.releases import read_release
 from fedsim.app.rundir import RunDir
 from fedsim.audit.predict import predict

@@ -10,10 +10,10 @@ from test_rounds import config
 
 from fedsim.app.audits import check_audits
 from fedsim.app.finished import audit_finished
+from fedsim.app.game import play
 from fedsim.app.leaks import Leaks
 from fedsim.app.loading import load_holdings
 from fedsim.app.local import run_local
-from fedsim.app.membership import play
 from fedsim.app.replay import Replay
 from fedsim.app.rundir import Row, RunDir
 from fedsim.app.update_attacks import OTHERS, SAME, asked_about, gradient_norms, items_of, update_rows, window

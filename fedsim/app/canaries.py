@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fedsim.app.audits import FILE, Audited
 from fedsim.app.loading import changes_of
-from fedsim.app.membership import deciles
 from fedsim.app.planting import Cell, Reading, canaries_of, cells, natural_activity, plan_of, reading_of
 from fedsim.app.rundir import Row
+from fedsim.app.slices import deciles
 from fedsim.audit.canaries import ENUMERABLE, Canary, completions, position, references
 from fedsim.audit.exposure import (
     exposure,

@@ -6,9 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.app.audits import Audited
-from fedsim.app.membership import Game, blind, in_units, of_unit, play, slices_of, threat
+from fedsim.app.game import Game, in_units, of_unit, play
+from fedsim.app.membership import blind, threat
 from fedsim.app.releases import read_release
 from fedsim.app.rundir import Row
+from fedsim.app.slices import slices_of
 from fedsim.app.update_attacks import only
 from fedsim.audit.predict import predict
 from fedsim.audit.result import Trial, area, figures

@@ -13,8 +13,9 @@ from torch.func import functional_call
 from clients.clipping import Clip, clipped_gradients
 from clients.tape import without_rule
 from fedsim.app.audits import Audited
+from fedsim.app.game import Game, play
 from fedsim.app.leaks import Leaks
-from fedsim.app.membership import Game, blind, play, threat
+from fedsim.app.membership import blind, threat
 from fedsim.app.replay import Replay, Round, check_single, visible
 from fedsim.app.rundir import Row
 from fedsim.audit.blind import histogram_scores
