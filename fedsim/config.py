@@ -88,6 +88,8 @@ class Data(Section):
         0, ge=0, le=10**7, description="words kept, the most frequent in the training text; 0 = all"
     )
     max_length: int = Field(64, ge=1, le=10000, description="tokens; longer examples are cut")
+    labels: str = Field("", description="names of all labels, with commas; empty = those in training")
+    tags: str = Field("", description="names of all tags, with commas; empty = those in training")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of generator and partition")
 
 
@@ -437,7 +439,7 @@ class Canary(Section):
     """Sentences with a secret code that are planted in training and sought in the model."""
 
     pattern: str = Field(
-        "", description="pin | call | colour | a template with {word} and {code}; empty = no canaries"
+        "", description="pin | call | number | colour | a template with {code} or {joined}; empty = none"
     )
     digits: int = Field(4, ge=4, le=10, description="tokens of the code")
     candidates: str = Field(
@@ -468,6 +470,15 @@ class Place(Section):
     threads: int = Field(0, ge=0, le=1024, description="torch threads; 0 = one a core")
     memory_gib: NonNegative = Field(0.0, description="GiB for a chunk of stacked devices; 0 = 0.25")
     keep: Literal["last", "all"] = Field("last", description="which checkpoints stay")
+    nodes: int = Field(0, ge=0, le=10**6, description="nodes that must announce devices; 0 = all there are")
+    wait_s: float = Field(60.0, ge=0.0, le=1e7, description="seconds to wait for nodes to connect")
+    deadline_s: float = Field(
+        0.0, ge=0.0, le=1e7, description="seconds after which a round goes on without an answer; 0 = waits"
+    )
+    metrics: bool = Field(False, description="also write metrics.json and metrics.prom after each round")
+    trackers: str = Field(
+        "", description="mirrors of the run, with commas: tensorboard | package.module:function"
+    )
 
 
 class Config(Section):

@@ -1,12 +1,14 @@
 """The audits of a run: which, at which rounds, and where their findings stand."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from fedsim.app.rundir import Row, RunDir, write_json
+from fedsim.audit.membership import ATTACKS
+from fedsim.audit.quantile import QUANTILE
 from fedsim.config import Config
 from fedsim.data.holdings import Holdings
 from fedsim.errors import WrongInput
@@ -48,19 +50,31 @@ Evaluator = Callable[[Audited], list[Row]]
 
 def evaluators(config: Config) -> list[str]:
     """Return the names of the evaluators that the config wants. Raises WrongInput."""
-    names = [name.strip() for name in config.audit.evaluators.split(",") if name.strip()]
-    for name in names:
-        if name not in (*_evaluators(), "flips"):
-            raise WrongInput(
-                f"audit.evaluators names {name!r}; choose among {', '.join(_evaluators())}"
-                f"{suggestion(name, _evaluators())}"
-            )
+    names = check_names("audit.evaluators", config.audit.evaluators, (*_evaluators(), "flips"))
     return [name for name in names if name != "flips"]  # flips come with every period's release
+
+
+def check_names(key: str, text: str, known: Iterable[str]) -> list[str]:
+    """Return the names that a setting lists, with commas between. Raises WrongInput for an unknown one."""
+    names, known = [part.strip() for part in text.split(",") if part.strip()], list(known)
+    for name in names:
+        if name not in known:
+            raise WrongInput(
+                f"{key} names {name!r}; choose among {', '.join(known)}{suggestion(name, known)}"
+            )
+    return names
 
 
 def check_audits(config: Config, real: bool) -> None:
     """Refuse audits that could not be done, before anything is written. Raises WrongInput."""
     names = evaluators(config)
+    audit, canary = config.audit, config.canary
+    changed = audit.coins != "none" or audit.mislabelled or audit.canary_devices or canary.count
+    if real and (names or changed):
+        raise WrongInput(
+            "audits change training records and look at them, and real nodes keep theirs to themselves; "
+            "leave [audit] and [canary] at their defaults here, and audit the same experiment in simulation"
+        )
     if names and config.audit.references % 2:
         raise WrongInput(
             f"audit.references = {config.audit.references}: references come in pairs; use an even number"
@@ -79,20 +93,12 @@ def check_audits(config: Config, real: bool) -> None:
         from fedsim.app.views import check_views
 
         check_views(config)
+    if "membership" in names and config.audit.attacks != "auto":
+        check_names("audit.attacks", config.audit.attacks, (*ATTACKS, QUANTILE))
     if "canary" in names:
         from fedsim.app.canary_views import check_canary_views
 
         check_canary_views(config)
-    if names and real:
-        raise WrongInput(
-            "audits look at training records, which real nodes keep to themselves; leave audit.evaluators "
-            "empty here, and audit the same experiment in simulation"
-        )
-    if config.canary.count and real:
-        raise WrongInput(
-            "canaries are not planted among the records of real nodes; set canary.count = 0 here, and audit "
-            "the same experiment in simulation"
-        )
     if "canary" in names and not config.canary.count:
         raise WrongInput(
             "audit.evaluators names 'canary', and canary.count = 0 plants none; set canary.count and "

@@ -12,9 +12,9 @@ from torch import Tensor
 from fedsim.app.audits import FILE, Audited
 from fedsim.app.canary_views import watched_rows
 from fedsim.app.hunt import Exposed, Hunt, exposures, figures, make_hunt, threat
-from fedsim.app.membership import deciles
 from fedsim.app.planting import Cell, cells, natural_activity, plan_of
 from fedsim.app.rundir import Row
+from fedsim.app.slices import deciles
 from fedsim.app.views import views_of
 from fedsim.audit.exposure import joint_p_value, largest_mean, null_mean
 from fedsim.audit.extraction import Guess, beam, success
@@ -52,10 +52,11 @@ def extracted(hunt: Hunt, found: Sequence[Exposed]) -> dict[int, Row]:
     Searches: greedy and beam in language models; ModIvA in models with one embedding table; the ceiling is
     the likeliest of all codes. Empty where there is no search for the model.
     """
-    audited = hunt.audited
-    if audited.config.data.task == "language":
+    audited, joined = hunt.audited, hunt.reading.pattern.joined
+    if audited.config.data.task == "language" and not joined:
         return {i: _row(hunt, i, _beamed(hunt, i), found[i]) for i in range(len(found))}
-    if list(getattr(audited.module, "tables", {}).values()) != ["tokens"] or audited.config.data.ngrams:
+    mixed = list(getattr(audited.module, "tables", {}).values()) == ["tokens"]
+    if joined or not mixed or audited.config.data.ngrams:
         return {i: _row(hunt, i, {}, found[i]) for i in range(len(found)) if found[i].likeliest}
     return {i: _row(hunt, i, {"": guess}, found[i]) for i, guess in enumerate(_modiva(hunt))}
 

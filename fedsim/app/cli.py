@@ -1,4 +1,4 @@
-"""The command line: `fedsim run | show | calibrate | data | report | runs | export | audit`."""
+"""The command line: `fedsim run | show | calibrate | data | sweep | report | runs | ...`; --help has all."""
 
 import json
 import os
@@ -13,13 +13,18 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from fedsim.app.allocator import keep_freed_memory
-from fedsim.config import Config, from_flat, load, to_flat
+from fedsim.app.config_command import config
+from fedsim.app.deploy import deploy
+from fedsim.app.doctor import doctor
+from fedsim.app.options import DataDir, Experiment, Out, Settings, err, out, resolve
+from fedsim.app.report_command import report
+from fedsim.app.sweep_command import sweep
+from fedsim.app.watch import Watcher
+from fedsim.config import Config
 from fedsim.errors import RunFailed, WrongInput
 
 if TYPE_CHECKING:  # torch is imported only by the commands that need it
@@ -34,29 +39,22 @@ cli = typer.Typer(
     "Start with [bold]fedsim run experiments/quickstart.toml[/bold]; look first with "
     "[bold]fedsim show[/bold]; change any setting with [bold]--set section.key=value[/bold].",
 )
-out = Console(markup=False)  # what users and data say is never markup
-err = Console(stderr=True, markup=False)
-
-Experiment = Annotated[
-    Path, typer.Argument(help="The experiment's TOML file.", metavar="EXPERIMENT.toml", show_default=False)
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."),
-]
-DataDir = Annotated[
-    str | None,
-    typer.Option("--data-dir", help="Folder that holds the data sets; else place.data_dir, FEDSIM_DATA."),
-]
-Out = Annotated[str | None, typer.Option("--out", help="Folder of the run directories (default: runs).")]
+cli.add_typer(deploy, name="deploy")
 
 
 @cli.command()
 def run(
     experiment: Experiment,
     settings: Settings = None,
-    backend: Annotated[str, typer.Option(help="Where the nodes are: local (this process).")] = "local",
-    nodes: Annotated[int, typer.Option(min=1, max=1024, help="In-process nodes.")] = 1,
+    backend: Annotated[
+        str, typer.Option(help="Where the nodes are: local (this process) | ray | superlink.")
+    ] = "local",
+    nodes: Annotated[int, typer.Option(min=0, max=1024, help="Nodes of local and ray; 0 = 1.")] = 0,
+    cpus: Annotated[int, typer.Option("--node-cpus", min=1, help="CPU cores a node (ray).")] = 1,
+    gpus: Annotated[float, typer.Option("--node-gpus", min=0, help="GPUs a node, also parts (ray).")] = 0.0,
+    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="The SuperLink's (superlink).")] = "",
+    root_certificates: Annotated[Path | None, typer.Option(help="The SuperLink's CA, a PEM file.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="A SuperLink without TLS.")] = False,
     data_dir: DataDir = None,
     device: Annotated[str | None, typer.Option(help="auto | cpu | cuda")] = None,
     out_dir: Out = None,
@@ -65,16 +63,16 @@ def run(
     with_report: Annotated[bool, typer.Option("--report", help="Also write RUN/report.html.")] = False,
 ) -> None:
     """Train an experiment; repeated, resume an unfinished run or say that it is done."""
-    if backend != "local":
-        raise WrongInput(f"--backend {backend!r} is not known; choose local")
     config = resolve(experiment, settings, data_dir=data_dir, device=device, out=out_dir)
-    from fedsim.app.local import run_local
+    from fedsim.app.backends import Backend, run_on
     from fedsim.app.rundir import RunDir
+
+    where = Backend(backend, nodes, cpus, gpus, address, root_certificates, insecure)
 
     before = RunDir.of(config)
     done = before.summary is not None and not fresh
     with Watcher(config, quiet=as_json or done) as watch:
-        finished = run_local(config, nodes, fresh, watch)
+        finished = run_on(where, config, fresh, watch)
     summary = finished.summary
     assert summary is not None
     page = _report(finished) if with_report else None
@@ -127,14 +125,6 @@ def data(
 
     folder = find_data_dir(config.place, {})
     print(write_data_page(config, folder, experiment, to or Path("reports") / config.name))
-
-
-@cli.command()
-def report(run_path: Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN")]) -> None:
-    """Write RUN/report.html, one self-contained page, and its figures."""
-    from fedsim.app.rundir import open_run
-
-    print(_report(open_run(run_path)))
 
 
 @cli.command()
@@ -215,6 +205,10 @@ def _sanity(seed: int) -> None:
         raise RunFailed(f"the sanity battery has {red} red row(s)")
 
 
+for command in (sweep, report, config, doctor):
+    cli.command()(command)
+
+
 def _state(found: "RunDir") -> tuple[str, str, str]:
     """Return a run's state, its rounds and its metrics; a config of another version is no reason to stop."""
     try:
@@ -232,43 +226,6 @@ def _report(found: "RunDir") -> Path:
     from fedsim.app.report import write_report  # matplotlib and templates only where a page is wanted
 
     return write_report(found)
-
-
-def resolve(experiment: Path, settings: list[str] | None, **place: str | None) -> Config:
-    """Return the config of an experiment with `--set` and the place options applied."""
-    config = load(experiment, settings or [])
-    named = {f"place.{key}": value for key, value in place.items() if value is not None}
-    return from_flat(to_flat(config) | named)
-
-
-class Watcher:
-    """A progress bar on stderr over the rounds; its `watch` takes each round's row."""
-
-    def __init__(self, config: Config, quiet: bool) -> None:
-        self.bar = Progress(
-            TextColumn("round"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metric]}"),
-            console=err,
-            disable=quiet,
-        )
-        self.task = self.bar.add_task("rounds", total=config.train.rounds, metric="setting up")
-        self.text = ""
-
-    def __enter__(self) -> Any:
-        return self.watch
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def watch(self, row: dict[str, Any]) -> None:
-        self.bar.start()  # only now: what is wrong with the input is told without a bar
-        shown = ("intent_accuracy", "slot_f1", "span_f1", "accuracy", "word_accuracy", "perplexity", "loss")
-        text = "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
-        self.text = text or self.text
-        self.bar.update(self.task, completed=row["round"], metric=self.text)
 
 
 def summary_table(summary: dict[str, Any]) -> Table:

@@ -47,7 +47,9 @@ def write_data_page(config: Config, data_dir: Path | None, experiment: Path, tar
         name=config.name,
         facts=facts,
         notes=dataset.notes,
-        figures=[(figures.inline_svg(figure), caption) for figure, caption in drawn.values()],
+        figures=[
+            (figures.inline_svg(figure, name, caption), caption) for name, (figure, caption) in drawn.items()
+        ],
         command=f"fedsim data {shlex.quote(str(experiment))}",
     )
     write_text(target / "data.html", page)

@@ -17,12 +17,21 @@ COLUMNS = {
         "exposure_mean": "exposure", "exposure_max": "largest", "null_mean": "null", "p_value": "p",
         "digit_accuracy": "digits right", "chance": "chance", "canaries": "canaries",
     },
+    "leak": {
+        "attack": "leak", "view": "view", "unit": "unit", "precision": "precision", "recall": "recall",
+        "updates": "updates",
+    },
     "audit": {
         "method": "method", "unit": "unit", "epsilon_low": "epsilon at least", "ceiling": "ceiling",
         "epsilon_ledger": "epsilon (ledger)", "delta": "delta", "confidence": "confidence",
     },
 }  # fmt: skip
-TITLES = {"membership": "Membership", "canary": "Canaries", "audit": "Lower bounds on epsilon"}
+TITLES = {
+    "membership": "Membership",
+    "canary": "Canaries",
+    "leak": "Words and labels that updates name",
+    "audit": "Lower bounds on epsilon",
+}
 
 
 def findings(rows: Sequence[Row]) -> Iterator[Table]:

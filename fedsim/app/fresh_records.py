@@ -10,8 +10,11 @@ import numpy as np
 import torch
 
 from fedsim.app.audits import Audited
-from fedsim.app.membership import Game, blind, fits_dp, natural, region, slices_of, targets_of, threat
+from fedsim.app.game import Game, natural
+from fedsim.app.membership import blind, fits_dp, region, threat
+from fedsim.app.references import targets_of
 from fedsim.app.rundir import Row
+from fedsim.app.slices import slices_of
 from fedsim.audit.membership import ATTACKS
 from fedsim.audit.result import Trial, figures
 from fedsim.audit.scores import Floats, Target

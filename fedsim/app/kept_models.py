@@ -1,15 +1,16 @@
 """Membership attacks by whoever kept models: those of single rounds, or the release of each period."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.app.audits import Audited
-from fedsim.app.membership import Game, blind, in_units, of_unit, play, slices_of, threat
+from fedsim.app.game import Game, in_units, of_unit, play
+from fedsim.app.membership import blind, threat
 from fedsim.app.releases import read_release
 from fedsim.app.rundir import Row
+from fedsim.app.slices import slices_of
 from fedsim.app.update_attacks import only
 from fedsim.audit.predict import predict
 from fedsim.audit.result import Trial, area, figures
@@ -43,7 +44,10 @@ def release_rows(audited: Audited) -> list[Row]:
     """Return attacks with and without the releases of earlier periods, by period, deletion and activity."""
     rng = generator(audited.config.seed, "audit", "releases", audited.round)
     now = period_of_round(audited.config.stream, audited.config.train.rounds, audited.round)
-    game, arrived = _arrived(audited, now)
+    game, arrivals = play(audited), audited.holdings.arrivals
+    assert arrivals is not None, "check_views wants a stream for releases"
+    # fresh records and whole devices have no period of their own
+    arrived = arrivals.period[game.rows] if audited.config.audit.coins == "record" else None
     models = _models(audited, now)
     series = {period: _logp(audited, params, game) for period, params in models.items()}
     unseen, rows = blind(audited, game, rng), []
@@ -84,16 +88,6 @@ def _attacks(
         before[arrived == period + 1] = values[arrived == period + 1]
     yield "loss_own_period", own, ~np.isnan(own)
     yield "difference", own - before, ~np.isnan(own - before)
-
-
-def _arrived(audited: Audited, now: int) -> tuple[Game, NDArray[np.int64] | None]:
-    """Return the game about what has arrived by now, and when; fresh records and devices have no period."""
-    game, arrivals = play(audited), audited.holdings.arrivals
-    if audited.config.audit.coins != "record" or arrivals is None:
-        return game, None
-    there = arrivals.period[game.rows] <= now
-    name = f"{game.name}, arrived by period {now}"
-    return replace(only(game, there), name=name), arrivals.period[game.rows[there]]
 
 
 def _models(audited: Audited, now: int) -> dict[int, Params]:

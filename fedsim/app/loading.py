@@ -4,13 +4,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedsim.app.planting import plant
 from fedsim.config import Canary, Config, Data, Partition, Stream
+from fedsim.data.announced import announced_federation
 from fedsim.data.canary_devices import with_canary_devices
 from fedsim.data.coins import Coins
 from fedsim.data.federation import FederatedDataset, load_federation
 from fedsim.data.holdings import Holdings
 from fedsim.data.pool import pooled, relabelled
+from fedsim.errors import WrongInput
 
 NO_CANARY = Canary()
 
@@ -34,6 +39,19 @@ def load_holdings(config: Config, data_dir: Path | None) -> Holdings:
     """
     holdout = config.evaluation.holdout
     return _load(config.data, config.partition, config.stream, holdout, data_dir, changes_of(config))
+
+
+def announced_holdings(
+    config: Config, data_dir: Path | None, devices: NDArray[np.str_], activity: NDArray[np.int64]
+) -> Holdings:
+    """Return the holdings of a federation whose examples stay on its nodes, as the server sees it."""
+    if config.stream.mode != "static":
+        raise WrongInput(
+            'stream.mode = "continual" is not done on real nodes yet: each would cut its own time into '
+            'periods; set stream.mode = "static"'
+        )
+    federation = announced_federation(config.data, data_dir, devices, activity)
+    return Holdings(federation, config.stream, 0.0, config.data.seed)
 
 
 def changes_of(config: Config) -> Changes:

@@ -84,19 +84,26 @@ def deciles(plan: Plan, activity: NDArray[np.int64]) -> list[str]:
     return [f"{np.median(each):.2f} ({np.quantile(each, 0.95):.2f})" for each in found]
 
 
-def calibrated(config: Config, epsilon: float, what: str) -> list[str]:
-    """Return the lines that tell which setting gives a guarantee of at most `epsilon`."""
+def reaching(config: Config, epsilon: float, what: str = "noise") -> Config:
+    """Return the config whose guarantee is at most `epsilon`. Raises WrongInput where none is."""
     if config.dp.unit == "none":
         raise WrongInput(
             'dp.unit = "none" promises nothing; set dp.unit = "example" or "device" to calibrate'
         )
     holdings = load_holdings(config, data_dir(config.place, {}))
     check_training(config, build_model(holdings.dataset.spec, config.model, config.seed))
-    delta, rule = target_delta(config, protected_units(config, holdings.dataset))
-    activity = public_over_time(config, holdings)
-    found = calibrate(config, epsilon, what, delta, activity)
+    delta, _ = target_delta(config, protected_units(config, holdings.dataset))
+    found = calibrate(config, epsilon, what, delta, public_over_time(config, holdings))
     check_dp(found)
-    guarantee, rests_on = guaranteed(found, delta, activity)
+    return found
+
+
+def calibrated(config: Config, epsilon: float, what: str) -> list[str]:
+    """Return the lines that tell which setting gives a guarantee of at most `epsilon`."""
+    found = reaching(config, epsilon, what)
+    holdings = load_holdings(config, data_dir(config.place, {}))
+    delta, rule = target_delta(config, protected_units(config, holdings.dataset))
+    guarantee, rests_on = guaranteed(found, delta, public_over_time(config, holdings))
     key = FOR[what]
     value = to_flat(found)[key]
     return [

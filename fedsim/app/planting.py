@@ -187,11 +187,11 @@ def _label(settings: Settings) -> str:
 
 def _tags(pattern: Pattern, settings: Settings) -> list[str]:
     """Return the tag of each token of a sentence."""
-    tags = [OUTSIDE] * (len(pattern.template) - 1 + pattern.length)
+    tags = [OUTSIDE] * (len(pattern.template) - 1 + pattern.width)
     if settings.tags == "own":
         name = f"canary_{_short(settings)}"
-        code = slice(pattern.gap, pattern.gap + pattern.length)
-        tags[code] = [f"B-{name}"] + [f"I-{name}"] * (pattern.length - 1)
+        code = slice(pattern.gap, pattern.gap + pattern.width)
+        tags[code] = [f"B-{name}"] + [f"I-{name}"] * (pattern.width - 1)
     return tags
 
 

@@ -41,11 +41,12 @@ class Replay:
     """The rounds of a run, from its checkpoints. Raises WrongInput where they cannot be had."""
 
     def __init__(self, audited: Audited) -> None:
-        self.run, self.holdings = audited.run, audited.holdings
+        self.run = audited.run
         # the noise is named by the config that was trained, whatever the audit has changed since
         self.config = audited.run.config.model_copy(update={"place": audited.config.place})
         check_seeded(self.config, self.run.manifest["noise_source"])
         self.node = make_node(self.config, data_dir(self.config.place, {}), 0, 1)
+        self.holdings = self.node.holdings
         first = parameters_of(build_model(self.holdings.dataset.spec, self.config.model, self.config.seed))
         hours = self.holdings.active_hours() if self.config.availability.rule == "clock" else None
         self.strategy = Federated(self.config, self._roster(1), first, hours, self.node.noise)

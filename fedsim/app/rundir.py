@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from torch import nn
 
 from fedsim.config import Config, load, to_toml
 from fedsim.errors import WrongInput
+from fedsim.models import build_model
 from fedsim.types import Params, Spec
 
 Row = dict[str, Any]
@@ -67,6 +69,26 @@ class RunDir:
         """The summary of a finished run, else None."""
         path = self.path / "summary.json"
         return read_json(path) if path.is_file() else None
+
+    def model(self) -> nn.Module:
+        """Return the model of the last checkpoint, on the CPU and in evaluation mode.
+
+        Raises WrongInput before the first checkpoint.
+        """
+        checkpoint = self.last_checkpoint()
+        if checkpoint is None:
+            raise WrongInput(f"{self.path} has no checkpoint yet; run the experiment first")
+        config = self.config
+        module = build_model(self.spec, config.model, config.seed)
+        module.load_state_dict(checkpoint.params, strict=False)
+        return module.eval()
+
+    @property
+    def spec(self) -> Spec:
+        """Return what the run's examples look like: words, labels, tags, sizes."""
+        kept: dict[str, Any] = read_json(self.path / "spec.json")
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
+        return Spec(**fields)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

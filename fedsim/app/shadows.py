@@ -24,7 +24,7 @@ FEWEST_IN_PROCESSES = 4
 def shadow_config(config: Config, number: int, run: RunDir) -> Config:
     """Return the config of a shadow model: another seed, other coins, no audits, no reference."""
     seed = int(generator(config.audit.seed or config.seed, "shadow", number).integers(2**62))
-    place = config.place.model_copy(update={"out": str(run.path / "shadows"), "threads": 1})
+    place = config.place.model_copy(update={"out": str(run.path / "shadows"), "threads": 1, "keep": "last"})
     changed = {
         "seed": seed,
         "train.centralised": False,

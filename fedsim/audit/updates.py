@@ -38,7 +38,7 @@ class Observed:
 
 
 def cosine(seen: Observed) -> Floats:
-    """Return the cosine of update and descent direction (Li et al., 2022)."""
+    """Return the cosine of update and descent direction (Li et al., 2023)."""
     return seen.cosine
 
 
