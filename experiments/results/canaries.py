@@ -25,7 +25,7 @@ from fedsim.config import load
 HERE = Path(__file__).parent
 EXPERIMENT = HERE.parents[0] / "canary_snips.toml"
 SEEDS = (1, 2, 3)
-EARLY = ["evaluation.every=2", "train.patience=1"]
+EARLY = ["evaluation.every=2", "train.patience=1", "train.patience_metric=loss"]
 EXAMPLE = ["dp.unit=example", "dp.delta=1e-4", "dp.noise_multiplier=13.444"]  # calibrate --epsilon 2
 DEVICE = ["dp.unit=device", "dp.noise_multiplier=5.5982"]  # calibrate --epsilon 2; delta is 1e-3
 DEFENCES = {
