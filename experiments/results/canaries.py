@@ -105,10 +105,11 @@ def pooled(mine: list[Row], name: str) -> np.ndarray:
 
 
 def exposed(mine: list[Row]) -> tuple[float, float]:
-    """Return the mean exposure of all seeds' canaries and its standard error, at least the null's."""
+    """Return the mean exposure of all seeds' canaries and its standard error, the null's for fewer than 5."""
     values = pooled(mine, "exposures")
-    spread = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
-    return float(values.mean()), max(spread, null_standard_error(len(values)) if len(values) == 1 else spread)
+    if len(values) < 5:
+        return float(values.mean()), null_standard_error(len(values))
+    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
 
 
 def table(found: dict[str, list[RunDir]]) -> list[str]:
@@ -184,8 +185,10 @@ def draw(found: dict[str, list[Row]]) -> Figure:
             )
         axes.axhline(1 / np.log(2), color="black", linestyle=":", label="without leakage")
         axes.set_xscale("log")
+        axes.set_xticks([1, 10, 50], ["1", "10", "50"])
+        axes.minorticks_off()
         axes.set_xlabel("copies of a canary, all on one device")
-        axes.set_ylabel("mean exposure (bits, 13.3 = first of 10,000)")
+        axes.set_ylabel("mean exposure (bits of 13.3)")
         axes.legend(fontsize=9)
     return figure
 
