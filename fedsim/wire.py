@@ -3,14 +3,15 @@
 The only place that knows the keys of records. Everything travels as arrays and scalars: no pickle.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedsim.errors import RunFailed
+from fedsim.errors import RunFailed, WrongInput
 from fedsim.types import Cohort, Form, Params, Reply, Update
 
 WIRE_VERSION = 1
@@ -143,6 +144,18 @@ def unpack_reply(content: RecordDict) -> Reply:
         figures={name: array.numpy() for name, array in content.array_records["figures"].items()},
         rejected=dict(rejected),
     )
+
+
+def failure(message: Message) -> str:
+    """Return why a node could not answer; Flower wraps a sentence as "<class 'X'>:<'sentence'>"."""
+    reason = message.error.reason or f"error {message.error.code}"
+    wrapped = re.fullmatch(r"<class '[^']*'>:<'(.*)'>", reason, flags=re.DOTALL)
+    return wrapped.group(1) if wrapped else reason
+
+
+def is_refusal(message: Message) -> bool:
+    """Whether a node said that what it was asked cannot be done as asked (WrongInput)."""
+    return message.error.reason is not None and f".{WrongInput.__name__}'" in message.error.reason
 
 
 def array_bytes(content: RecordDict) -> int:

@@ -19,7 +19,7 @@ from fedsim.privacy.cap import privacy_cap
 from fedsim.privacy.noise import NoiseSource, noise_source
 from fedsim.seeds import generator
 from fedsim.types import Cohort, Params, Reply, Update, View, no_update
-from fedsim.wire import NOT_FINITE, pack_evaluation, pack_params, pack_task, unpack_scores
+from fedsim.wire import NOT_FINITE, failure, pack_evaluation, pack_params, pack_task, unpack_scores
 from strategies.aggregation import Aggregator, State, make_aggregator
 from strategies.forms import form_of
 from strategies.guards import Guard, guarded
@@ -227,7 +227,7 @@ class Federated(Strategy):
         """Yield the replies that are no errors, in the order of node ids; the others are logged."""
         for reply in sorted(replies, key=lambda r: r.metadata.src_node_id):
             if reply.has_error():
-                logger.warning("node %s failed: %s", reply.metadata.src_node_id, reply.error.reason)
+                logger.warning("node %s failed: %s", reply.metadata.src_node_id, failure(reply))
             else:
                 yield reply
 
@@ -278,7 +278,7 @@ def _check_failure(round: int, answers: list[Message]) -> None:
     """Raise RunFailed where every node answers by an error: then it is the settings, not a node."""
     if answers and all(reply.has_error() for reply in answers):
         raise RunFailed(
-            f"every node failed in round {round}, the first with {answers[0].error.reason!r}; look at the "
+            f"every node failed in round {round}, the first with {failure(answers[0])!r}; look at the "
             "nodes' logs and run it again to go on from the last round"
         )
 

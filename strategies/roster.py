@@ -1,7 +1,7 @@
 """Which devices there are, how active they are in public, and which node hosts each."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,3 +41,23 @@ def merge(announcements: Mapping[int, Announcement]) -> Roster:
             "check the nodes' data folders"
         )
     return Roster(devices, activity[order], nodes[order], any(a.real for a in announcements.values()))
+
+
+def moved(roster: Roster, node: int, announced: Announcement, here: Collection[int]) -> Roster:
+    """Return the roster with the devices of a node that came during the run; `here` are connected nodes.
+
+    Raises WrongInput for devices that the run did not begin with, and for one whose node is still there.
+    """
+    known = np.isin(announced.devices, roster.devices)
+    if not known.all():
+        raise WrongInput(
+            f"it announces {str(announced.devices[~known][0])!r}, whom the run did not begin with; a device "
+            "joins with the next run"
+        )
+    places = np.searchsorted(roster.devices, announced.devices)
+    owned = np.isin(roster.nodes[places], list(here))
+    if owned.any():
+        raise WrongInput(f"device {str(announced.devices[owned][0])!r} is announced by two nodes")
+    nodes = roster.nodes.copy()
+    nodes[places] = node
+    return replace(roster, nodes=nodes)

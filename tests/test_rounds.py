@@ -17,7 +17,8 @@ from flwr.clientapp import ClientApp
 from fedsim.app.client import app as client_app
 from fedsim.app.local import run_local
 from fedsim.app.local_grid import LocalGrid
-from fedsim.app.rounds import Watch, ask_roster, stopped_early
+from fedsim.app.nodes import Nodes
+from fedsim.app.rounds import Watch, stopped_early
 from fedsim.app.rundir import RunDir
 from fedsim.app.server import app as server_app
 from fedsim.config import Config, from_flat, to_flat
@@ -207,7 +208,7 @@ def test_the_strategy_is_a_genuine_flower_strategy(tmp_path: Path) -> None:
     grid = LocalGrid(client_app, to_flat(settings), nodes=2)
     federation = load_federation(settings.data, None)
     params = parameters_of(build_model(federation.spec, settings.model, settings.seed))
-    strategy = Federated(settings, ask_roster(grid), params)
+    strategy = Federated(settings, Nodes(grid, settings.place).roster(), params)
     result = strategy.start(grid, pack_params(params), num_rounds=settings.train.rounds)
     by_loop = final(run_local(settings, nodes=2))
     assert all(torch.equal(unpack_params(result.arrays)[n], p) for n, p in by_loop.items())

@@ -11,7 +11,6 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
-from fedsim.app import client
 from fedsim.app.answer import Job, answer
 from fedsim.app.client import _told, node_of, obeyed
 from fedsim.app.local import run_local
@@ -119,18 +118,13 @@ def test_a_node_obeys_no_more_than_its_own_config_allows() -> None:
 
 
 @pytest.mark.parametrize("unit", [SUMS, DEVICES])
-def test_a_real_node_refuses_a_sum_that_is_only_simulated(
-    unit: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[bool] = []
-    monkeypatch.setattr(client, "_make_node", lambda *a, real=False: made.append(real))
+def test_a_real_node_refuses_a_sum_that_is_only_simulated(unit: dict[str, object], tmp_path: Path) -> None:
     node = {"data-path": str(tmp_path)}
     context = Context(1, 2, node, RecordDict(), dict(to_flat(config(unit))))
     with pytest.raises(WrongInput, match="nothing is masked"):
         node_of(context)
     context.node_config["insecure-noise"] = True
-    node_of(context)
-    assert made == [True]
+    assert node_of(context).real
 
 
 def test_selection_coins_come_from_the_noise_secret_where_it_is_no_seed() -> None:

@@ -101,9 +101,8 @@ def test_a_period_with_other_devices_ends_the_run(monkeypatch: pytest.MonkeyPatc
     server = SimpleNamespace(
         config=from_flat({"stream.mode": "continual", "stream.periods": 2, "train.rounds": 4}),
         strategy=SimpleNamespace(roster=roster("a", "b"), state=SimpleNamespace(round=2)),
-        grid=None,
+        nodes=SimpleNamespace(roster=lambda period: roster("a", "c")),
     )
-    monkeypatch.setattr(rounds, "ask_roster", lambda grid, period: roster("a", "c"))
     monkeypatch.setattr(rounds, "measure_periods", lambda server: None)
     with pytest.raises(RunFailed, match="other devices than"):
         rounds.enter_period(server, 3, 1)  # type: ignore[arg-type]

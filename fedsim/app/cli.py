@@ -18,6 +18,7 @@ from rich.text import Text
 
 from fedsim.app.allocator import keep_freed_memory
 from fedsim.app.config_command import config
+from fedsim.app.deploy import deploy
 from fedsim.app.doctor import doctor
 from fedsim.app.options import DataDir, Experiment, Out, Settings, err, out, resolve
 from fedsim.app.report_command import report
@@ -38,14 +39,22 @@ cli = typer.Typer(
     "Start with [bold]fedsim run experiments/quickstart.toml[/bold]; look first with "
     "[bold]fedsim show[/bold]; change any setting with [bold]--set section.key=value[/bold].",
 )
+cli.add_typer(deploy, name="deploy")
 
 
 @cli.command()
 def run(
     experiment: Experiment,
     settings: Settings = None,
-    backend: Annotated[str, typer.Option(help="Where the nodes are: local (this process).")] = "local",
-    nodes: Annotated[int, typer.Option(min=1, max=1024, help="In-process nodes.")] = 1,
+    backend: Annotated[
+        str, typer.Option(help="Where the nodes are: local (this process) | ray | superlink.")
+    ] = "local",
+    nodes: Annotated[int, typer.Option(min=0, max=1024, help="Nodes of local and ray; 0 = 1.")] = 0,
+    cpus: Annotated[int, typer.Option("--node-cpus", min=1, help="CPU cores a node (ray).")] = 1,
+    gpus: Annotated[float, typer.Option("--node-gpus", min=0, help="GPUs a node, also parts (ray).")] = 0.0,
+    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="The SuperLink's (superlink).")] = "",
+    root_certificates: Annotated[Path | None, typer.Option(help="The SuperLink's CA, a PEM file.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="A SuperLink without TLS.")] = False,
     data_dir: DataDir = None,
     device: Annotated[str | None, typer.Option(help="auto | cpu | cuda")] = None,
     out_dir: Out = None,
@@ -54,16 +63,16 @@ def run(
     with_report: Annotated[bool, typer.Option("--report", help="Also write RUN/report.html.")] = False,
 ) -> None:
     """Train an experiment; repeated, resume an unfinished run or say that it is done."""
-    if backend != "local":
-        raise WrongInput(f"--backend {backend!r} is not known; choose local")
     config = resolve(experiment, settings, data_dir=data_dir, device=device, out=out_dir)
-    from fedsim.app.local import run_local
+    from fedsim.app.backends import Backend, run_on
     from fedsim.app.rundir import RunDir
+
+    where = Backend(backend, nodes, cpus, gpus, address, root_certificates, insecure)
 
     before = RunDir.of(config)
     done = before.summary is not None and not fresh
     with Watcher(config, quiet=as_json or done) as watch:
-        finished = run_local(config, nodes, fresh, watch)
+        finished = run_on(where, config, fresh, watch)
     summary = finished.summary
     assert summary is not None
     page = _report(finished) if with_report else None
@@ -145,12 +154,43 @@ def export(
 
 @cli.command()
 def audit(
+    run_path: Annotated[
+        Path | None, typer.Argument(help="A finished run's folder.", metavar="RUN", show_default=False)
+    ] = None,
     sanity: Annotated[bool, typer.Option("--sanity", help="Try attacks and bounds on known cases.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="--sanity: another seed, other draws.")] = 0,
+    evaluators: Annotated[str, typer.Option(help="membership, canary, bounds (commas between).")] = "",
+    attack: Annotated[str, typer.Option(help="Membership attacks, as loss,lira; else the run's.")] = "",
+    references: Annotated[int, typer.Option(min=-1, help="Shadow models; -1 = as the run says.")] = -1,
+    settings: Settings = None,
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, nothing else.")] = False,
 ) -> None:
-    """Try the attacks and the audits on cases whose answer is known: `--sanity`, no run needed."""
-    if not sanity:
-        raise WrongInput("fedsim audit wants --sanity: it tries the attacks and bounds on known cases")
+    """Attack a finished run: RUN. Or try the attacks and audits on cases with a known answer: --sanity."""
+    if sanity == (run_path is not None):
+        raise WrongInput("fedsim audit wants either a finished RUN, or --sanity, which needs none")
+    if run_path is None:
+        _sanity(seed)
+        return
+    changes = {
+        "audit.evaluators": evaluators,
+        "audit.attacks": attack,
+        "audit.references": references if references >= 0 else "",
+        "place.data_dir": data_dir or "",
+    }
+    from fedsim.app.finished import audit_finished
+
+    rows = audit_finished(run_path, {k: v for k, v in changes.items() if v != ""}, settings or [])
+    if as_json:
+        print(json.dumps(rows))
+        return
+    from fedsim.app.findings import findings
+
+    for table in findings(rows):
+        out.print(table)
+
+
+def _sanity(seed: int) -> None:
     from fedsim.audit.sanity import sanity as battery
 
     rows = battery(seed)

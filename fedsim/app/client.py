@@ -1,5 +1,7 @@
 """The Flower ClientApp: a node announces the devices that it hosts and trains those that are asked for."""
 
+import hashlib
+import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,10 +14,14 @@ from numpy.typing import NDArray
 from clients.device_clip import device_clip
 from clients.training import Assignment, Trainer
 from fedsim.app.answer import Job, answer
+from fedsim.app.loading import load_holdings
+from fedsim.app.own_ledger import OwnLedger, entry_of
 from fedsim.app.place import chunk_bytes, data_dir, threads, torch_device
+from fedsim.app.terms import Terms, terms_of
 from fedsim.config import Config, Dp, from_flat
 from fedsim.data.activity import public_activity
-from fedsim.data.holdings import Holdings, load_holdings
+from fedsim.data.announced import own_part
+from fedsim.data.holdings import Holdings
 from fedsim.errors import WrongInput
 from fedsim.models import build_model
 from fedsim.models.evaluation import evaluate_each
@@ -42,6 +48,7 @@ from fedsim.wire import (
 )
 
 app = ClientApp()
+NO_TERMS = Terms()
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class Node:
     real: bool
     share: slice
     """The devices that the node hosts, out of the federation's sorted ones."""
+    terms: Terms = NO_TERMS
+    ledger: OwnLedger | None = None
 
     @property
     def devices(self) -> NDArray[np.str_]:
@@ -85,7 +94,9 @@ def reply_of(node: Node, content: RecordDict) -> Reply:
     """Return what a node answers to a task."""
     params, asked = unpack_task(content)
     cohort = obeyed(asked, node.config)
+    node.terms.check_instruction(node.config, cohort)
     sizes = public_activity(node.holdings.activity(cohort.period), node.config.data.activity_public)
+    _write_down(node, cohort, sizes, params)
     members = np.searchsorted(node.holdings.dataset.devices, cohort.devices)
     assigned = [
         Assignment(device, node.holdings.train(device, cohort.period), float(weight), int(size))
@@ -93,7 +104,28 @@ def reply_of(node: Node, content: RecordDict) -> Reply:
     ]
     clip = device_clip(node.config, params, cohort, node.noise)
     job = Job(node.trainer, params, assigned, node.config, cohort, clip)
-    return _told(answer(job, unpack_form(content)), node.config.dp)
+    return _told(answer(job, unpack_form(content)), node.config.dp, node.terms.private)
+
+
+def _write_down(node: Node, cohort: Cohort, sizes: NDArray[np.int64], params: Params) -> None:
+    """Enter the release in the node's own ledger, before anything trains.
+
+    With seeded noise the same task is the same release; a task with another model is another one, since equal
+    noise on both would cancel. With noise of the operating system every attempt is.
+    """
+    if node.ledger is None or node.config.dp.unit == "none":
+        return
+    attempt = f"seeded-{digest(params)}" if node.noise.kind == "seeded" else os.urandom(8).hex()
+    entry = entry_of(node.config, cohort, node.devices, sizes[node.share], attempt)
+    node.ledger.enter(node.config, entry, node.terms)
+
+
+def digest(params: Params) -> str:
+    """Return a short SHA-256 of a model's parameters."""
+    found = hashlib.sha256()
+    for name, p in params.items():
+        found.update(name.encode() + p.numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def obeyed(cohort: Cohort, config: Config) -> Cohort:
@@ -110,15 +142,16 @@ def obeyed(cohort: Cohort, config: Config) -> Cohort:
     return replace(cohort, survivors=max(1, min(cohort.survivors, most)), weights=weights)
 
 
-def _told(reply: Reply, dp: Dp) -> Reply:
+def _told(reply: Reply, dp: Dp, private: bool = False) -> Reply:
     """Return the reply with no more figures than whoever gets it may see.
 
     Exact losses are functions of protected examples: only a trusted server is told. Steps follow a device's
-    exact size, but for the unit "example", where they follow its public activity.
+    exact size, but for the unit "example", where they follow its public activity. A `private` node trusts no
+    server; its count of unclipped devices is part of the release that is accounted.
     """
-    if dp.unit == "none" or dp.trust == "central":
+    if dp.unit == "none" or (dp.trust == "central" and not private):
         return reply
-    public = {"steps"} if dp.unit == "example" else set()
+    public = {"steps"} if dp.unit == "example" else {"unclipped"} if dp.trust == "central" else set()
     steps = {name: value for name, value in reply.update.metrics.items() if name in public}
     figures = {name: values for name, values in reply.figures.items() if name in public}
     return replace(reply, update=replace(reply.update, metrics=steps), figures=figures)
@@ -128,6 +161,11 @@ def _told(reply: Reply, dp: Dp) -> Reply:
 def evaluate(message: Message, context: Context) -> Message:
     """Measure a model, or compare two, on what each of the node's devices holds out."""
     node = node_of(context)
+    if node.terms.private:
+        raise WrongInput(
+            "this node tells nothing exact of its examples, and metrics on them are exact; set "
+            'evaluation.on = "central"'
+        )
     if is_comparison(message.content):
         return Message(pack_flips(_compare(node, *unpack_comparison(message.content))), reply_to=message)
     params, period = unpack_evaluation(message.content)
@@ -149,26 +187,39 @@ def node_of(context: Context) -> Node:
     """Return the node that answers in this context; the same one from message to message."""
     config = from_flat(context.run_config)
     folder = data_dir(config.place, context.node_config)
-    if "data-path" in context.node_config:  # a real node hosts all that its own data hold
-        insecure = bool(context.node_config.get("insecure-noise"))
-        if config.dp.noise_source == "seeded" and not insecure:
-            raise WrongInput(
-                'dp.noise_source = "seeded" lets who has the seed take the noise off real data; leave it at '
-                '"auto", or set insecure-noise=true in the node\'s own config'
-            )
-        if config.dp.unit != "none" and config.dp.trust == "secure_sum" and not insecure:
-            raise WrongInput(
-                'dp.trust = "secure_sum" is simulated: nothing is masked, and the server would see what real '
-                'devices send with a share of the noise only; set dp.trust = "local" or "central", or '
-                "insecure-noise=true in the node's own config"
-            )
-        return _make_node(config, folder, 0, 1, real=True)
+    terms = terms_of(context.node_config)
+    terms.check(config)
+    if terms.real:  # a real node hosts all that its own data hold
+        node = make_node(_own(config), folder, 0, 1, real=True)
+        return replace(node, config=config, terms=terms, ledger=_own_ledger(node, config, context))
     first = int(context.node_config.get("partition-id", 0))
-    return _make_node(config, folder, first, int(context.node_config.get("num-partitions", 1)))
+    node = make_node(config, folder, first, int(context.node_config.get("num-partitions", 1)))
+    return replace(node, terms=terms)
+
+
+def _own(config: Config) -> Config:
+    """Return the config with what a real node reads of the data: its training files, in its own folder."""
+    if config.data.source != "files":
+        return config
+    return config.model_copy(update={"data": own_part(config.data)})
+
+
+def _own_ledger(node: Node, config: Config, context: Context) -> OwnLedger | None:
+    """Return the ledger on the node's disk. Raises WrongInput where real data would be spent unnoted."""
+    named = context.node_config.get("state-path")
+    if named:
+        return OwnLedger(Path(str(named)).expanduser(), node.devices)
+    if config.dp.unit != "none" and not terms_of(context.node_config).insecure_noise:
+        raise WrongInput(
+            "a real node under differential privacy keeps its own ledger; name a folder on its disk in "
+            "node-config state-path"
+        )
+    return None
 
 
 @lru_cache(maxsize=1024)
-def _make_node(config: Config, folder: Path | None, first: int, step: int, real: bool = False) -> Node:
+def make_node(config: Config, folder: Path | None, first: int, step: int, real: bool = False) -> Node:
+    """Return the node that hosts every `step`-th device from the `first` one on."""
     holdings = load_holdings(config, folder)
     federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))

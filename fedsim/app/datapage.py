@@ -7,13 +7,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedsim.app import figures
+from fedsim.app.loading import load_holdings
 from fedsim.app.measure import check_evaluation
 from fedsim.app.page import render
 from fedsim.app.rundir import make_folder, write_text
 from fedsim.config import Config
 from fedsim.data.activity import gini
 from fedsim.data.availability import Clock
-from fedsim.data.holdings import Holdings, load_holdings
+from fedsim.data.holdings import Holdings
 from fedsim.data.statistics import activity_statistics, divergence_matrix, label_counts, label_skew
 from fedsim.data.stream import rounds_per_period
 

@@ -28,7 +28,7 @@ def make_manifest(
 ) -> dict[str, Any]:
     """Return the manifest of a run that starts now."""
     return {
-        "command": sys.argv,
+        "command": command(),
         "versions": {"python": platform.python_version(), "fedsim": __version__}
         | {name: version(name) for name in PACKAGES},
         "commit": _commit(),
@@ -41,6 +41,12 @@ def make_manifest(
         "started": now(),
         "finished": "",
     }
+
+
+def command() -> list[str]:
+    """Return the command that started the process, without the token that Flower gives it."""
+    secret = {i + 1 for i, word in enumerate(sys.argv) if word == "--token"}
+    return ["***" if i in secret else word for i, word in enumerate(sys.argv)]
 
 
 def make_plan(place: Place, nodes: int) -> dict[str, int]:

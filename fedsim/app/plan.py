@@ -3,13 +3,14 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.app.loading import load_holdings
 from fedsim.app.place import data_dir
 from fedsim.app.spending import protected_units, public_over_time
 from fedsim.app.training import check_training
 from fedsim.config import Config, to_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.availability import Clock
-from fedsim.data.holdings import Holdings, load_holdings
+from fedsim.data.holdings import Holdings
 from fedsim.errors import WrongInput
 from fedsim.models import build_model
 from fedsim.privacy.cap import privacy_cap

@@ -4,16 +4,21 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from logging import getLogger
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MessageType
+from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 from torch import nn
 
 from clients.batches import count_steps
+from fedsim.app.audits import FILE as AUDITS
+from fedsim.app.audits import Audited, audit
+from fedsim.app.health import write_health
 from fedsim.app.manifest import check_roster, roster_hash
 from fedsim.app.measure import dev_metrics, is_evaluated, stopped_early, test_metrics
+from fedsim.app.nodes import Nodes
 from fedsim.app.releases import release_row, write_release
 from fedsim.app.rundir import Checkpoint, Row, RunDir
 from fedsim.app.spending import Spending
@@ -25,11 +30,11 @@ from fedsim.errors import RunFailed
 from fedsim.models.evaluation import evaluate
 from fedsim.models.tasks import Task
 from fedsim.types import Examples
-from fedsim.wire import pack_params, pack_question, unpack_announcement
+from fedsim.wire import pack_params
 from strategies.federated import Federated, ServerState
-from strategies.roster import Roster, merge
 
 Watch = Callable[[Row], None]
+logger = getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,13 @@ class Server:
     module: nn.Module
     task: Task
     strategy: Federated
-    grid: Grid
+    nodes: Nodes
     run: RunDir
     spending: Spending
+
+    @property
+    def grid(self) -> Grid:
+        return self.nodes.grid
 
     @property
     def federation(self) -> FederatedDataset:
@@ -54,22 +63,6 @@ class Server:
         return evaluate(self.module, self.task, self.strategy.state.params, examples)
 
 
-def ask_roster(grid: Grid, period: int = 1) -> Roster:
-    """Ask every node for its devices and their public activity in a period."""
-    messages = [
-        Message(pack_question(period), dst_node_id=node, message_type=MessageType.QUERY)
-        for node in grid.get_node_ids()
-    ]
-    if not messages:
-        raise RunFailed("no node is connected; start nodes first")
-    replies = list(grid.send_and_receive(messages))
-    failed = [r for r in replies if r.has_error()]
-    if failed:
-        raise RunFailed(f"node {failed[0].metadata.src_node_id} failed: {failed[0].error.reason}")
-    replies.sort(key=lambda reply: reply.metadata.src_node_id)
-    return merge({r.metadata.src_node_id: unpack_announcement(r.content) for r in replies})
-
-
 def run_rounds(server: Server, watch: Watch) -> str:
     """Train from the last checkpoint, or from the first parameters, to the last round.
 
@@ -77,12 +70,14 @@ def run_rounds(server: Server, watch: Watch) -> str:
     """
     strategy, run, settings = server.strategy, server.run, server.config.train
     resume(strategy, run)
+    audit_round(server)
     period, why = 0, ""
     for round in range(strategy.state.round + 1, settings.rounds + 1):
         if settings.patience and stopped_early(server.config, server.task, run.rows()):
             why = early_sentence(settings.patience, run.rows())
             break
         period = enter_period(server, round, period)
+        strategy.roster = server.nodes.follow(strategy.roster, period)
         why = server.spending.enter(round)
         if why:
             break
@@ -90,7 +85,7 @@ def run_rounds(server: Server, watch: Watch) -> str:
         messages = strategy.configure_train(
             round, pack_params(strategy.state.params), ConfigRecord(), server.grid
         )
-        replies = list(server.grid.send_and_receive(messages)) if messages else []
+        replies = server.nodes.exchange(messages, round)
         _, metrics = strategy.aggregate_train(round, replies)
         trained = time.perf_counter()
         row = (
@@ -108,9 +103,27 @@ def run_rounds(server: Server, watch: Watch) -> str:
         check_finite(row)
         run.append_row(row)
         run.write_checkpoint(as_checkpoint(strategy.state), server.config.place.keep)
+        write_health(run, server.config, server.spending)
+        logger.info("round %d of %d is done", round, settings.rounds)
         watch(row)
+        audit_round(server)
     measure_periods(server)
+    audit_round(server, ended=True)
     return why
+
+
+def audit_round(server: Server, ended: bool = False) -> None:
+    """Audit the current model where that is due; the last round's waits for the end."""
+    state, config = server.strategy.state, server.config
+    if state.round == 0 or (state.round == config.train.rounds and not ended):
+        return
+    events = server.spending.worst_events() if config.audit.evaluators else ()
+    audit(
+        Audited(
+            config, server.holdings, server.module, server.task, server.run, state.round, state.params, ended,
+            events, server.spending.delta,
+        )
+    )  # fmt: skip
 
 
 def early_sentence(patience: int, rows: list[Row]) -> str:
@@ -149,6 +162,7 @@ def resume(strategy: Federated, run: RunDir) -> None:
             found.round, found.params, found.aggregator, found.participation, found.losses
         )
     run.cut_rows(strategy.state.round)
+    run.cut_rows(strategy.state.round, AUDITS)
     run.cut_rows(strategy.state.round - 1, "periods.jsonl")
     run.cut_rows(strategy.state.round - 1, "releases.jsonl")
 
@@ -160,7 +174,7 @@ def enter_period(server: Server, round: int, before: int) -> int:
     if stream.mode == "static" or period == before:
         return period
     began = roster_hash(server.strategy.roster.devices)
-    roster = ask_roster(server.grid, period)
+    roster = server.nodes.roster(period)
     check_roster(began, roster.devices, RunFailed)
     server.strategy.roster = roster
     if round == 1 or period_of_round(stream, rounds, round - 1) != period:
@@ -241,6 +255,6 @@ def evaluation_row(server: Server, round: int, period: int) -> Row:
         round, pack_params(server.strategy.state.params), ConfigRecord(), server.grid
     )
     if messages:
-        found = server.strategy.aggregate_evaluate(round, server.grid.send_and_receive(messages))
+        found = server.strategy.aggregate_evaluate(round, server.nodes.exchange(messages, round))
         row |= dict(found) if found else {}
     return row

@@ -1,18 +1,27 @@
 """The Flower ServerApp, and the run that it does: set up, rounds, reference, summary."""
 
+import errno
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedsim.app.audits import check_audits
+from fedsim.app.health import logged, write_health
+from fedsim.app.loading import announced_holdings, load_holdings
 from fedsim.app.manifest import check_resume, check_roster, make_manifest, now, with_plan
 from fedsim.app.measure import check_evaluation, check_patience
+from fedsim.app.nodes import Nodes
 from fedsim.app.place import data_dir, threads, torch_device
+from fedsim.app.planting import check_canaries, write_plan
 from fedsim.app.reference import train_centralised
-from fedsim.app.rounds import Server, Watch, ask_roster, run_rounds
+from fedsim.app.rounds import Server, Watch, run_rounds
 from fedsim.app.rundir import RunDir
 from fedsim.app.spending import make_spending
 from fedsim.app.statement import write_statement
@@ -21,7 +30,8 @@ from fedsim.app.trackers import Mirrors
 from fedsim.app.training import check_training
 from fedsim.config import Config, from_flat
 from fedsim.data.activity import public_activity
-from fedsim.data.holdings import Holdings, load_holdings
+from fedsim.data.holdings import Holdings
+from fedsim.errors import RunFailed, WrongInput
 from fedsim.models import build_model, parameters_of
 from fedsim.models.tasks import make_task
 from fedsim.privacy.claims import check_dp
@@ -30,12 +40,18 @@ from strategies.federated import Federated
 from strategies.roster import Roster
 
 app = ServerApp()
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WRONG_INPUT = "wrong input: "
+"""Begins what Flower is told of a run that cannot be done as asked: it hands on sentences, no types."""
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config describes; results are in its run directory."""
-    serve(grid, from_flat(context.run_config), context.node_config)
+    try:
+        serve(grid, from_flat(context.run_config), context.node_config)
+    except WrongInput as error:
+        raise WrongInput(f"{WRONG_INPUT}{error}") from error
 
 
 def serve(
@@ -53,7 +69,15 @@ def serve(
     run = RunDir.of(config)
     with run.locked():
         if fresh or run.summary is None:
-            _run(grid, config, node_config, run, watch, fresh)
+            try:
+                _run(grid, config, node_config, run, watch, fresh)
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                raise RunFailed(
+                    f"{run.path} cannot be written ({error.strerror}); make room and run it again to go on "
+                    "from the last round"
+                ) from error
     return run
 
 
@@ -65,38 +89,60 @@ def _run(
     if resumed:
         config = config.model_copy(update={"place": with_plan(config.place, run.manifest["plan"])})
     torch.set_num_threads(threads(config.place))
-    holdings = load_holdings(config, data_dir(config.place, node_config))
-    federation = holdings.dataset
+    folder = data_dir(config.place, node_config)
     check_dp(config)
     mirrors = Mirrors(config)
-    roster = ask_roster(grid)
+    nodes = Nodes(grid, config.place)
+    roster = nodes.roster()
+    holdings = _holdings(config, folder, roster)
+    federation = holdings.dataset
     noise = noise_source(config, roster.real)
-    server = _make_server(grid, config, holdings, run, roster, noise)
+    server = _make_server(nodes, config, holdings, run, roster, noise)
     check_training(config, server.module)
     check_evaluation(config, holdings)
     check_patience(server.evaluate, config, federation)
+    check_audits(config, roster.real)
+    check_canaries(config, federation.spec)
     if resumed:
         check_resume(run, config, federation, noise.kind)
         check_roster(run.manifest.get("roster", ""), roster.devices)
     else:
         run.set_aside()
-        manifest = make_manifest(
-            config, federation, len(list(grid.get_node_ids())), noise.kind, roster.devices
-        )
+        manifest = make_manifest(config, federation, len(np.unique(roster.nodes)), noise.kind, roster.devices)
         activity = public_activity(federation.activity, config.data.activity_public)
         run.create(config, manifest, federation.spec, federation.devices, activity)
+        write_plan(run, config, federation)
     setup_s = time.perf_counter() - start
     mirrors.begin(run.path)
-    why = run_rounds(server, mirrors.watching(watch))
+    with logged(run.path) if config.place.metrics else nullcontext():
+        why = rounds_or_reason(server, mirrors.watching(watch))
     mirrors.close()
     reference = train_centralised(config, holdings) if config.train.centralised else {}
     run.write_manifest(run.manifest | {"finished": now()})
-    privacy = write_statement(server.spending, federation)
+    # a shadow is a tool of an audit: nobody is promised anything about it
+    privacy = {} if config.audit.shadow else write_statement(server.spending, federation)
     run.write_summary(summarise(server, reference, setup_s, why, privacy))
+    write_health(run, config, server.spending, why or "completed")
+
+
+def rounds_or_reason(server: Server, watch: Watch) -> str:
+    """Run the rounds; where they fail, the metrics say why."""
+    try:
+        return run_rounds(server, watch)
+    except (RunFailed, WrongInput) as error:
+        write_health(server.run, server.config, server.spending, str(error))
+        raise
+
+
+def _holdings(config: Config, folder: Path | None, roster: Roster) -> Holdings:
+    """Return what the server knows of the federation: of real nodes with files, what they announce."""
+    if roster.real and config.data.source == "files":
+        return announced_holdings(config, folder, roster.devices, roster.activity)
+    return load_holdings(config, folder)
 
 
 def _make_server(
-    grid: Grid, config: Config, holdings: Holdings, run: RunDir, roster: Roster, noise: NoiseSource
+    nodes: Nodes, config: Config, holdings: Holdings, run: RunDir, roster: Roster, noise: NoiseSource
 ) -> Server:
     federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
@@ -105,4 +151,4 @@ def _make_server(
     strategy.select(1)  # a selector that cannot work is told before anything is written
     task = make_task(federation.spec)
     spending = make_spending(config, holdings, strategy, run)
-    return Server(config, holdings, module, task, strategy, grid, run, spending)
+    return Server(config, holdings, module, task, strategy, nodes, run, spending)

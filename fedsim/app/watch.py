@@ -80,10 +80,10 @@ def epsilon_so_far(config: Config) -> float | None:
     """
     if config.dp.unit == "none":
         return None
+    from fedsim.app.loading import load_holdings
     from fedsim.app.place import data_dir
     from fedsim.app.rundir import RunDir
     from fedsim.app.spending import protected_units
-    from fedsim.data.holdings import load_holdings
     from fedsim.privacy.claims import target_delta
     from fedsim.privacy.ledger import Ledger
 

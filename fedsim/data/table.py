@@ -122,7 +122,9 @@ class _Encoding:
         train, others = splits["train"], [r for n, r in splits.items() if n != "train"]
         wanted = COLUMNS[data.task]
         labels, labels_unseen = _label_names(train, others) if "label" in wanted else ([], [])
+        labels, labels_unseen = _fixed("labels", data.labels, labels, labels_unseen)
         tags, tags_unseen = _tag_names(train, others) if "tags" in wanted else ([], [])
+        tags, tags_unseen = _fixed("tags", data.tags, tags, tags_unseen)
         self._labels = [*labels, *labels_unseen]
         self._tags = [*tags, *tags_unseen]
         vocabulary = Vocabulary({}, 0)
@@ -181,6 +183,30 @@ def _tag_names(train: Records, others: Sequence[Records]) -> tuple[list[str], li
     seen = {tag for row in train.columns.get("tags", []) for tag in row}
     unseen = {tag for r in others for row in r.columns.get("tags", []) for tag in row} - seen
     return sorted(seen, key=lambda tag: (tag != "O", tag)), sorted(unseen)
+
+
+def _fixed(key: str, named: str, seen: list[str], unseen: list[str]) -> tuple[list[str], list[str]]:
+    """Return the names that the config fixes, and what else only other splits hold; without any, as found."""
+    fixed = [name.strip() for name in named.split(",") if name.strip()]
+    if not fixed:
+        return seen, unseen
+    strange = sorted(set(seen) - set(fixed))
+    if strange or len(set(fixed)) < len(fixed):
+        raise WrongInput(
+            f"data.{key} must name each of the {key} once, and the training examples have "
+            f"{', '.join(map(repr, strange[:3])) or 'no other'}; got {named!r}"
+        )
+    return fixed, sorted(set(unseen) - set(fixed))
+
+
+def public_part(data: Data, records: Records | None) -> tuple[Spec, Examples | None]:
+    """Return the spec that the config alone fixes, and records under it; None without records."""
+    if records is None:
+        nothing: dict[str, list[Any]] = {role: [] for role in COLUMNS[data.task]}
+        return _Encoding(data, {"train": Records(nothing, 0, "no file")}).spec, None
+    clean = clean_records(data, records, [], False)
+    encode = _Encoding(data, {"train": clean})
+    return encode.spec, encode.examples(clean)
 
 
 def _image_tensor(records: Records) -> torch.Tensor:

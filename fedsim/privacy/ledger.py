@@ -101,6 +101,12 @@ class Ledger:
         _sync_folder(self.folder)
         self.entries.append(kept)
 
+    def holds(self, entry: Entry) -> bool:
+        """Whether this very release is written down: then repeating it costs nothing."""
+        name, _ = _named(entry.members)
+        kept = Kept(entry.round, entry.period, entry.release, entry.attempt, entry.groups, name)
+        return kept in self.entries
+
     def absorb(self, node: "Ledger", positions: NDArray[np.int64]) -> None:
         """Take in what a node wrote down of its devices, which are `positions` [devices of the node] here.
 

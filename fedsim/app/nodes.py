@@ -1,0 +1,144 @@
+"""The nodes of a run, as far as they are connected: wait for them, ask what they host, exchange messages."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from logging import getLogger
+
+import numpy as np
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+
+from fedsim.config import Place
+from fedsim.errors import RunFailed, WrongInput
+from fedsim.wire import Announcement, failure, is_refusal, pack_question, unpack_announcement
+from strategies.roster import Roster, merge, moved
+
+logger = getLogger(__name__)
+PAUSE_S = 1.0
+
+
+@dataclass
+class Nodes:
+    """The nodes that a grid reaches. Simulated ones are always there; real ones come and go."""
+
+    grid: Grid
+    place: Place
+    strangers: set[int] = field(default_factory=set)
+    """Nodes that came during the run and host nobody whom it began with: they join the next one."""
+
+    def roster(self, period: int = 1) -> Roster:
+        """Wait for the nodes and ask each for its devices and their public activity in a period.
+
+        With `place.nodes`, so many good answers are enough; else every connected node must answer.
+        Raises RunFailed, and WrongInput when two nodes announce one device.
+        """
+        here = self.wait(max(self.place.nodes, 1))
+        found, failed = self._ask([node for node in here if node not in self.strangers], period)
+        if (failed and len(found) < (self.place.nodes or len(here))) or not found:
+            raise _worst(failed)
+        for node, error in failed.items():
+            logger.warning("node %s is left out: %s", node, error)
+            self.strangers.add(node)
+        return merge(found)
+
+    def wait(self, wanted: int) -> list[int]:
+        """Return the connected nodes as soon as there are so many. Raises RunFailed."""
+        until = time.monotonic() + self.place.wait_s
+        while len(here := list(self.grid.get_node_ids())) < wanted and time.monotonic() < until:
+            time.sleep(PAUSE_S)
+        if not here:
+            raise RunFailed("no node is connected; start nodes first")
+        if len(here) < wanted:
+            raise RunFailed(
+                f"{len(here)} of {wanted} nodes are connected after {self.place.wait_s:g} s; start the "
+                "others, or lower place.nodes"
+            )
+        return here
+
+    def follow(self, roster: Roster, period: int) -> Roster:
+        """Return the roster with the devices where they are now: nodes come back late or under another id.
+
+        The devices stay those that the run began with; whoever else is announced is left to the next run.
+        """
+        known = set(np.unique(roster.nodes).tolist()) | self.strangers
+        here = set(self.grid.get_node_ids())
+        found, failed = self._ask(sorted(here - known), period)
+        for node, why in failed.items():
+            logger.warning("node %s, which came during the run, is left out: %s", node, why)
+        for node, announced in found.items():
+            try:
+                roster = moved(roster, node, announced, here)
+            except WrongInput as error:
+                logger.warning("node %s is left out: %s", node, error)
+                if not np.isin(announced.devices, roster.devices).any():
+                    self.strangers.add(node)
+        return roster
+
+    def exchange(self, messages: Sequence[Message], round: int) -> list[Message]:
+        """Send messages and return what is answered within `place.deadline_s`, in the order of arrival.
+
+        Whoever is away is not asked. Raises RunFailed where nobody is there or nobody answers.
+        """
+        if not messages:
+            return []
+        sent = self._reachable(messages) or self._reachable(messages, self.place.wait_s)
+        if not sent:
+            raise RunFailed(
+                f"no node that hosts a device of round {round} is connected; start the nodes and run it "
+                "again to go on from the last round"
+            )
+        if len(sent) < len(messages):
+            logger.warning("round %d: %d node(s) are away", round, len(messages) - len(sent))
+        replies = list(self.grid.send_and_receive(sent, timeout=self.place.deadline_s or None))
+        late = len(sent) - len(replies)
+        if late:
+            logger.warning(
+                "round %d: %d node(s) did not answer within %g s", round, late, self.place.deadline_s
+            )
+        if not replies:
+            raise RunFailed(
+                f"no node answered round {round} within place.deadline_s = {self.place.deadline_s:g}; raise "
+                "it and run it again to go on from the last round"
+            )
+        return replies
+
+    def _reachable(self, messages: Sequence[Message], wait_s: float = 0.0) -> list[Message]:
+        until = time.monotonic() + wait_s
+        while True:
+            here = set(self.grid.get_node_ids())
+            sent = [m for m in messages if m.metadata.dst_node_id in here]
+            if sent or time.monotonic() >= until:
+                return sent
+            time.sleep(PAUSE_S)
+
+    def _ask(self, nodes: Iterable[int], period: int) -> tuple[dict[int, Announcement], dict[int, Exception]]:
+        """Return the announcements by node, and why others failed; both in the order of node ids."""
+        messages = [
+            Message(pack_question(period), dst_node_id=node, message_type=MessageType.QUERY) for node in nodes
+        ]
+        limit = self.place.deadline_s or None
+        replies = list(self.grid.send_and_receive(messages, timeout=limit)) if messages else []
+        found: dict[int, Announcement] = {}
+        failed: dict[int, Exception] = {}
+        for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
+            node = reply.metadata.src_node_id
+            try:
+                if reply.has_error():
+                    failed[node] = (
+                        WrongInput(failure(reply)) if is_refusal(reply) else RunFailed(failure(reply))
+                    )
+                else:
+                    found[node] = unpack_announcement(reply.content)
+            except Exception as error:  # whatever a node sends, it costs only that node
+                failed[node] = RunFailed(f"its announcement cannot be read: {error}")
+        return found, failed
+
+
+def _worst(failed: dict[int, Exception]) -> Exception:
+    """Return the first node's failure under its name; what a node refuses is wrong input."""
+    if not failed:
+        return RunFailed("no node answered in time; raise place.deadline_s")
+    node, error = next(iter(failed.items()))
+    told = f"{len(failed)} node(s) take no part; node {node}: {error}"
+    return WrongInput(told) if isinstance(error, WrongInput) else RunFailed(told)

@@ -1,0 +1,69 @@
+"""A federation whose examples stay on its devices: what nodes announce, and what the server may test on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.config import Data
+from fedsim.data.cleaning import COLUMNS
+from fedsim.data.files import files
+from fedsim.data.table import public_part
+from fedsim.errors import WrongInput
+from fedsim.types import DeviceId, Examples, Spec
+
+
+@dataclass
+class Announced:
+    """Devices by their announcements; a `FederatedDataset` that has nobody's training examples."""
+
+    spec: Spec
+    devices: NDArray[np.str_]
+    activity: NDArray[np.int64]
+    """Public activity: nobody knows more."""
+    test: Examples | None
+    fingerprint: dict[str, str]
+    dev: Examples | None = None
+    notes: tuple[str, ...] = ("The examples stay on the nodes; sizes are those that they announce.",)
+
+    def train(self, device: DeviceId) -> Examples:
+        raise WrongInput(f"the examples of device {device!r} are on its node and nowhere else")
+
+
+def announced_federation(
+    data: Data, data_dir: Path | None, devices: NDArray[np.str_], activity: NDArray[np.int64]
+) -> Announced:
+    """Return the federation as the server sees it; its own test files are those of `data.test`, if any.
+
+    Raises WrongInput where names and ids would differ from node to node.
+    """
+    check_public(data)
+    records, fingerprint = None, {}
+    if data.test:
+        own = files(data.model_copy(update={"train": data.test, "dev": "", "test": ""}), data_dir)
+        records, fingerprint = own.records["train"], own.fingerprint
+    spec, test = public_part(data, records)
+    return Announced(spec, devices, activity, test, fingerprint)
+
+
+def own_part(data: Data) -> Data:
+    """Return what a real node reads: its training files. Raises WrongInput as `announced_federation` does."""
+    check_public(data)
+    return data.model_copy(update={"dev": "", "test": ""})
+
+
+def check_public(data: Data) -> None:
+    """Refuse ids that each node would make of its own examples. Raises WrongInput."""
+    wanted = COLUMNS[data.task]
+    if "tokens" in wanted and data.vocabulary != "hashed":
+        raise WrongInput(
+            'data.vocabulary = "training" would make other ids of the words of each node; real nodes want '
+            'data.vocabulary = "hashed"'
+        )
+    for role, key in (("label", "labels"), ("tags", "tags")):
+        if role in wanted and not getattr(data, key):
+            raise WrongInput(
+                f"real nodes want data.{key}, the names that all of them share, with commas between; a node "
+                "knows only its own"
+            )
