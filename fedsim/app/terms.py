@@ -132,6 +132,11 @@ def _check_real(config: Config, insecure: bool) -> None:
             'devices send with a share of the noise only; set dp.trust = "local" or "central", or '
             "insecure-noise=true in the node's own config"
         )
+    if config.stream.mode != "static":
+        raise WrongInput(
+            'stream.mode = "continual" is not done on real nodes yet: each would cut its own time into '
+            'periods; set stream.mode = "static"'
+        )
     _check_inside(config.data)
 
 

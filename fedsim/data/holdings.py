@@ -154,12 +154,7 @@ def load_holdings(config: Config, data_dir: Path | None) -> Holdings:
 def announced_holdings(
     config: Config, data_dir: Path | None, devices: NDArray[np.str_], activity: NDArray[np.int64]
 ) -> Holdings:
-    """Return the holdings of a federation whose examples stay on its nodes, as the server sees it."""
-    if config.stream.mode != "static":
-        raise WrongInput(
-            'stream.mode = "continual" is not done on real nodes yet: each would cut its own time into '
-            'periods; set stream.mode = "static"'
-        )
+    """Return the holdings of a federation whose examples stay on its nodes, as the server sees it (static)."""
     federation = announced_federation(config.data, data_dir, devices, activity)
     return Holdings(federation, config.stream, 0.0, config.data.seed)
 
