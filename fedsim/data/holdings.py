@@ -154,7 +154,7 @@ def load_holdings(config: Config, data_dir: Path | None) -> Holdings:
 def announced_holdings(
     config: Config, data_dir: Path | None, devices: NDArray[np.str_], activity: NDArray[np.int64]
 ) -> Holdings:
-    """Return the holdings of a federation whose examples stay on its nodes, as the server sees it (static)."""
+    """Return the holdings of a federation whose examples stay on its nodes, as the server sees it."""
     federation = announced_federation(config.data, data_dir, devices, activity)
     return Holdings(federation, config.stream, 0.0, config.data.seed)
 
