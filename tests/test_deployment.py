@@ -144,7 +144,7 @@ def test_a_killed_serverapp_and_a_killed_superlink_lose_nothing(secured: Federat
 
 
 def test_a_tampered_message_and_a_cut_line_change_no_update(secured: Federation) -> None:
-    """A bit flipped under TLS breaks the connection, never a model; a node that ends at it is started anew."""
+    """A bit flipped under TLS breaks the connection, never a model; a node that hangs at it is restarted."""
     secured.end("node-2")
     terms = node_terms(secured.home, 1)
     with Relay(("127.0.0.1", secured.port)) as relay:

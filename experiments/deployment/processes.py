@@ -107,8 +107,14 @@ class Federation:
         return self.start(name, [*command, "--node-config", node_config(config)], **extra)
 
     def revive(self, name: str, config: Mapping[str, Any], port: int = 0) -> bool:
-        """Start a node again if it has ended, as its unit would; return whether it is connected."""
+        """Start a node again if it has ended, as its unit would; return whether it is connected.
+
+        One that read a broken TLS record hangs, connected to nothing: its owner would restart it.
+        """
         process = self.running.get(name)
+        if process is not None and "SSL/TLS handshake error" in self.log(name):
+            self.end(name)
+            process = None
         if process is None or process.poll() is not None:
             (self.home / f"{name}.log").unlink(missing_ok=True)
             self.secured_node(name, config, port)
