@@ -67,11 +67,13 @@ def test_attack_rows_become_their_best_and_their_mean(tmp_path: Path) -> None:
     summary = done.summary
     assert summary is not None
     rows = [{"attack": "loss", "auc": 0.6, "p_value": 0.2}, {"attack": "lira", "auc": 0.8, "p_value": 0.1}]
-    done.write_summary(summary | {"attacks": {"membership": rows, "canary": [], "audit": []}})
+    audits = [{"method": "two_worlds", "epsilon_low": 0.3}, {"epsilon_low": 9.0, "estimate": True}]
+    done.write_summary(summary | {"attacks": {"membership": rows, "canary": [], "audit": audits}})
     found = load_runs(tmp_path).iloc[0]
     assert found["attacks.membership.auc.best"] == 0.8
     assert found["attacks.membership.auc.mean"] == pytest.approx(0.7)
     assert found["attacks.membership.p_value.best"] == 0.1
+    assert found["attacks.audit.epsilon_low.best"] == 0.3  # what is an estimate certifies nothing
 
 
 def test_a_run_without_a_checkpoint_has_no_model(tmp_path: Path) -> None:

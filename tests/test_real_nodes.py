@@ -15,7 +15,7 @@ import pytest
 from flwr.app import Message
 
 from fedsim.app.client import app as client_app
-from fedsim.app.client import node_of
+from fedsim.app.client import node_of, reply_of
 from fedsim.app.local_grid import LocalGrid
 from fedsim.app.own_ledger import OwnLedger
 from fedsim.app.rundir import RunDir
@@ -26,7 +26,7 @@ from fedsim.errors import RunFailed, WrongInput
 from fedsim.privacy.accounting import Event, epsilon
 from fedsim.privacy.ledger import Entry, Ledger
 from fedsim.types import Cohort
-from fedsim.wire import pack_evaluation, pack_params
+from fedsim.wire import pack_evaluation, pack_params, pack_task
 
 REAL = {
     "name": "real",
@@ -138,7 +138,7 @@ def test_an_event_is_on_disk_before_the_node_trains(tmp_path: Path, monkeypatch:
         raise MemoryError
 
     monkeypatch.setattr("fedsim.app.client.answer", crash)
-    with pytest.raises(MemoryError):
+    with pytest.raises(RunFailed, match="this node failed; its own log says why"):
         run(tmp_path, config(tmp_path, DEVICE))
     own = OwnLedger(tmp_path / "state0", np.array(["ann", "bob"]))
     assert own.events("ann") == (Event(1.0, 1.0, 1),)
@@ -182,7 +182,7 @@ def test_a_node_takes_no_more_part_beyond_its_epsilon(tmp_path: Path) -> None:
         ({}, {"data.train": "../data1/*.jsonl"}, "leads out of the node's data-path"),
         ({}, {"data.vocabulary": "training"}, 'want data.vocabulary = "hashed"'),
         ({}, {"data.labels": ""}, "want data.labels"),
-        ({}, {"data.labels": "on,dim"}, "the training examples have 'off'"),
+        ({}, {"data.labels": "on,dim"}, "^((?!'off').)*do not fit the experiment; its own log says why$"),
         ({}, {"stream.mode": "continual"}, "not done on real nodes yet|timestamps"),
     ],
 )
@@ -199,6 +199,17 @@ def test_a_clip_norm_in_the_message_alone_is_refused_too(tmp_path: Path) -> None
     cohort = Cohort(1, np.array(["ann"]), None, np.ones(1), clip_norm=7.0)
     with pytest.raises(WrongInput, match="got 7"):
         node.terms.check_instruction(settings, cohort)
+
+
+@pytest.mark.parametrize(
+    ("devices", "why"), [(["ann", "ann"], "sorted, each once"), (["ann", "cid"], "'cid' is not on this node")]
+)
+def test_a_device_asked_twice_or_elsewhere_is_refused(devices: list[str], why: str, tmp_path: Path) -> None:
+    settings = config(tmp_path, DEVICE)
+    node = node_of(RealGrid(settings, nodes(tmp_path)).contexts()[0])
+    cohort = Cohort(1, np.array(devices), None, np.ones(2), clip_norm=1.0)
+    with pytest.raises(WrongInput, match=why):
+        reply_of(node, pack_task(pack_params({}), cohort))
 
 
 def test_a_private_node_tells_no_exact_losses_and_measures_nothing(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def measure(federation: Apart, relay: Relay, name: str, disturb: Callable[[Relay
 
 
 def experiment(home: Path, name: str) -> Config:
-    config = load(ROOT / "experiments" / "deployment" / "assistant.toml", ["place.deadline_s=60"])
+    config = load(ROOT / "experiments" / "deployment" / "assistant.toml", ["place.deadline_s=0"])
     place = config.place.model_copy(update={"out": str(home / "runs"), "threads": 1})
     found = config.model_copy(update={"name": name, "place": place})
     (home / f"{name}.toml").write_text(to_toml(found))

@@ -15,7 +15,7 @@ from experiments.deployment.relay import Relay
 from fedsim.app.rundir import RunDir
 from fedsim.config import Config, from_flat, to_toml
 
-SIZES = {"small": (8, 8), "medium": (64, 256), "large": (256, 1024)}
+SIZES = {"small": (8, 8), "large": (256, 1024)}
 """Name -> embedding and hidden width of the bag model."""
 NODES = (1, 2, 4)
 ROUNDS = 3

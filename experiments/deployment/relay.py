@@ -53,8 +53,6 @@ class Relay:
                 with suppress(OSError):
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
                     connection.shutdown(socket.SHUT_RDWR)
-                connection.close()
-            self._open.clear()
 
     def _accept(self) -> None:
         while True:
@@ -62,19 +60,24 @@ class Relay:
                 inner, _ = self._server.accept()
             except OSError:
                 return
-            try:
-                if self.partitioned:
-                    raise OSError("partitioned")
-                outer = socket.create_connection(self.target, timeout=10)
-            except OSError:
+            threading.Thread(target=self._carry, args=(inner,), daemon=True).start()
+
+    def _carry(self, inner: socket.socket) -> None:
+        """Pass on one connection, both ways, until it ends."""
+        with inner, suppress(OSError):
+            if self.partitioned:
                 inner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
-                inner.close()
-                continue
-            outer.settimeout(None)
-            with self._lock:
-                self._open += [inner, outer]
-            for pair in ((inner, outer, True), (outer, inner, False)):
-                threading.Thread(target=self._pump, args=pair, daemon=True).start()
+                return
+            with socket.create_connection(self.target, timeout=10) as outer:
+                outer.settimeout(None)
+                with self._lock:
+                    self._open += [inner, outer]
+                back = threading.Thread(target=self._pump, args=(outer, inner, False), daemon=True)
+                back.start()
+                self._pump(inner, outer, True)
+                back.join()
+                with self._lock:
+                    self._open = [kept for kept in self._open if kept not in (inner, outer)]
 
     def _pump(self, source: socket.socket, sink: socket.socket, inward: bool) -> None:
         with suppress(OSError):

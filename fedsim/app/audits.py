@@ -146,15 +146,14 @@ def replace_rows(run: RunDir, rows: list[Row]) -> None:
 
 
 def attacks(run: RunDir) -> dict[str, list[Row]]:
-    """Return the summary's `attacks`: for each threat model the figures of the last audited round."""
-    found: dict[tuple[Any, ...], Row] = {}
-    for row in sorted(run.rows(FILE), key=lambda row: row["round"]):
-        if row["kind"] in SUMMED:
-            found[identity(row)[:-1]] = row
+    """Return the summary's `attacks`: the figures of the last audited round."""
+    rows = run.rows(FILE)
+    last = max((row["round"] for row in rows), default=0)
     lists: dict[str, list[Row]] = {"membership": [], "canary": [], "audit": []}
-    for row in found.values():
-        flat = {name: value for name, value in row.items() if name not in LISTS}
-        lists.setdefault(SUMMED[row["kind"]], []).append(flat)
+    for row in rows:
+        if row["kind"] in SUMMED and row["round"] == last:
+            flat = {name: value for name, value in row.items() if name not in LISTS}
+            lists.setdefault(SUMMED[row["kind"]], []).append(flat)
     return lists
 
 

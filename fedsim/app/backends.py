@@ -23,6 +23,8 @@ from fedsim.errors import RunFailed, WrongInput
 
 APP = Path(__file__).parents[2]
 """The Flower app: the folder of pyproject.toml, in a checkout as in an unpacked bundle."""
+PATIENCE_S = 20.0
+"""Seconds for which the SuperLink may not answer; the run goes on without us."""
 DIED = "No heartbeat"
 """Stands in Flower's details of a run whose ServerApp does not answer any more."""
 POLL_S = 0.5
@@ -112,13 +114,17 @@ def _follow(
     resolved = there.home / "experiment.toml"
     resolved.write_text(to_toml(config), encoding="utf-8")
     run_id = there.submit(str(APP), resolved, federation)
-    seen, state = 0, State("pending", "")
+    seen, state, heard = 0, State("pending", ""), time.monotonic()
     try:
         while not state.finished:
             for _ in range(4):
                 time.sleep(POLL_S)
                 seen = _tell(run, watch, seen)
-            state = there.state(run_id)
+            try:
+                state, heard = there.state(run_id), time.monotonic()
+            except RunFailed:
+                if time.monotonic() - heard > PATIENCE_S:
+                    raise
         _tell(run, watch, seen)
     except KeyboardInterrupt:
         there.stop(run_id)

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +24,7 @@ from fedsim.config import Config, Dp, from_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.announced import own_part
 from fedsim.data.holdings import Holdings
-from fedsim.errors import WrongInput
+from fedsim.errors import RunFailed, WrongInput
 from fedsim.models import build_model
 from fedsim.models.evaluation import evaluate_each
 from fedsim.models.flips import count_flips_each
@@ -87,13 +89,31 @@ def announce(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the devices that the message names; answer with their weighted sum, or what else it wants."""
-    return Message(pack_reply(reply_of(node_of(context), message.content)), reply_to=message)
+    node = node_of(context)
+    if not node.real:
+        return Message(pack_reply(reply_of(node, message.content)), reply_to=message)
+    with discreet(RunFailed, "this node failed", (WrongInput, RunFailed)):
+        return Message(pack_reply(reply_of(node, message.content)), reply_to=message)
+
+
+@contextmanager
+def discreet(
+    kind: type[Exception], told: str, as_they_are: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Keep what is said of a real node's examples on the node: an error's sentence travels to the server."""
+    try:
+        yield
+    except as_they_are:
+        raise
+    except Exception as error:
+        raise kind(f"{told}; its own log says why") from error
 
 
 def reply_of(node: Node, content: RecordDict) -> Reply:
     """Return what a node answers to a task."""
     params, asked = unpack_task(content)
     cohort = obeyed(asked, node.config)
+    _check_hosted(node, cohort)
     node.terms.check_instruction(node.config, cohort)
     sizes = public_activity(node.holdings.activity(cohort.period), node.config.data.activity_public)
     _write_down(node, cohort, sizes, params)
@@ -105,6 +125,15 @@ def reply_of(node: Node, content: RecordDict) -> Reply:
     clip = device_clip(node.config, params, cohort, node.noise)
     job = Job(node.trainer, params, assigned, node.config, cohort, clip)
     return _told(answer(job, unpack_form(content)), node.config.dp, node.terms.private)
+
+
+def _check_hosted(node: Node, cohort: Cohort) -> None:
+    """Refuse devices of other nodes, and one that is asked twice: it would count twice in the sum."""
+    strange = cohort.devices[~np.isin(cohort.devices, node.devices)]
+    if len(strange):
+        raise WrongInput(f"device {str(strange[0])!r} is not on this node")
+    if (cohort.devices[1:] <= cohort.devices[:-1]).any():
+        raise WrongInput("a task names its devices sorted, each once")
 
 
 def _write_down(node: Node, cohort: Cohort, sizes: NDArray[np.int64], params: Params) -> None:
@@ -190,7 +219,9 @@ def node_of(context: Context) -> Node:
     terms = terms_of(context.node_config)
     terms.check(config)
     if terms.real:  # a real node hosts all that its own data hold
-        node = make_node(_own(config), folder, 0, 1, real=True)
+        own = _own(config)
+        with discreet(WrongInput, "the data of this node do not fit the experiment"):
+            node = make_node(own, folder, 0, 1, real=True)
         return replace(node, config=config, terms=terms, ledger=_own_ledger(node, config, context))
     first = int(context.node_config.get("partition-id", 0))
     node = make_node(config, folder, first, int(context.node_config.get("num-partitions", 1)))

@@ -53,13 +53,13 @@ def leakage(table: pd.DataFrame) -> Figure:
 
     def draw(axes: Axes) -> None:
         order = table.sort_values("epsilon").index
-        sides = [("attack_auc", "attack AUC", axes, SERIES[4])]
+        sides = [("attack_auc", "attack AUC", axes, SERIES[4], "-")]
         if not table["exposure"].isna().all():
             twin = axes.twinx()
             twin.patch.set_alpha(0)
             twin.spines["right"].set_visible(True)
-            sides.append(("exposure", "exposure, bits", twin, SERIES[3]))
-        for column, name, side, colour in sides:
+            sides.append(("exposure", "exposure, bits", twin, SERIES[3], "--"))
+        for column, name, side, colour, line in sides:
             for (_, group), marker in zip(_series(table.loc[order]), MARKERS, strict=False):
                 error = np.nan_to_num(
                     np.array(
@@ -68,7 +68,7 @@ def leakage(table: pd.DataFrame) -> Figure:
                 )
                 at = place[group.index]
                 side.errorbar(
-                    at, group[column], error, fmt=f"{marker}-", color=colour, capsize=3, linewidth=1
+                    at, group[column], error, fmt=marker + line, color=colour, capsize=3, linewidth=1
                 )
             side.set_ylabel(name, color=colour)
             side.tick_params(axis="y", colors=colour)

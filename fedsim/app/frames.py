@@ -22,7 +22,8 @@ def load_runs(path: str | Path) -> pd.DataFrame:
     Columns: `path`, `name`, `hash`, `seed`, `status`, `rounds`; every setting that differs between the runs
     under its dotted key; `metrics.*`, `reference.*`, `privacy.*`, `time.*` as in summary.json; and of the
     numbers in the rows of `attacks.membership | canary | audit` the strongest and the mean, as
-    `attacks.membership.auc.best` and `.mean`. What a run lacks is missing. Raises WrongInput without any run.
+    `attacks.membership.auc.best` and `.mean`; rows that are mere estimates are left out. What a run lacks is
+    missing. Raises WrongInput without any run.
     """
     folder = Path(path)
     found = [RunDir(folder)] if RunDir(folder).exists else find_runs(folder)
@@ -80,7 +81,8 @@ def _figures(run: RunDir) -> Row:
     }
     flat = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
     for kind, rows in summary["attacks"].items():
-        flat |= {f"attacks.{kind}.{key}": value for key, value in strongest(rows).items()}
+        certified = [row for row in rows if not row.get("estimate")]  # estimates certify nothing
+        flat |= {f"attacks.{kind}.{key}": value for key, value in strongest(certified).items()}
     return flat
 
 

@@ -15,7 +15,6 @@ from fedsim.data.coins import Coins
 from fedsim.data.federation import FederatedDataset, load_federation
 from fedsim.data.holdings import Holdings
 from fedsim.data.pool import pooled, relabelled
-from fedsim.errors import WrongInput
 
 NO_CANARY = Canary()
 
@@ -45,11 +44,6 @@ def announced_holdings(
     config: Config, data_dir: Path | None, devices: NDArray[np.str_], activity: NDArray[np.int64]
 ) -> Holdings:
     """Return the holdings of a federation whose examples stay on its nodes, as the server sees it."""
-    if config.stream.mode != "static":
-        raise WrongInput(
-            'stream.mode = "continual" is not done on real nodes yet: each would cut its own time into '
-            'periods; set stream.mode = "static"'
-        )
     federation = announced_federation(config.data, data_dir, devices, activity)
     return Holdings(federation, config.stream, 0.0, config.data.seed)
 

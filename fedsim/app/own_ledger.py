@@ -31,7 +31,8 @@ class OwnLedger:
     """The ledger of a node's devices, sorted by id.
 
     Guarantee: once `enter` returns, the release that follows is on disk, whatever happens to the process;
-    what a device has lost is composed over all runs, and without amplification by who is selected.
+    what a device has lost is composed over all runs, and without amplification by who is selected. Of runs
+    with different units, what it composes holds for an example.
     """
 
     state: Path

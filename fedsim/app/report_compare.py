@@ -100,7 +100,9 @@ def _tradeoff(table: pd.DataFrame, metric: str, notice: str = "") -> Section:
     if table["attack_auc"].isna().all():
         words = ["No attack was measured in these runs, so empirical leakage does not stand beside epsilon."]
     else:
-        caption = "What attacks found against epsilon: AUC of the strongest (left), mean exposure (right)."
+        caption = (
+            "What attacks found against epsilon: AUC of the strongest (left), mean exposure (right, dashed)."
+        )
         drawings.append(Drawing("leakage", figures.leakage(table), caption))
     return Section("pareto", "Utility against privacy", words, drawings, notice=notice)
 

@@ -138,6 +138,11 @@ def _check_real(config: Config, insecure: bool) -> None:
             "a real node changes none of its records for an audit: it plants no canaries, tosses no coins, "
             "adds no devices; leave [audit] and [canary] at their defaults"
         )
+    if config.stream.mode != "static":
+        raise WrongInput(
+            'stream.mode = "continual" is not done on real nodes yet: each would cut its own time into '
+            'periods; set stream.mode = "static"'
+        )
     _check_inside(config.data)
 
 
