@@ -120,11 +120,17 @@ def is_due(config: Config, round: int, ended: bool) -> bool:
 
 
 def audit(audited: Audited) -> None:
-    """Write the rows of the audits that are due, all of a round at once; none twice."""
+    """Write the rows of the audits that are due, all of a round at once; none twice.
+
+    The last audit of a run knows more (references are trained then), so it takes the place of one that an
+    early end turned into the last.
+    """
     run, round = audited.run, audited.round
-    written = any(row["round"] == round for row in run.rows(FILE))
-    if is_due(audited.config, round, audited.ended) and not written:
-        run.rewrite_rows([*run.rows(FILE), *rows_of(audited)], FILE)
+    known = run.rows(FILE)
+    written = any(row["round"] == round for row in known)
+    if is_due(audited.config, round, audited.ended) and (audited.ended or not written):
+        others = [row for row in known if row["round"] != round]
+        run.rewrite_rows([*others, *rows_of(audited)], FILE)
 
 
 def rows_of(audited: Audited) -> list[Row]:
