@@ -210,6 +210,7 @@ def test_of_unlike_units_no_region_and_no_epsilon_of_the_ledger_are_told(tmp_pat
     by_method = {row["method"]: row for row in run.summary["attacks"]["audit"]}
     assert "epsilon_ledger" not in by_method["one run"]
     assert "protects the unit 'device'" in by_method["one run"]["note"]
+    assert "protects the unit 'device'" in row["note"]
     assert by_method["crafted canary, two worlds"]["unit"] == "device"
 
 
@@ -280,3 +281,20 @@ def test_the_command_attacks_a_finished_run_and_says_what_was_found(attacked: Ru
         refused = fedsim("audit", *arguments, check=False)
         assert refused.returncode == 2
         assert "error:" in refused.stderr
+
+
+@pytest.mark.parametrize(("total_score", "compared"), [(0.0, False), (25.0, True)])
+def test_a_coin_removes_a_device_so_a_relation_of_zero_out_is_not_compared(
+    total_score: float, compared: bool, tmp_path: Path
+) -> None:
+    settings = config(
+        tmp_path,
+        **AUDIT | {"audit.coins": "device"},
+        dp__unit="device",
+        selection__total_score=total_score,
+    )
+    run = run_local(settings)
+    assert run.summary is not None
+    (row,) = run.summary["attacks"]["membership"]
+    assert ("allowed_auc" in row) == compared
+    assert ("zero-out does not cover" in row.get("note", "")) != compared

@@ -6,7 +6,7 @@ import torch
 from fedsim.app.audits import Audited
 from fedsim.app.crafted import RUNS, Crafted, Prey, audit_devices, audit_examples
 from fedsim.app.directions import random_direction
-from fedsim.app.membership import strongest
+from fedsim.app.membership import strongest, unlike
 from fedsim.app.rundir import Row
 from fedsim.audit.bounds import Bound
 from fedsim.audit.one_run import one_run
@@ -48,11 +48,10 @@ def _by_coins(audited: Audited) -> Row:
         "attack": name,
         "canaries": len(trial.member),
     }
-    if config.dp.unit == game.unit:
-        return row | {"epsilon_ledger": epsilon(audited.events, delta)}
-    return row | {
-        "note": f"the run protects the unit {config.dp.unit!r}: no epsilon of the ledger is like this one"
-    }
+    reason = unlike(config, game.unit)
+    if reason:
+        return row | {"note": reason}
+    return row | {"epsilon_ledger": epsilon(audited.events, delta)}
 
 
 def _by_crafting(audited: Audited) -> Row:

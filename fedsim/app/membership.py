@@ -21,6 +21,7 @@ from fedsim.audit.statistics import auc
 from fedsim.config import Config
 from fedsim.errors import WrongInput
 from fedsim.privacy.accounting import power
+from fedsim.privacy.claims import relation
 from fedsim.seeds import generator
 from fedsim.types import PAD, Examples
 
@@ -36,7 +37,7 @@ def final_rows(audited: Audited) -> list[Row]:
     game = play(audited)
     targets = targets_of(audited, game)
     names = attacks_of(audited.config, targets[0].references)
-    fits = fits_dp(audited.config, game)
+    reason = unlike(audited.config, game.unit)
     rng = generator(audited.config.seed, "audit", "membership", audited.round)
     rows = []
     for name in names:
@@ -46,7 +47,7 @@ def final_rows(audited: Audited) -> list[Row]:
             | threat(audited, game, targets[0].references)
             | figures(trials, rng)
             | {"auc_run": _area(trials[0])}
-            | (region(audited, trials[0], rng) if fits else {})
+            | (region(audited, trials[0], rng) if not reason else _told(audited.config, reason))
         )
     unseen = blind(audited, game, rng)
     slices = slices_of(audited, game, trials, rng)
@@ -64,6 +65,10 @@ def strongest(audited: Audited) -> tuple[str, Game, Trial]:
     target = targets_of(audited, game)[0]
     name = attacks_of(audited.config, target.references)[-1]
     return name, game, Trial(ATTACKS[name](target), target.member)
+
+
+def _told(config: Config, reason: str) -> Row:
+    return {} if config.dp.unit == "none" else {"note": reason}
 
 
 def threat(audited: Audited, game: Game, references: int, view: str = "final") -> Row:
@@ -111,8 +116,27 @@ def _described(records: Examples) -> Floats:
 
 
 def fits_dp(config: Config, game: Game) -> bool:
-    """Whether the game's unit is the one that DP protects, so that its region bounds the attack."""
-    return config.dp.unit == game.unit and config.audit.coins != "none"
+    """Whether the run's DP bounds an attack in this game."""
+    return not unlike(config, game.unit)
+
+
+def unlike(config: Config, unit: str) -> str:
+    """Return why the run's epsilon says nothing of a game over these units, or "".
+
+    Coins add or remove a unit, so the relation has to be that one, too.
+    """
+    if config.dp.unit == "none":
+        return "no differential privacy, no bound"
+    if config.dp.unit != unit:
+        return f"the run protects the unit {config.dp.unit!r}, and the game is over another"
+    if config.audit.coins == "none":
+        return "no coins were tossed, so that members and others differ by themselves"
+    if relation(config) != "add_or_remove":
+        return (
+            "a coin takes a unit out of the roster, which zero-out does not cover; set selection.total_score "
+            "(device) or another dp.trust than secure_sum to compare"
+        )
+    return ""
 
 
 def region(audited: Audited, trial: Trial, rng: np.random.Generator) -> Row:
