@@ -76,7 +76,8 @@ def by_slice(rows: Sequence[Row], of: str) -> Figure:
         axes.axhline(chance, linestyle="--", linewidth=1, color="#8a8f98")
         texts = [str(row["value"]) for row in rows]
         step = max(1, len(texts) // 10)
-        axes.set_xticks(list(places)[::step], texts[::step], rotation=30 if max(map(len, texts)) > 5 else 0)
+        turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if max(map(len, texts)) > 5 else {}
+        axes.set_xticks(list(places)[::step], texts[::step], **turned)
         axes.set_xlabel(str(rows[0]["slice"]).replace("_", " "))
         axes.set_ylabel("AUC" if key == "auc" else "mean exposure, bits")
 
