@@ -204,6 +204,7 @@ class Model(Section):
     layers: int = Field(1, ge=1, le=100, description="recurrent, hidden or convolution layers, or blocks")
     heads: int = Field(4, ge=1, le=1000, description="attention heads of the transformer")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of inputs dropped in training")
+    characters: bool = Field(False, description="bilstm: also read a word's letters (character CNN)")
     label_names: NonNegative = Field(
         0.0, description="projection: a label starts from the words of its name, times this; 0 = from zero"
     )

@@ -32,6 +32,7 @@ DEFENCES = {
     "none": [],
     "dropout 0.5": ["model.dropout=0.5"],
     "early stopping": EARLY,
+    "character CNN": ["model.characters=true"],
     "example-level DP, exact": EXAMPLE,
     "example-level DP, micro-batches (eDP)": [*EXAMPLE, "dp.method=edp"],
     "device-level DP": DEVICE,

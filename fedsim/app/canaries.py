@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.app.audits import FILE, Audited
 from fedsim.app.canary_views import watched_rows
@@ -23,6 +23,7 @@ from fedsim.audit.openbox import next_log_probs, relaxed_loss
 from fedsim.data.pool import pooled
 from fedsim.privacy.accounting import epsilon, group_epsilon
 from fedsim.seeds import torch_generator
+from fedsim.types import Params
 
 BEAM = 10
 
@@ -55,7 +56,8 @@ def extracted(hunt: Hunt, found: Sequence[Exposed]) -> dict[int, Row]:
     audited, joined = hunt.audited, hunt.reading.pattern.joined
     if audited.config.data.task == "language" and not joined:
         return {i: _row(hunt, i, _beamed(hunt, i), found[i]) for i in range(len(found))}
-    mixed = list(getattr(audited.module, "tables", {}).values()) == ["tokens"]
+    module, _ = _one_table(audited)
+    mixed = list(getattr(module, "tables", {}).values()) == ["tokens"]
     if joined or not mixed or audited.config.data.ngrams:
         return {i: _row(hunt, i, {}, found[i]) for i in range(len(found)) if found[i].likeliest}
     return {i: _row(hunt, i, {"": guess}, found[i]) for i, guess in enumerate(_modiva(hunt))}
@@ -83,19 +85,26 @@ def _modiva(hunt: Hunt) -> list[Guess]:
     audited, pattern = hunt.audited, hunt.reading.pattern
     fields = hunt.reading.examples([c.sentence for c in hunt.canaries]).fields  # codes only fill the gap
     candidates = torch.tensor(hunt.reading.vocabulary.ids(pattern.candidates))
-    params = {name: p.cpu() for name, p in audited.params.items()}
+    module, params = _one_table(audited)
 
     def losses(outputs: Mapping[str, Tensor], ids: Tensor) -> Tensor:
         # label and tags are those of all canaries
         batch = {name: t[:1].expand(len(ids), *t.shape[1:]) for name, t in fields.items()}
         return audited.task.losses(outputs, {**batch, "tokens": ids})
 
-    audited.module.eval()
-    loss = relaxed_loss(audited.module, params, losses, fields["tokens"], pattern.gap, candidates)
+    module.eval()
+    loss = relaxed_loss(module, params, losses, fields["tokens"], pattern.gap, candidates)
     rng, targets = torch_generator(hunt.seed, "canary", "modiva"), len(hunt.canaries)
     guesses = modiva_each(loss, pattern.length, len(candidates), Search(), rng, targets)
-    audited.module.train()
+    module.train()
     return guesses
+
+
+def _one_table(audited: Audited) -> tuple[nn.Module, Params]:
+    """Return the model with all that it knows of a word in one row, which mixtures of words then mix."""
+    params = {name: p.cpu() for name, p in audited.params.items()}
+    fold = getattr(audited.module, "as_one_table", None)
+    return fold(params) if fold else (audited.module, params)
 
 
 def _beamed(hunt: Hunt, number: int) -> dict[str, Guess]:

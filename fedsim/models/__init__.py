@@ -46,6 +46,10 @@ def build_model(spec: Spec, model: Model, seed: int) -> nn.Module:
             f"model.name = {model.name!r} serves {', '.join(SERVES[model.name])}, not data.task = "
             f"{spec.task!r}; choose {' or '.join(fitting)}"
         )
+    if model.characters and model.name in MODELS and model.name != "bilstm":
+        raise WrongInput(
+            f"model.characters = true is for model.name = 'bilstm', got {model.name!r}; set it to false"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_generator(seed, "init").initial_seed())
         module = make(spec, model)

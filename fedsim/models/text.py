@@ -1,13 +1,16 @@
 """Models over token ids: a bag of embeddings and a BiLSTM with label and tag heads, an LSTM for words."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fedsim.config import Model
+from fedsim.models.characters import FEATURES, Characters
 from fedsim.models.layers import LSTM, BiLSTM, Dropout, Embedding, Linear
-from fedsim.types import PAD, Spec
+from fedsim.types import PAD, Params, Spec
 
 
 class TextHeads(nn.Module):
@@ -56,15 +59,20 @@ class Bag(nn.Module):
 
 
 class JointBiLSTM(nn.Module):
-    """Embedding and BiLSTM; the label from the maximum over time, each tag from its own state."""
+    """Embedding, with what letters tell if wanted, and BiLSTM; the label from the maximum over time, each tag
+    from its own state."""
 
-    tables = {"embedding.weight": "tokens"}
+    tables: Mapping[str, str] = {"embedding.weight": "tokens"}
 
     def __init__(self, spec: Spec, model: Model) -> None:
         super().__init__()
         self.embedding = Embedding(spec.vocabulary, model.embedding)
         nn.init.normal_(self.embedding.weight, std=0.3)
-        widths = [model.embedding] + [2 * model.hidden] * model.layers
+        self.characters = Characters(spec) if model.characters else None
+        if self.characters is not None:
+            self.tables = {}  # letters are looked up by a word's own id, so rows keep their places
+        first = model.embedding + (FEATURES if model.characters else 0)
+        widths = [first] + [2 * model.hidden] * model.layers
         self.recurrent = nn.ModuleList(BiLSTM(width, model.hidden) for width in widths[:-1])
         self.dropouts = nn.ModuleList(Dropout(model.dropout) for _ in widths)
         self.heads = TextHeads(widths[-1], widths[-1], spec)
@@ -72,11 +80,27 @@ class JointBiLSTM(nn.Module):
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
         """tokens: [..., B, T] -> label logits [..., B, labels], tag logits [..., B, T, tags]."""
         mask = tokens != PAD
-        states = self.dropouts[0](self.embedding(tokens))
+        words = self.embedding(tokens)
+        if self.characters is not None:
+            words = torch.cat([words, self.characters(tokens)], dim=-1)
+        states = self.dropouts[0](words)
         for layer, dropout in zip(self.recurrent, self.dropouts[1:], strict=True):
             states = dropout(layer(states, mask))
         sentence = states.masked_fill(~mask.unsqueeze(-1), -2.0).amax(-2)  # tanh stays above -1
         return self.heads(sentence, states)
+
+    def as_one_table(self, params: Params) -> tuple[nn.Module, Params]:
+        """Return the same function with each word's letters in its row of one wider embedding table."""
+        if self.characters is None:
+            return self, params
+        mine = {n.removeprefix("characters."): p for n, p in params.items() if n.startswith("characters.")}
+        with torch.no_grad():
+            every = torch.arange(len(self.characters.letters))
+            letters = functional_call(copy.deepcopy(self.characters).cpu(), mine, (every,))
+        rest = {n: p for n, p in params.items() if not n.startswith("characters.")}
+        twin = copy.deepcopy(self)
+        twin.characters, twin.tables = None, {"embedding.weight": "tokens"}
+        return twin, {**rest, "embedding.weight": torch.cat([rest["embedding.weight"], letters], dim=1)}
 
 
 class WordLSTM(nn.Module):
