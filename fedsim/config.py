@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from fedsim.errors import WrongInput
 from fedsim.names import suggestion
@@ -24,6 +25,18 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, le=1e9)]
 NonNegative = Annotated[float, Field(ge=0.0, le=1e9)]
+
+
+def _counts(value: object) -> int | str:
+    """Return a number from 1 on, or several with commas between."""
+    texts = [text.strip() for text in str(value).split(",")]
+    if isinstance(value, bool) or not all(re.fullmatch("0*[1-9][0-9]{0,8}", text) for text in texts):
+        raise PydanticCustomError("counts", "it wants whole numbers from 1 on, with commas between")
+    numbers = list(dict.fromkeys(int(text) for text in texts))
+    return numbers[0] if len(numbers) == 1 else ",".join(map(str, numbers))
+
+
+Counts = Annotated[int | str, BeforeValidator(_counts)]
 
 
 class Section(BaseModel):
@@ -370,6 +383,84 @@ class Dp(Section):
     )
 
 
+class Audit(Section):
+    """What is measured of a model's leakage, when, and against which attacker."""
+
+    evaluators: str = Field(
+        "", description="membership, canary, bounds (comma-separated); empty = none; flips come by themselves"
+    )
+    every: int = Field(0, ge=0, le=10**9, description="rounds between two audits; 0 = at the end only")
+    coins: Literal["none", "record", "device"] = Field(
+        "none", description="half of the records | devices are held out of training, by fair coins"
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="seed of coins, random labels and canaries; 0 = that of the run"
+    )
+    shadow: int = Field(
+        0,
+        ge=0,
+        le=10**6,
+        description="number of a shadow model, with coins of its own; 0 = the run itself",
+    )
+    mislabelled: float = Field(
+        0.0,
+        ge=0.0,
+        le=0.5,
+        description="share of training records that get a random label, to be learned by heart",
+    )
+    attacks: str = Field(
+        "auto",
+        description="membership attacks (comma-separated); auto = loss and the best that references carry",
+    )
+    references: int = Field(
+        16, ge=0, le=1024, description="shadow models of the membership attacks, an even number; 0 = none"
+    )
+    shadows: Literal["federated", "centralised"] = Field(
+        "federated",
+        description="how references train: as the run itself | on pooled records (a weaker attacker)",
+    )
+    view: str = Field(
+        "final",
+        description="what the attacker sees: final | rounds | updates | sums | releases (comma-separated)",
+    )
+    window: Count = Field(5, description="rounds, from the first, that attacks on updates and sums look at")
+    records: int = Field(
+        0, ge=0, le=10**9, description="records that attacks on updates try on a device at most; 0 = all"
+    )
+    canary_devices: int = Field(
+        0,
+        ge=0,
+        le=10**6,
+        description="bounds: devices that send random directions (one-shot audit), added to the federation",
+    )
+
+
+class Canary(Section):
+    """Sentences with a secret code that are planted in training and sought in the model."""
+
+    pattern: str = Field(
+        "", description="pin | call | number | colour | a template with {code} or {joined}; empty = none"
+    )
+    digits: int = Field(4, ge=4, le=10, description="tokens of the code")
+    candidates: str = Field(
+        "", description="words that may stand in the code (comma-separated); empty = the pattern's, or digits"
+    )
+    count: int = Field(0, ge=0, le=10**4, description="canaries planted; 0 = none")
+    copies: Counts = Field(
+        1, description="copies of a canary on each of its devices; several = the canaries take turns"
+    )
+    devices: Counts = Field(1, description="devices that hold each canary; several = in turns")
+    holders: str = Field(
+        "light",
+        pattern=r"^(light|median|heavy)(,(light|median|heavy))*$",
+        description="tenth of the devices, by activity, that holds canaries: light | median | heavy; "
+        "several = in turns",
+    )
+    period: int = Field(0, ge=0, le=10000, description="period in which they arrive; 0 = the first")
+    label: str = Field("", description="intent of a canary; empty = one of its own")
+    tags: Literal["own", "outside"] = Field("own", description="tags of the code's tokens: their own | O")
+
+
 class Place(Section):
     """Where and on what the experiment runs; changes no result and is never hashed."""
 
@@ -385,6 +476,9 @@ class Place(Section):
         0.0, ge=0.0, le=1e7, description="seconds after which a round goes on without an answer; 0 = waits"
     )
     metrics: bool = Field(False, description="also write metrics.json and metrics.prom after each round")
+    trackers: str = Field(
+        "", description="mirrors of the run, with commas: tensorboard | package.module:function"
+    )
 
 
 class Config(Section):
@@ -405,6 +499,8 @@ class Config(Section):
     selection: Selection = Selection()
     aggregation: Aggregation = Aggregation()
     dp: Dp = Dp()
+    audit: Audit = Audit()
+    canary: Canary = Canary()
     place: Place = Place()
 
     @property

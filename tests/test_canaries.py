@@ -169,3 +169,13 @@ def test_plans_choose_light_median_and_heavy_devices_by_name() -> None:
         plan(canaries, devices, activity, "light", each=100, copies=1, period=1, seed=1)
     with pytest.raises(WrongInput, match="did you mean 'heavy'"):
         plan(canaries, devices, activity, "heavies", each=1, copies=1, period=1, seed=1)
+
+
+def test_a_joined_code_is_one_token_and_takes_one_place() -> None:
+    pattern = make_pattern("number")
+    canary = draw(pattern, 1, 3)[0]
+    code = "".join(str(int(i)) for i in canary.code)
+    assert canary.sentence == ("my", canary.word, "number", "is", code)
+    assert (pattern.gap, pattern.width, pattern.space) == (4, 1, 10_000)
+    with pytest.raises(WrongInput, match="as the same input"):
+        check_inputs(pattern, lambda tokens: [hash(t) % 97 for t in tokens])

@@ -7,9 +7,9 @@ import pytest
 from test_rounds import Killed, config, final, plain_rows, stop_after
 
 from fedsim.app.continual import period_matrix, transfer
+from fedsim.app.loading import load_holdings
 from fedsim.app.local import run_local
 from fedsim.app.rundir import RunDir
-from fedsim.data.holdings import load_holdings
 from fedsim.errors import RunFailed, WrongInput
 from strategies.spread import spread
 

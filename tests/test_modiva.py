@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedsim.audit.extraction import Guess, Loss, beam, exhaustive, one_hot, success
-from fedsim.audit.modiva import Search, modiva
+from fedsim.audit.modiva import Search, modiva, modiva_each
 from fedsim.audit.openbox import next_log_probs, relaxed_loss
 from fedsim.config import Model
 from fedsim.errors import WrongInput
@@ -78,6 +78,23 @@ def test_modiva_finds_a_planted_code_and_reaches_the_exhaustive_ceiling(gumbel: 
     assert found.loss >= ceiling.loss
     again = modiva(loss, 4, 10, Search(steps=150, gumbel=gumbel), torch_generator(4))
     assert again == found
+
+
+def test_several_sentences_are_sought_as_one_batch() -> None:
+    module, params = model_with_canary()
+
+    def losses(outputs: dict[str, Tensor], ids: Tensor) -> Tensor:
+        return cross_entropy(outputs["label"], torch.ones(len(ids), dtype=torch.int64), reduction="none")
+
+    both = torch.tensor([[*PREFIX, 5, 5, 5, 5], [4, 3, 2, 5, 5, 5, 5]])
+    mixtures = torch.rand(6, 4, 10, generator=torch_generator(5)).softmax(-1)
+    joint = relaxed_loss(module, params, losses, both, 3, DIGITS)
+    alone = [relaxed_loss(module, params, losses, tokens, 3, DIGITS) for tokens in both]
+    torch.testing.assert_close(joint(mixtures), torch.cat([alone[0](mixtures[:3]), alone[1](mixtures[3:])]))
+    found = modiva_each(joint, 4, 10, Search(steps=150), torch_generator(4), targets=2)
+    assert found[0].code == tuple(CODE.tolist())
+    for one, guess in zip(alone, found, strict=True):
+        torch.testing.assert_close(float(one(one_hot(torch.tensor([guess.code]), 10))), guess.loss)
 
 
 def test_a_model_without_the_canary_gives_away_nothing() -> None:

@@ -1,14 +1,16 @@
 """The report page: self-contained, from the run's files alone."""
 
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from conftest import Cli
 
 from fedsim.app.local import run_local
-from fedsim.app.report import write_report
-from fedsim.app.rundir import RunDir
+from fedsim.app.report import report_on, write_report
+from fedsim.app.rundir import Row, RunDir
 from fedsim.config import from_flat
 from fedsim.errors import WrongInput
 
@@ -50,11 +52,81 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
+GRID = [0.001 * 1.25**i for i in range(31)]
+
+
+def attack_rows(round: int, strength: float = 0.25) -> list[Row]:
+    """Rows as evaluators write them into `audit.jsonl`, made up."""
+    tpr = [f ** (1 - strength) for f in GRID]
+    exposures = [0.4 + strength * 5 * i / 12 for i in range(24)]
+    seen = {"round": round, "view": "final", "unit": "device"}
+    attack = seen | {"kind": "membership", "game": "coins", "fpr": GRID, "tpr": tpr, "blind_auc": 0.51}
+    attack |= {"tpr_low": [t * 0.8 for t in tpr], "tpr_high": [min(1.0, t * 1.2) for t in tpr]}
+    attack |= {"tpr_at_1pct": 0.03, "ppv_1pct": 0.04, "records": 400, "targets": 8}
+    attack |= {"allowed_tpr": [min(1.0, math.exp(2) * f) for f in GRID]}
+    slices = [
+        ("membership", "activity_decile", i, {"auc": 0.5 + i / 50, "auc_low": 0.5, "auc_high": 0.8})
+        for i in range(10)
+    ]
+    slices += [
+        ("membership", "label", f"label {i}", {"auc": 0.6, "auc_low": 0.5, "auc_high": 0.7}) for i in range(4)
+    ]
+    slices += [("canary", "copies", c, {"exposure_mean": 1.4 + c / 10}) for c in (1, 10, 50)]
+    return [
+        attack | {"attack": "lira", "auc": 0.55 + strength / 2, "auc_low": 0.6, "auc_high": 0.7},
+        attack | {"attack": "loss", "auc": 0.55, "auc_low": 0.53, "auc_high": 0.57},
+        *(
+            seen | {"kind": "slice", "of": of, "slice": name, "value": v} | more
+            for of, name, v, more in slices
+        ),
+        seen
+        | {"kind": "canary", "pattern": "pin", "copies": 10, "devices": 1, "exposures": exposures}
+        | {"null_exposures": [0.1 + i / 9 for i in range(30)], "exposure_mean": 1.2 + 4 * strength}
+        | {"exposure_max": 6.1, "null_mean": 1.45, "p_value": 0.01, "canaries": 24},
+        *(
+            seen
+            | {
+                "kind": "audit",
+                "method": method,
+                "epsilon_low": low * strength,
+                "confidence": 0.95,
+                "ceiling": top,
+            }
+            | {"epsilon_ledger": 3.0, "delta": 1e-4, "estimate": method == "one_shot"}
+            for method, low, top in (("two_worlds", 4, 5.2), ("one_run", 2, 3.4), ("one_shot", 16, 9.0))
+        ),
+        *(
+            {
+                "kind": "sanity",
+                "round": round,
+                "name": name,
+                "ok": ok,
+                "expected": "AUC .5",
+                "observed": "0.5",
+            }
+            for name, ok in (("untrained model, loss", True), ("noise x 0", False))
+        ),
+    ]
+
+
+def attacked(run: RunDir, strength: float = 0.25) -> RunDir:
+    """Put made-up attacks on two rounds into a finished run."""
+    for round in (1, 3):
+        for row in attack_rows(round, strength * round / 3):
+            run.append_row(row, "audit.jsonl")
+    summary = run.summary
+    assert summary is not None
+    rows = attack_rows(3, strength)
+    kinds = ("membership", "canary", "audit")
+    run.write_summary(summary | {"attacks": {k: [row for row in rows if row["kind"] == k] for k in kinds}})
+    return run
+
+
 def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     text = write_report(run(tmp_path, train__centralised=True)).read_text()
     page = Page(text)
     assert page.open == []
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 4
     assert "script" not in page.tags
     assert all(link.startswith(("#", "data:")) for link in page.links)
     assert not re.search(r"url\((?!#)|@import", text)
@@ -73,7 +145,8 @@ def test_figures_are_written_beside_the_page(tmp_path: Path) -> None:
     found = run(tmp_path)
     write_report(found)
     names = {p.name for p in (found.path / "figures").iterdir()}
-    assert names == {f"{n}.{e}" for n in ("learning", "activity", "participation") for e in ("svg", "png")}
+    drawn = ("learning", "activity", "participation", "time")
+    assert names == {f"{name}.{suffix}" for name in drawn for suffix in ("svg", "png", "pdf")}
     assert all(p.stat().st_size > 5000 for p in (found.path / "figures").iterdir())
 
 
@@ -98,3 +171,61 @@ def test_the_page_tells_the_privacy_that_the_run_has(tmp_path: Path) -> None:
     assert f"epsilon at most {summary['privacy']['epsilon_guarantee']:.3f}" in text
     assert "Nothing bounds what this model reveals" not in text
     assert "Nothing bounds what this model reveals" in write_report(run(tmp_path)).read_text()
+
+
+def test_attacks_stand_on_the_page_as_far_as_there_are_any(tmp_path: Path) -> None:
+    made = run(tmp_path, dp__unit="device", selection__cohort=5, dp__noise_multiplier=2.0)
+    bare = write_report(made).read_text()
+    assert bare.count("It was not measured in this run") == 3
+    assert "Not run with this run" in bare
+    text = write_report(attacked(made)).read_text()
+    assert "It was not measured in this run" not in text
+    names = {p.stem for p in (made.path / "figures").glob("*.pdf")}
+    assert names >= {"roc", "exposure", "audits", "panel", "ledger", "membership-label", "canary-copies"}
+    assert '<tr class="bad"><td>RED</td><td>noise x 0</td>' in text
+    assert '<tr class="good"><td>ok</td>' in text
+    assert Page(text).open == []
+
+
+def test_an_audit_above_its_ledger_is_red_unless_it_is_an_estimate(tmp_path: Path) -> None:
+    text = write_report(attacked(run(tmp_path), 1.0)).read_text()
+    assert '<tr class="bad"><td>two worlds</td>' in text
+    assert "<tr><td>one run</td>" in text
+    assert "<tr><td>one shot</td>" in text
+
+
+def test_runs_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed in (1, 2):
+        run(tmp_path, seed=seed, dp__unit="device", selection__cohort=5, train__lr=0.1 * seed)
+    page = report_on([tmp_path], 0.05)
+    text = page.read_text()
+    assert page.parent.parent == Path("reports")
+    assert "2 runs side by side" in text
+    assert "lr 0.2, seed 2" in text
+    assert (page.parent / "figures/curves.png").is_file()
+    assert (page.parent / "figures/1-learning.png").is_file()  # each run's own chapter
+    assert Page(text).open == []
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+
+
+def test_a_sweep_has_its_frontier_its_cheapest_run_and_its_failures_on_the_page(
+    fedsim: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.toml").write_text("".join(f"{k} = {v!r}\n" for k, v in SMALL.items() if k != "name"))
+    (tmp_path / "broken.py").write_text("def rule(view, settings, rng):\n    1 / 0\n")
+    (tmp_path / "s.sweep.toml").write_text(
+        'base = "tiny.toml"\nseeds = [1, 2]\n[set]\ndp.unit = "device"\nselection.cohort = 5\n'
+        '[grid]\nselection.rule = ["uniform", "broken:rule"]\ndp.noise_multiplier = [1.0, 4.0]\n'
+    )
+    assert fedsim("sweep", "s.sweep.toml", check=False).returncode == 1
+    done = fedsim("report", "runs/s")
+    page = tmp_path / done.stdout.splitlines()[-1]
+    text = page.read_text()
+    assert page.name == "report.html"
+    assert "Cheapest within 5% of the best utility" in text
+    assert text.count("ZeroDivisionError") == 4
+    assert (page.parent / "figures/pareto.pdf").is_file()
+    assert "fedsim sweep s.sweep.toml" in text
+    assert Page(text).open == []

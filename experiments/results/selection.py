@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedsim.app.loading import load_holdings
 from fedsim.app.local import run_local
 from fedsim.app.rundir import RunDir
 from fedsim.config import Config, load
 from fedsim.data.activity import gini, public_activity
-from fedsim.data.holdings import load_holdings
 from fedsim.data.stream import period_of_round
 from strategies.federated import Federated
 from strategies.roster import Roster

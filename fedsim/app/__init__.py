@@ -1,7 +1,28 @@
-"""The application: the only place that composes data, strategies, clients and evaluation."""
+"""The application: the only place that composes data, strategies, clients and evaluation.
 
+For notebooks and scripts: `run(config) -> RunDir`, `load_runs(path) -> pandas.DataFrame` and, of a finished
+run, `RunDir.model() -> torch.nn.Module`.
+"""
+
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsim.app.api import run as run
+    from fedsim.app.frames import load_runs as load_runs
+    from fedsim.app.rundir import RunDir as RunDir
+
+OFFERED = {"run": "fedsim.app.api", "load_runs": "fedsim.app.frames", "RunDir": "fedsim.app.rundir"}
+"""What the application offers, by the module that has it; imported when it is asked for: torch is heavy."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is offered at its first use."""
+    if name not in OFFERED:
+        raise AttributeError(f"module 'fedsim.app' has no attribute {name!r}")
+    return getattr(import_module(OFFERED[name]), name)
 
 
 def check_side_by_side() -> None:

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from clients.device_clip import DeviceClip
 from clients.training import Assignment, Trainer
+from fedsim.app.directions import random_direction
 from fedsim.config import Aggregation, Config
+from fedsim.data.canary_devices import is_canary_device
 from fedsim.types import Cohort, DeviceId, Form, Params, Reply, Update, no_update
 from fedsim.wire import NOT_FINITE
 
@@ -32,8 +34,18 @@ class Job:
         return dp.unit != "none" and dp.trust == "secure_sum"
 
     def train(self, assigned: Sequence[Assignment]) -> Update:
+        """Return the sum of what these devices learn; canary devices of an audit send their direction."""
         seed, cohort = self.config.seed, self.cohort
-        return self.trainer.train(self.params, assigned, seed, cohort.round, self.clip, cohort.survivors)
+        canaries = [a for a in assigned if self.config.audit.canary_devices and is_canary_device(a.device)]
+        natural = [a for a in assigned if a not in canaries] if canaries else assigned
+        total = self.trainer.train(self.params, natural, seed, cohort.round, self.clip, cohort.survivors)
+        return sum((self._direction(a) for a in canaries), total)
+
+    def _direction(self, a: Assignment) -> Update:
+        """Return a random direction of the norm that a device's change may have, as a term of the sum."""
+        size = a.weight * self.cohort.clip_norm
+        direction = random_direction(self.params, self.config.seed, a.device)
+        return Update({n: size * d for n, d in direction.items()}, a.weight, 1, {"steps": 0.0})
 
 
 def answer(job: Job, form: Form) -> Reply:

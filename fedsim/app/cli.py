@@ -1,4 +1,4 @@
-"""The command line: `fedsim run | show | calibrate | data | report | runs | export | audit`."""
+"""The command line: `fedsim run | show | calibrate | data | sweep | report | runs | ...`; --help has all."""
 
 import json
 import os
@@ -13,14 +13,18 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from fedsim.app.allocator import keep_freed_memory
+from fedsim.app.config_command import config
 from fedsim.app.deploy import deploy
-from fedsim.config import Config, from_flat, load, to_flat
+from fedsim.app.doctor import doctor
+from fedsim.app.options import DataDir, Experiment, Out, Settings, err, out, resolve
+from fedsim.app.report_command import report
+from fedsim.app.sweep_command import sweep
+from fedsim.app.watch import Watcher
+from fedsim.config import Config
 from fedsim.errors import RunFailed, WrongInput
 
 if TYPE_CHECKING:  # torch is imported only by the commands that need it
@@ -35,23 +39,7 @@ cli = typer.Typer(
     "Start with [bold]fedsim run experiments/quickstart.toml[/bold]; look first with "
     "[bold]fedsim show[/bold]; change any setting with [bold]--set section.key=value[/bold].",
 )
-out = Console(markup=False)  # what users and data say is never markup
-err = Console(stderr=True, markup=False)
-
 cli.add_typer(deploy, name="deploy")
-
-Experiment = Annotated[
-    Path, typer.Argument(help="The experiment's TOML file.", metavar="EXPERIMENT.toml", show_default=False)
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; may be repeated."),
-]
-DataDir = Annotated[
-    str | None,
-    typer.Option("--data-dir", help="Folder that holds the data sets; else place.data_dir, FEDSIM_DATA."),
-]
-Out = Annotated[str | None, typer.Option("--out", help="Folder of the run directories (default: runs).")]
 
 
 @cli.command()
@@ -140,14 +128,6 @@ def data(
 
 
 @cli.command()
-def report(run_path: Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN")]) -> None:
-    """Write RUN/report.html, one self-contained page, and its figures."""
-    from fedsim.app.rundir import open_run
-
-    print(_report(open_run(run_path)))
-
-
-@cli.command()
 def runs(out_dir: Out = None) -> None:
     """List the runs that there are, with their state."""
     from fedsim.app.rundir import find_runs
@@ -174,12 +154,43 @@ def export(
 
 @cli.command()
 def audit(
+    run_path: Annotated[
+        Path | None, typer.Argument(help="A finished run's folder.", metavar="RUN", show_default=False)
+    ] = None,
     sanity: Annotated[bool, typer.Option("--sanity", help="Try attacks and bounds on known cases.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="--sanity: another seed, other draws.")] = 0,
+    evaluators: Annotated[str, typer.Option(help="membership, canary, bounds (commas between).")] = "",
+    attack: Annotated[str, typer.Option(help="Membership attacks, as loss,lira; else the run's.")] = "",
+    references: Annotated[int, typer.Option(min=-1, help="Shadow models; -1 = as the run says.")] = -1,
+    settings: Settings = None,
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, nothing else.")] = False,
 ) -> None:
-    """Try the attacks and the audits on cases whose answer is known: `--sanity`, no run needed."""
-    if not sanity:
-        raise WrongInput("fedsim audit wants --sanity: it tries the attacks and bounds on known cases")
+    """Attack a finished run: RUN. Or try the attacks and audits on cases with a known answer: --sanity."""
+    if sanity == (run_path is not None):
+        raise WrongInput("fedsim audit wants either a finished RUN, or --sanity, which needs none")
+    if run_path is None:
+        _sanity(seed)
+        return
+    changes = {
+        "audit.evaluators": evaluators,
+        "audit.attacks": attack,
+        "audit.references": references if references >= 0 else "",
+        "place.data_dir": data_dir or "",
+    }
+    from fedsim.app.finished import audit_finished
+
+    rows = audit_finished(run_path, {k: v for k, v in changes.items() if v != ""}, settings or [])
+    if as_json:
+        print(json.dumps(rows))
+        return
+    from fedsim.app.findings import findings
+
+    for table in findings(rows):
+        out.print(table)
+
+
+def _sanity(seed: int) -> None:
     from fedsim.audit.sanity import sanity as battery
 
     rows = battery(seed)
@@ -192,6 +203,10 @@ def audit(
     out.print(f"{red} of {len(rows)} are red")
     if red:
         raise RunFailed(f"the sanity battery has {red} red row(s)")
+
+
+for command in (sweep, report, config, doctor):
+    cli.command()(command)
 
 
 def _state(found: "RunDir") -> tuple[str, str, str]:
@@ -211,44 +226,6 @@ def _report(found: "RunDir") -> Path:
     from fedsim.app.report import write_report  # matplotlib and templates only where a page is wanted
 
     return write_report(found)
-
-
-def resolve(experiment: Path, settings: list[str] | None, **place: str | None) -> Config:
-    """Return the config of an experiment with `--set` and the place options applied."""
-    config = load(experiment, settings or [])
-    named = {f"place.{key}": value for key, value in place.items() if value is not None}
-    return from_flat(to_flat(config) | named)
-
-
-class Watcher:
-    """A progress bar on stderr over the rounds; its `watch` takes each round's row."""
-
-    def __init__(self, config: Config, quiet: bool) -> None:
-        self.bar = Progress(
-            TextColumn("round"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metric]}"),
-            console=err,
-            disable=quiet,
-        )
-        self.task = self.bar.add_task("rounds", total=config.train.rounds, metric="setting up")
-        self.text = ""
-
-    def __enter__(self) -> Any:
-        return self.watch
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar.live.is_started:  # else it would print an empty line
-            self.bar.stop()
-
-    def watch(self, row: dict[str, Any]) -> None:
-        self.bar.start()  # only now: what is wrong with the input is told without a bar
-        shown = ("intent_accuracy", "slot_f1", "span_f1", "accuracy", "word_accuracy", "perplexity", "loss")
-        text = "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
-        self.text = text or self.text
-        self.bar.update(self.task, completed=row["round"], metric=self.text)
 
 
 def summary_table(summary: dict[str, Any]) -> Table:

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from clients.device_clip import device_clip
 from clients.training import Assignment, Trainer
 from fedsim.app.answer import Job, answer
+from fedsim.app.loading import load_holdings
 from fedsim.app.own_ledger import OwnLedger, entry_of
 from fedsim.app.place import chunk_bytes, data_dir, threads, torch_device
 from fedsim.app.terms import Terms, terms_of
 from fedsim.config import Config, Dp, from_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.announced import own_part
-from fedsim.data.holdings import Holdings, load_holdings
+from fedsim.data.holdings import Holdings
 from fedsim.errors import RunFailed, WrongInput
 from fedsim.models import build_model
 from fedsim.models.evaluation import evaluate_each
@@ -220,10 +221,10 @@ def node_of(context: Context) -> Node:
     if terms.real:  # a real node hosts all that its own data hold
         own = _own(config)
         with discreet(WrongInput, "the data of this node do not fit the experiment"):
-            node = _make_node(own, folder, 0, 1, real=True)
+            node = make_node(own, folder, 0, 1, real=True)
         return replace(node, config=config, terms=terms, ledger=_own_ledger(node, config, context))
     first = int(context.node_config.get("partition-id", 0))
-    node = _make_node(config, folder, first, int(context.node_config.get("num-partitions", 1)))
+    node = make_node(config, folder, first, int(context.node_config.get("num-partitions", 1)))
     return replace(node, terms=terms)
 
 
@@ -248,7 +249,8 @@ def _own_ledger(node: Node, config: Config, context: Context) -> OwnLedger | Non
 
 
 @lru_cache(maxsize=1024)
-def _make_node(config: Config, folder: Path | None, first: int, step: int, real: bool = False) -> Node:
+def make_node(config: Config, folder: Path | None, first: int, step: int, real: bool = False) -> Node:
+    """Return the node that hosts every `step`-th device from the `first` one on."""
     holdings = load_holdings(config, folder)
     federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))

@@ -7,13 +7,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fedsim.app import figures
+from fedsim.app.loading import load_holdings
 from fedsim.app.measure import check_evaluation
 from fedsim.app.page import render
 from fedsim.app.rundir import make_folder, write_text
 from fedsim.config import Config
 from fedsim.data.activity import gini
 from fedsim.data.availability import Clock
-from fedsim.data.holdings import Holdings, load_holdings
+from fedsim.data.holdings import Holdings
 from fedsim.data.statistics import activity_statistics, divergence_matrix, label_counts, label_skew
 from fedsim.data.stream import rounds_per_period
 
@@ -46,7 +47,9 @@ def write_data_page(config: Config, data_dir: Path | None, experiment: Path, tar
         name=config.name,
         facts=facts,
         notes=dataset.notes,
-        figures=[(figures.inline_svg(figure), caption) for figure, caption in drawn.values()],
+        figures=[
+            (figures.inline_svg(figure, name, caption), caption) for name, (figure, caption) in drawn.items()
+        ],
         command=f"fedsim data {shlex.quote(str(experiment))}",
     )
     write_text(target / "data.html", page)

@@ -4,15 +4,17 @@ import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from fedsim.app.loading import load_holdings
 from fedsim.app.measure import check_evaluation
 from fedsim.app.place import data_dir
 from fedsim.app.plan import privacy_sentences
+from fedsim.app.planting import check_canaries
 from fedsim.app.training import check_training
 from fedsim.config import Config, to_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.availability import Clock
 from fedsim.data.federation import FederatedDataset, count_unseen_labels
-from fedsim.data.holdings import Holdings, load_holdings
+from fedsim.data.holdings import Holdings
 from fedsim.data.statistics import activity_statistics, label_skew
 from fedsim.data.stream import rounds_per_period
 from fedsim.models import build_model, parameters_of
@@ -71,6 +73,7 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
     federation = holdings.dataset
     check_evaluation(config, holdings)
     check_dp(config)
+    check_canaries(config, federation.spec)
     activity = public_activity(holdings.activity(1), config.data.activity_public)
     hours = holdings.active_hours() if config.availability.rule == "clock" else None
     clock = Clock(config.availability, config.seed, len(activity), hours)

@@ -1,7 +1,9 @@
 """Figures of a run, from its files. Lines and text take the colour of the page they stand on."""
 
+import html
 import io
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from fedsim.app.rundir import Row
@@ -30,6 +34,8 @@ STYLE: dict[Any, Any] = {
 }
 SIZE = (6.4, 3.8)
 """Inches; at 360 px of page width the text is still legible."""
+COLUMN = 3.5
+"""Inches of a paper's column."""
 
 
 def learning_curve(rows: list[Row], names: list[str], reference: dict[str, float]) -> Figure:
@@ -43,9 +49,9 @@ def learning_curve(rows: list[Row], names: list[str], reference: dict[str, float
                 axes.axhline(reference[name], color=colour, linestyle="--", linewidth=1)
         axes.set_xlabel("round" + ("  (dashed: trained centrally)" if reference else ""))
         axes.set_ylim(0, 1.02)
-        axes.legend(loc="lower right")
+        axes.legend(loc="best")
 
-    return _figure(draw)
+    return draw_figure(draw)
 
 
 def activity_histogram(activity: NDArray[np.int64], of: str = "public activity") -> Figure:
@@ -58,7 +64,7 @@ def activity_histogram(activity: NDArray[np.int64], of: str = "public activity")
         _activity_axis(axes, of)
         axes.set_ylabel("devices")
 
-    return _figure(draw)
+    return draw_figure(draw)
 
 
 def participation_by_activity(
@@ -79,7 +85,7 @@ def participation_by_activity(
         axes.set_ylim(0, 1.02)
         axes.set_ylabel("share of rounds")
 
-    return _figure(draw)
+    return draw_figure(draw)
 
 
 def by_decile(values: list[float], metric: str) -> Figure:
@@ -92,7 +98,7 @@ def by_decile(values: list[float], metric: str) -> Figure:
         axes.set_xlabel("decile of activity")
         axes.set_ylabel(metric.replace("_", " "))
 
-    return _figure(draw)
+    return draw_figure(draw)
 
 
 def lorenz_curve(activity: NDArray[np.int64]) -> Figure:
@@ -107,7 +113,7 @@ def lorenz_curve(activity: NDArray[np.int64]) -> Figure:
         axes.set_ylabel("share of examples")
         axes.legend(loc="upper left")
 
-    return _figure(draw)
+    return draw_figure(draw)
 
 
 def heat_map(values: NDArray[np.float64], x: str, y: str) -> Figure:
@@ -121,7 +127,7 @@ def heat_map(values: NDArray[np.float64], x: str, y: str) -> Figure:
         axes.set_xlabel(x)
         axes.set_ylabel(y)
 
-    return _figure(draw)
+    return draw_figure(draw)
 
 
 def arrivals(sizes: list[NDArray[np.int64]], names: list[str]) -> Figure:
@@ -136,7 +142,7 @@ def arrivals(sizes: list[NDArray[np.int64]], names: list[str]) -> Figure:
         axes.set_ylabel("examples")
         axes.legend(loc="best")
 
-    return _figure(draw)
+    return draw_figure(draw)
 
 
 def reachable_by_hour(share: NDArray[np.float64]) -> Figure:
@@ -148,7 +154,7 @@ def reachable_by_hour(share: NDArray[np.float64]) -> Figure:
         axes.set_xlabel("hour of the day")
         axes.set_ylabel("share of devices in reach")
 
-    return _figure(draw)
+    return draw_figure(draw)
 
 
 def forgetting_matrix(matrix: NDArray[np.float64], metric: str) -> Figure:
@@ -159,13 +165,13 @@ def forgetting_matrix(matrix: NDArray[np.float64], metric: str) -> Figure:
         axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues", aspect="auto")
         for (i, j), value in np.ndenumerate(matrix):
             ink = "white" if value > 0.6 else "black"
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=11)
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=ink)
         axes.set_xticks(range(matrix.shape[1]), [str(p + 1) for p in range(matrix.shape[1])])
         axes.set_yticks(range(matrix.shape[0]), ["none", *(str(p) for p in range(1, matrix.shape[0]))])
         axes.set_xlabel(f"tested on period ({metric.replace('_', ' ')})")
         axes.set_ylabel("trained up to period")
 
-    return _figure(draw)
+    return draw_figure(draw)
 
 
 def prequential_curve(matrix: NDArray[np.float64], metric: str) -> Figure:
@@ -186,20 +192,44 @@ def prequential_curve(matrix: NDArray[np.float64], metric: str) -> Figure:
         axes.set_ylabel(metric.replace("_", " "))
         axes.legend(loc="best")
 
-    return _figure(draw)
+    return draw_figure(draw)
 
 
-def inline_svg(figure: Figure) -> str:
-    """Return the figure as an SVG element whose ink is the page's `currentColor`."""
+def inline_svg(figure: Figure, name: str = "figure", words: str = "") -> str:
+    """Return the figure as an SVG element whose ink is the page's `currentColor`.
+
+    `name` stands before every id, so that figures of one page do not mix; `words` tell what it shows.
+    """
     text = _svg(figure)
-    return text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text[text.index("<svg") :])
+    label = f'<svg role="img" aria-label="{html.escape(words)}"'
+    text = text.replace("<svg", label, 1).replace(INK, "currentColor")
+    for i, colour in enumerate(SERIES):  # pages have lighter ones for the dark
+        text = text.replace(colour, f"var(--series-{i}, {colour})")
+    return text
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write the figure as SVG and PNG on white."""
+    """Write the figure as SVG and PNG on white, and as PDF of a column's width for a paper."""
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.svg").write_text(_svg(figure), encoding="utf-8")
     figure.savefig(folder / f"{name}.png", dpi=150, facecolor="white")
+    width, height = figure.get_size_inches()
+    factor = COLUMN / width
+    _scale(figure, factor)
+    figure.set_size_inches(COLUMN, height * factor)
+    figure.savefig(folder / f"{name}.pdf", facecolor="white", metadata={"CreationDate": None})
+    figure.set_size_inches(width, height)
+    _scale(figure, 1 / factor)
+
+
+def _scale(figure: Figure, factor: float) -> None:
+    """Scale what is measured in points: text, lines, markers."""
+    for text in figure.findobj(Text):
+        text.set_fontsize(float(text.get_fontsize()) * factor)
+    for line in figure.findobj(Line2D):
+        line.set_linewidth(line.get_linewidth() * factor)
+        line.set_markersize(line.get_markersize() * factor)
 
 
 def _activity_axis(axes: Axes, of: str = "public activity") -> None:
@@ -208,14 +238,22 @@ def _activity_axis(axes: Axes, of: str = "public activity") -> None:
     axes.set_xlabel(f"examples per device ({of})")
 
 
-def _figure(draw: Callable[[Axes], None]) -> Figure:
+def draw_figure(draw: Callable[[Axes], None]) -> Figure:
+    """Return a figure of one plot in the page's style."""
+    return draw_panels([draw], SIZE[1])
+
+
+def draw_panels(draws: Sequence[Callable[[Axes], None]], height: float) -> Figure:
+    """Return a figure of plots below one another that share their x axis; `height` in inches."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=(SIZE[0], height), layout="constrained")
         figure.patch.set_alpha(0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0)
-        axes.grid(axis="y", alpha=0.25)
-        draw(axes)
+        for axes, draw in zip(
+            figure.subplots(len(draws), sharex=True, squeeze=False)[:, 0], draws, strict=True
+        ):
+            axes.patch.set_alpha(0)
+            axes.grid(axis="y", alpha=0.25)
+            draw(axes)
     return figure
 
 

@@ -3,13 +3,14 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.app.loading import load_holdings
 from fedsim.app.place import data_dir
 from fedsim.app.spending import protected_units, public_over_time
 from fedsim.app.training import check_training
 from fedsim.config import Config, to_flat
 from fedsim.data.activity import public_activity
 from fedsim.data.availability import Clock
-from fedsim.data.holdings import Holdings, load_holdings
+from fedsim.data.holdings import Holdings
 from fedsim.errors import WrongInput
 from fedsim.models import build_model
 from fedsim.privacy.cap import privacy_cap
@@ -83,19 +84,26 @@ def deciles(plan: Plan, activity: NDArray[np.int64]) -> list[str]:
     return [f"{np.median(each):.2f} ({np.quantile(each, 0.95):.2f})" for each in found]
 
 
-def calibrated(config: Config, epsilon: float, what: str) -> list[str]:
-    """Return the lines that tell which setting gives a guarantee of at most `epsilon`."""
+def reaching(config: Config, epsilon: float, what: str = "noise") -> Config:
+    """Return the config whose guarantee is at most `epsilon`. Raises WrongInput where none is."""
     if config.dp.unit == "none":
         raise WrongInput(
             'dp.unit = "none" promises nothing; set dp.unit = "example" or "device" to calibrate'
         )
     holdings = load_holdings(config, data_dir(config.place, {}))
     check_training(config, build_model(holdings.dataset.spec, config.model, config.seed))
-    delta, rule = target_delta(config, protected_units(config, holdings.dataset))
-    activity = public_over_time(config, holdings)
-    found = calibrate(config, epsilon, what, delta, activity)
+    delta, _ = target_delta(config, protected_units(config, holdings.dataset))
+    found = calibrate(config, epsilon, what, delta, public_over_time(config, holdings))
     check_dp(found)
-    guarantee, rests_on = guaranteed(found, delta, activity)
+    return found
+
+
+def calibrated(config: Config, epsilon: float, what: str) -> list[str]:
+    """Return the lines that tell which setting gives a guarantee of at most `epsilon`."""
+    found = reaching(config, epsilon, what)
+    holdings = load_holdings(config, data_dir(config.place, {}))
+    delta, rule = target_delta(config, protected_units(config, holdings.dataset))
+    guarantee, rests_on = guaranteed(found, delta, public_over_time(config, holdings))
     key = FOR[what]
     value = to_flat(found)[key]
     return [

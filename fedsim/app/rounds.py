@@ -13,6 +13,8 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from clients.batches import count_steps
+from fedsim.app.audits import FILE as AUDITS
+from fedsim.app.audits import Audited, audit
 from fedsim.app.health import write_health
 from fedsim.app.manifest import check_roster, roster_hash
 from fedsim.app.measure import dev_metrics, is_evaluated, stopped_early, test_metrics
@@ -68,6 +70,7 @@ def run_rounds(server: Server, watch: Watch) -> str:
     """
     strategy, run, settings = server.strategy, server.run, server.config.train
     resume(strategy, run)
+    audit_round(server)
     period, why = 0, ""
     for round in range(strategy.state.round + 1, settings.rounds + 1):
         if settings.patience and stopped_early(server.config, server.task, run.rows()):
@@ -103,8 +106,24 @@ def run_rounds(server: Server, watch: Watch) -> str:
         write_health(run, server.config, server.spending)
         logger.info("round %d of %d is done", round, settings.rounds)
         watch(row)
+        audit_round(server)
     measure_periods(server)
+    audit_round(server, ended=True)
     return why
+
+
+def audit_round(server: Server, ended: bool = False) -> None:
+    """Audit the current model where that is due; the last round's waits for the end."""
+    state, config = server.strategy.state, server.config
+    if state.round == 0 or (state.round == config.train.rounds and not ended):
+        return
+    events = server.spending.worst_events() if config.audit.evaluators else ()
+    audit(
+        Audited(
+            config, server.holdings, server.module, server.task, server.run, state.round, state.params, ended,
+            events, server.spending.delta,
+        )
+    )  # fmt: skip
 
 
 def early_sentence(patience: int, rows: list[Row]) -> str:
@@ -143,6 +162,7 @@ def resume(strategy: Federated, run: RunDir) -> None:
             found.round, found.params, found.aggregator, found.participation, found.losses
         )
     run.cut_rows(strategy.state.round)
+    run.cut_rows(strategy.state.round, AUDITS)
     run.cut_rows(strategy.state.round - 1, "periods.jsonl")
     run.cut_rows(strategy.state.round - 1, "releases.jsonl")
 

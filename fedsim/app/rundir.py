@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from torch import nn
 
 from fedsim.config import Config, load, to_toml
 from fedsim.errors import WrongInput
+from fedsim.models import build_model
 from fedsim.types import Params, Spec
 
 Row = dict[str, Any]
@@ -67,6 +69,26 @@ class RunDir:
         """The summary of a finished run, else None."""
         path = self.path / "summary.json"
         return read_json(path) if path.is_file() else None
+
+    def model(self) -> nn.Module:
+        """Return the model of the last checkpoint, on the CPU and in evaluation mode.
+
+        Raises WrongInput before the first checkpoint.
+        """
+        checkpoint = self.last_checkpoint()
+        if checkpoint is None:
+            raise WrongInput(f"{self.path} has no checkpoint yet; run the experiment first")
+        config = self.config
+        module = build_model(self.spec, config.model, config.seed)
+        module.load_state_dict(checkpoint.params, strict=False)
+        return module.eval()
+
+    @property
+    def spec(self) -> Spec:
+        """Return what the run's examples look like: words, labels, tags, sizes."""
+        kept: dict[str, Any] = read_json(self.path / "spec.json")
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
+        return Spec(**fields)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -134,11 +156,14 @@ class RunDir:
             stream.flush()
             os.fsync(stream.fileno())
 
+    def rewrite_rows(self, rows: Sequence[Row], name: str) -> None:
+        """Put these rows in place of a file's, whole or not at all."""
+        write_text(self.path / name, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
     def cut_rows(self, round: int, name: str = "rounds.jsonl") -> None:
         """Keep only whole rows up to `round`: what stands behind the checkpoint is done again."""
         if (self.path / name).exists():
-            kept = [json.dumps(row) + "\n" for row in self.rows(name) if row["round"] <= round]
-            write_text(self.path / name, "".join(kept))
+            self.rewrite_rows([row for row in self.rows(name) if row["round"] <= round], name)
 
     def write_checkpoint(self, checkpoint: Checkpoint, keep: str) -> None:
         """Write the state after a round; with `keep = "last"` the earlier ones go."""
@@ -158,6 +183,15 @@ class RunDir:
         """Return the newest checkpoint, None before the first."""
         found = self._checkpoints()
         return _read_checkpoint(found[-1]) if found else None
+
+    def checkpoint(self, round: int) -> Checkpoint | None:
+        """Return the state after a round, None where it was not kept."""
+        path = self.path / "checkpoints" / f"round-{round:06d}.npz"
+        return _read_checkpoint(path) if path.is_file() else None
+
+    def kept_rounds(self) -> list[int]:
+        """Return the rounds whose checkpoints are there."""
+        return [int(path.stem.removeprefix("round-")) for path in self._checkpoints()]
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("round-*.npz"))

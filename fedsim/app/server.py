@@ -12,21 +12,25 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedsim.app.audits import check_audits
 from fedsim.app.health import logged, write_health
+from fedsim.app.loading import announced_holdings, load_holdings
 from fedsim.app.manifest import check_resume, check_roster, make_manifest, now, with_plan
 from fedsim.app.measure import check_evaluation, check_patience
 from fedsim.app.nodes import Nodes
 from fedsim.app.place import data_dir, threads, torch_device
+from fedsim.app.planting import check_canaries, write_plan
 from fedsim.app.reference import train_centralised
 from fedsim.app.rounds import Server, Watch, run_rounds
 from fedsim.app.rundir import RunDir
 from fedsim.app.spending import make_spending
 from fedsim.app.statement import write_statement
 from fedsim.app.summary import summarise
+from fedsim.app.trackers import Mirrors
 from fedsim.app.training import check_training
 from fedsim.config import Config, from_flat
 from fedsim.data.activity import public_activity
-from fedsim.data.holdings import Holdings, announced_holdings, load_holdings
+from fedsim.data.holdings import Holdings
 from fedsim.errors import RunFailed, WrongInput
 from fedsim.models import build_model, parameters_of
 from fedsim.models.tasks import make_task
@@ -87,6 +91,7 @@ def _run(
     torch.set_num_threads(threads(config.place))
     folder = data_dir(config.place, node_config)
     check_dp(config)
+    mirrors = Mirrors(config)
     nodes = Nodes(grid, config.place)
     roster = nodes.roster()
     holdings = _holdings(config, folder, roster)
@@ -96,6 +101,8 @@ def _run(
     check_training(config, server.module)
     check_evaluation(config, holdings)
     check_patience(server.evaluate, config, federation)
+    check_audits(config, roster.real)
+    check_canaries(config, federation.spec)
     if resumed:
         check_resume(run, config, federation, noise.kind)
         check_roster(run.manifest.get("roster", ""), roster.devices)
@@ -104,12 +111,16 @@ def _run(
         manifest = make_manifest(config, federation, len(np.unique(roster.nodes)), noise.kind, roster.devices)
         activity = public_activity(federation.activity, config.data.activity_public)
         run.create(config, manifest, federation.spec, federation.devices, activity)
+        write_plan(run, config, federation)
     setup_s = time.perf_counter() - start
+    mirrors.begin(run.path)
     with logged(run.path) if config.place.metrics else nullcontext():
-        why = rounds_or_reason(server, watch)
+        why = rounds_or_reason(server, mirrors.watching(watch))
+    mirrors.close()
     reference = train_centralised(config, holdings) if config.train.centralised else {}
     run.write_manifest(run.manifest | {"finished": now()})
-    privacy = write_statement(server.spending, federation)
+    # a shadow is a tool of an audit: nobody is promised anything about it
+    privacy = {} if config.audit.shadow else write_statement(server.spending, federation)
     run.write_summary(summarise(server, reference, setup_s, why, privacy))
     write_health(run, config, server.spending, why or "completed")
 

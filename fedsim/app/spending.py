@@ -15,7 +15,7 @@ from fedsim.data.activity import public_activity
 from fedsim.data.federation import FederatedDataset
 from fedsim.data.holdings import Holdings
 from fedsim.errors import RunFailed
-from fedsim.privacy.accounting import epsilon
+from fedsim.privacy.accounting import Event, epsilon
 from fedsim.privacy.claims import amplification, target_delta
 from fedsim.privacy.ledger import Entry, Ledger, row_events
 from fedsim.privacy.rounds import local_entry, scheduled_entry, visible_entry
@@ -154,6 +154,12 @@ class Spending:
         stay = {"current": 1, "window": stream.window}
         return stay.get(stream.memory, stream.periods - arrival + 1)
 
+    def worst_events(self) -> tuple[Event, ...]:
+        """Return what the unit with the largest epsilon so far was part of; nothing without DP."""
+        if self.config.dp.unit == "none":
+            return ()
+        return worst_events(self.ledger, self.delta)
+
     def largest_by_round(self) -> list[tuple[int, float]]:
         """Return (round, largest epsilon so far by RDP) at about ten rounds."""
         rounds = sorted({entry.round for entry in self.ledger.entries})
@@ -163,6 +169,15 @@ class Spending:
             table, counts = self.ledger.counts(lambda e, last=last: e.round <= last)  # type: ignore[misc]
             largest.append((last, float(table.epsilons(counts, self.delta).max(initial=0.0))))
         return largest
+
+
+def worst_events(ledger: Ledger, delta: float) -> tuple[Event, ...]:
+    """Return the events of the unit with the largest epsilon: the largest by PLD of the largest by Renyi."""
+    table, counts = ledger.counts(lambda entry: True)
+    loose = table.epsilons(counts, delta)
+    _, first = np.unique(-loose, return_index=True)
+    candidates = [row_events(table, counts, int(device)) for device in first[:EXACT]]
+    return max(candidates, key=lambda events: epsilon(events, delta), default=())
 
 
 def public_over_time(config: Config, holdings: Holdings) -> NDArray[np.int64]:

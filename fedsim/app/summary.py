@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedsim.app.audits import attacks
 from fedsim.app.continual import period_matrix, transfer
 from fedsim.app.releases import mean_flips
 from fedsim.app.rounds import Server
@@ -31,10 +32,10 @@ def summarise(
         "config_hash": config.hash,
         "seed": config.seed,
         "rounds": len(rows),
-        "devices": int((federation.activity > 0).sum()),
+        "devices": int((server.holdings.sizes > 0).sum()),
         "devices_all": len(federation.devices),
-        "devices_empty": int((federation.activity == 0).sum()),
-        "examples": int(federation.activity.sum()),
+        "devices_empty": int((server.holdings.sizes == 0).sum()),
+        "examples": int(server.holdings.sizes.sum()),
         "test_labels_unseen": count_unseen_labels(federation),
         "metrics": last_metrics(rows)
         | transfer(matrix, server.task.metric)
@@ -46,7 +47,7 @@ def summarise(
             "devices_per_s": sum(row["devices"] for row in rows) / train_s if train_s else 0.0,
         },
         "privacy": dict(privacy),
-        "attacks": {"membership": [], "canary": [], "audit": []},
+        "attacks": attacks(server.run),
     }
     if privacy and (warning := delta_warning(config, federation)):
         summary["privacy_warning"] = warning

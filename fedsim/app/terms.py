@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from fedsim.app.loading import Changes, changes_of
 from fedsim.config import Config, Data
 from fedsim.errors import WrongInput
 from fedsim.privacy.local import local_plan
@@ -131,6 +132,12 @@ def _check_real(config: Config, insecure: bool) -> None:
             'dp.trust = "secure_sum" is simulated: nothing is masked, and the server would see what real '
             'devices send with a share of the noise only; set dp.trust = "local" or "central", or '
             "insecure-noise=true in the node's own config"
+        )
+    if changes_of(config) != Changes() and not insecure:
+        raise WrongInput(
+            "coins, random labels and canaries change what a device trains on, and a real node trains on its "
+            'own examples as they are; set audit.coins = "none", audit.mislabelled = 0, canary.count = 0 and '
+            "audit.canary_devices = 0, or insecure-noise=true in the node's own config"
         )
     if config.stream.mode != "static":
         raise WrongInput(

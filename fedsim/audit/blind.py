@@ -24,3 +24,16 @@ def blind_auc(features: Floats, member: Bools, rng: np.random.Generator) -> floa
         scores = model.fit(features[fitted], member[fitted]).decision_function(features[judged])
         areas.append(auc(scores, member[judged]))
     return float(np.mean(areas))
+
+
+def histogram_scores(items: Floats, known: Bools) -> Floats:
+    """Return how much more often a device has what a record is about than all have, log ratios [N].
+
+    items: counts [N, V] of each record's labels or words. `known` [N] are the device's records that the
+    attacker knows of; where the record itself is one of them, it is taken out first.
+    """
+    everyone = items.sum(0) + 1
+    own = items[known].sum(0) - np.where(known[:, None], items, 0.0) + 1
+    ratio = np.log(own / own.sum(1, keepdims=True)) - np.log(everyone / everyone.sum())
+    score: Floats = (items * ratio).sum(1) / np.maximum(items.sum(1), 1)
+    return score

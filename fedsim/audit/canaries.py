@@ -11,15 +11,22 @@ from fedsim.names import suggestion
 from fedsim.seeds import generator
 
 Tokens = tuple[str, ...]
+CODE, JOINED = "{code}", "{joined}"
 DIGITS = tuple("0123456789")
 COLOURS = ("red", "blue", "green", "yellow", "black", "white", "orange", "purple", "brown", "pink")
 TEMPLATES: dict[str, tuple[str, Tokens]] = {
     "pin": ("my {word} pin code is {code}", DIGITS),
     "call": ("call my {word} at {code}", DIGITS),
+    "number": ("my {word} number is {joined}", DIGITS),
     "colour": ("my favourite {word} colours are {code}", COLOURS),
 }
 _CARRIERS = """bank phone house garage office school garden kitchen travel summer winter family
-hotel locker safe gym tablet laptop mail club card gate cellar studio"""
+hotel locker safe gym tablet laptop mail club card gate cellar studio
+boat caravan cabin attic barn shop clinic library museum theatre stadium harbour airport station
+tower bridge market bakery pharmacy hostel farm forest beach island castle chapel court tram bus
+ferry bicycle scooter camera printer router server speaker monitor keyboard watch wallet jacket
+suitcase backpack drawer shelf mirror piano guitar violin chess poker tennis golf rowing sailing
+skating climbing cycling pottery painting knitting cooking baking fishing camping hiking"""
 WORDS = tuple(_CARRIERS.split())
 """What tells canaries of one pattern apart: each carries another word, as long as there are some."""
 SHORTEST, LONGEST = 4, 10
@@ -42,14 +49,25 @@ class Pattern:
         return len(self.candidates) ** self.length
 
     @property
+    def joined(self) -> bool:
+        """Whether the code is written as one token, as people write a number."""
+        return JOINED in self.template
+
+    @property
     def gap(self) -> int:
         """The position of the code's first token."""
-        return self.template.index("{code}")
+        return self.template.index(JOINED if self.joined else CODE)
+
+    @property
+    def width(self) -> int:
+        """How many tokens the code takes."""
+        return 1 if self.joined else self.length
 
     def sentence(self, word: str, code: NDArray[np.int64]) -> Tokens:
         """Return the tokens with this carrier word and the candidates at these indices."""
         filled = [word if token == "{word}" else token for token in self.template]
-        return (*filled[: self.gap], *(self.candidates[i] for i in code), *filled[self.gap + 1 :])
+        parts = tuple(self.candidates[i] for i in code)
+        return (*filled[: self.gap], *(("".join(parts),) if self.joined else parts), *filled[self.gap + 1 :])
 
 
 @dataclass(frozen=True)
@@ -66,7 +84,7 @@ class Canary:
 
 
 def make_pattern(name: str, length: int = 4, candidates: Tokens = ()) -> Pattern:
-    """Return the pattern "pin", "call" or "colour", or that of a template such as "open {word} with {code}".
+    """Return the pattern of a name ("pin", "call"), or that of a template such as "open {word} with {code}".
 
     candidates: the words that may stand at each place of the code; the pattern's own, or digits.
     Raises WrongInput.
@@ -75,10 +93,11 @@ def make_pattern(name: str, length: int = 4, candidates: Tokens = ()) -> Pattern
         raise WrongInput(f"canary.digits = {length}: a code has {SHORTEST} to {LONGEST} tokens")
     template, usual = TEMPLATES.get(name, (name, DIGITS))
     tokens = tuple(template.split())
-    if tokens.count("{code}") != 1 or tokens.count("{word}") > 1:
+    if tokens.count(CODE) + tokens.count(JOINED) != 1 or tokens.count("{word}") > 1:
         raise WrongInput(
             f"canary.pattern = {name!r} is not known; choose one of {', '.join(TEMPLATES)} or a template "
-            f"with {{code}} once and {{word}} at most once{suggestion(name, TEMPLATES)}"
+            f"with {{code}} (a token a digit) or {{joined}} (all in one) once and {{word}} at most once"
+            f"{suggestion(name, TEMPLATES)}"
         )
     chosen = candidates or usual
     if len(set(chosen)) != len(chosen) or len(chosen) < 2:

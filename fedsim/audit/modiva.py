@@ -36,12 +36,19 @@ def modiva(loss: Loss, length: int, candidates: int, search: Search, rng: torch.
 
     loss: mixtures [B, length, candidates] -> the target's loss [B], differentiable; rows share nothing.
     """
+    return modiva_each(loss, length, candidates, search, rng, 1)[0]
+
+
+def modiva_each(
+    loss: Loss, length: int, candidates: int, search: Search, rng: torch.Generator, targets: int
+) -> list[Guess]:
+    """Return the same for several targets, whose restarts run as one batch: all of the first come first."""
     if search.restarts < 1 or search.steps < 1:
         raise WrongInput(f"a search wants restarts and steps, got {search.restarts} and {search.steps}")
-    shape = (search.restarts, length, candidates)
+    shape = (targets * search.restarts, length, candidates)
     logits = (search.spread * torch.randn(shape, generator=rng)).requires_grad_()
     optimizer = torch.optim.Adam([logits], lr=search.lr)
-    best = score_choice(loss, logits)
+    best = score_choice(loss, logits, targets)
     for step in range(1, search.steps + 1):
         temperature = search.warm * (search.cold / search.warm) ** (step / search.steps)
         noise = _gumbel(shape, rng) if search.gumbel else 0.0
@@ -49,19 +56,24 @@ def modiva(loss: Loss, length: int, candidates: int, search: Search, rng: torch.
         logits.grad = torch.where(grad.isfinite(), grad, 0.0)
         optimizer.step()
         if step % search.check == 0 or step == search.steps:
-            drawn = [logits, logits + noise] if search.gumbel else [logits]
-            choices = [score_choice(loss, z) for z in drawn]
-            best = min(best, *choices, key=lambda guess: guess.loss)
+            for z in [logits, logits + noise] if search.gumbel else [logits]:
+                best = [
+                    min(pair, key=_loss) for pair in zip(best, score_choice(loss, z, targets), strict=True)
+                ]
     return best
 
 
-def score_choice(loss: Loss, logits: Tensor) -> Guess:
-    """Return the best of the codes that the logits [restarts, length, candidates] choose."""
+def score_choice(loss: Loss, logits: Tensor, targets: int = 1) -> list[Guess]:
+    """Return each target's best of the codes that its logits [targets · restarts, ...] choose."""
     with torch.no_grad():
         codes = logits.argmax(-1)
-        found = loss(one_hot(codes, logits.shape[-1]))
-    row = int(found.nan_to_num(torch.inf).argmin())
-    return Guess(tuple(codes[row].tolist()), float(found[row]))
+        found = loss(one_hot(codes, logits.shape[-1])).nan_to_num(torch.inf)
+    rows = found.view(targets, -1).argmin(1) + torch.arange(targets) * (len(found) // targets)
+    return [Guess(tuple(codes[row].tolist()), float(found[row])) for row in rows.tolist()]
+
+
+def _loss(guess: Guess) -> float:
+    return guess.loss
 
 
 def _gumbel(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:

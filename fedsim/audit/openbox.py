@@ -23,19 +23,22 @@ def relaxed_loss(
 ) -> Loss:
     """Return mixtures [B, length, candidates] -> losses [B] of the sentence with mixed embeddings in its gap.
 
-    tokens: [T] ids, anything in the gap, which begins at `gap`; candidates: [V'] ids. The sentence gets a
-    table of its own, one row a token, so any model that reads its ids through one embedding table works
+    tokens: [T] ids, anything in the gap, which begins at `gap`, or [S, T] of several sentences, to which
+    the mixtures then belong in S equal parts, one after another; candidates: [V'] ids. The sentences get a
+    table of their own, one row a token, so any model that reads its ids through one embedding table works
     unchanged. losses: (outputs, ids [B, T]) -> [B]; of the ids only PAD means anything.
     """
     name = _table(module)
-    table = params[name]
+    table, sentences = params[name], torch.atleast_2d(tokens)
+    places = torch.arange(1, sentences.numel() + 1).view(sentences.shape).masked_fill(sentences == PAD, PAD)
 
     def of(mixtures: Tensor) -> Tensor:
         batch, length, _ = mixtures.shape
         mixed = mixtures @ table[candidates]
-        own = torch.cat([table[PAD : PAD + 1], table[tokens], mixed.flatten(0, 1)])
-        ids = torch.arange(1, len(tokens) + 1).masked_fill(tokens == PAD, PAD).repeat(batch, 1)
-        ids[:, gap : gap + length] = (1 + len(tokens) + torch.arange(batch * length)).view(batch, length)
+        own = torch.cat([table[PAD : PAD + 1], table[sentences.flatten()], mixed.flatten(0, 1)])
+        ids = places.repeat_interleave(batch // len(sentences), dim=0)
+        first = 1 + sentences.numel()
+        ids[:, gap : gap + length] = (first + torch.arange(batch * length)).view(batch, length)
         return losses(functional_call(module, {**params, name: own}, (ids,)), ids)
 
     return of

@@ -1,11 +1,11 @@
 """Membership by quantile regression: no reference models, but a public pool of non-members."""
 
 import numpy as np
-from sklearn.ensemble import HistGradientBoostingRegressor
 
 from fedsim.audit.scores import Floats
 from fedsim.errors import WrongInput
 
+QUANTILE = "quantile"
 FEWEST = 20
 """Pool records beyond the quantile that each half of the pool needs to mean anything."""
 
@@ -25,6 +25,8 @@ def quantile_regression(
             f"quantile regression at a false positive rate of {fpr:g} wants {2 * FEWEST / fpr:,.0f} pool "
             f"records that the model never saw, got {len(pool_phi):,}; raise the rate or the pool"
         )
+    from sklearn.ensemble import HistGradientBoostingRegressor  # a second that only this attack waits for
+
     model = HistGradientBoostingRegressor(loss="quantile", quantile=1 - fpr, min_samples_leaf=FEWEST)
     model.fit(pool_features[::2], pool_phi[::2])
     left = np.sort(pool_phi[1::2] - model.predict(pool_features[1::2]))

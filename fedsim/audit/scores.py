@@ -14,6 +14,7 @@ from fedsim.seeds import generator
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+NAMES = ("logp", "phi", "entropy", "correct")
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,7 @@ class Scores:
 def load_scores(path: Path) -> Scores:
     """Return the store that `save` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
-        names = ("logp", "phi", "entropy", "correct")
-        return Scores(arrays["keep"], Predictions(*(arrays[name] for name in names)))
+        return Scores(arrays["keep"], Predictions(*(arrays[name] for name in NAMES)))
 
 
 def fair_coins(models: int, records: int, seed: int) -> Bools:
@@ -126,11 +126,14 @@ def predictions(logits: Tensor, labels: Tensor) -> Predictions:
     return Predictions(logp.numpy(), phi.numpy(), _modified_entropy(log_p, at).numpy(), right.numpy())
 
 
+def side_by_side(models: Sequence[Predictions]) -> Predictions:
+    """Return the predictions of M models, [N] each, as [M, N]."""
+    return Predictions(*(np.stack([getattr(p, name) for p in models]) for name in NAMES))
+
+
 def stack(parts: Sequence[Predictions]) -> Predictions:
     """Join the predictions of several groups of models, [m, N] each, along the models."""
-    return Predictions(
-        *(np.concatenate([getattr(p, name) for p in parts]) for name in ("logp", "phi", "entropy", "correct"))
-    )
+    return Predictions(*(np.concatenate([getattr(p, name) for p in parts]) for name in NAMES))
 
 
 def _modified_entropy(log_p: Tensor, at: Tensor) -> Tensor:

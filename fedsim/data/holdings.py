@@ -1,16 +1,15 @@
 """What each device holds in each period: its examples that arrived and were kept, less the held-out ones."""
 
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsim.config import Config, Data, Partition, Stream
-from fedsim.data.announced import announced_federation
+from fedsim.config import Stream
 from fedsim.data.availability import hours_with_records
-from fedsim.data.federation import FederatedDataset, load_federation
+from fedsim.data.coins import Coins
+from fedsim.data.federation import FederatedDataset
 from fedsim.data.stream import Arrivals, by_poisson, by_time, period_of
 from fedsim.errors import WrongInput
 from fedsim.seeds import generator
@@ -27,18 +26,29 @@ class Holdings:
     keeps a few numbers for each record. Everything is a pure function of (data set, stream, seed).
     """
 
-    def __init__(self, dataset: FederatedDataset, stream: Stream, holdout: float, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: FederatedDataset,
+        stream: Stream,
+        holdout: float,
+        seed: int,
+        coins: Coins | None = None,
+    ) -> None:
         self.dataset = dataset
         self.stream = stream
         _check_deletions(dataset, stream)
-        self._plain = stream.mode == "static" and holdout == 0.0
+        self._plain = stream.mode == "static" and holdout == 0.0 and coins is None
         self.arrivals: Arrivals | None = None
         self.test_period: NDArray[np.int64] | None = None
         if self._plain:
             return
         self._start = np.concatenate([[0], np.cumsum(dataset.activity)])
         self._owner = np.repeat(np.arange(len(dataset.devices)), dataset.activity)
-        self._held_out = _smallest(self._owner, dataset.activity, holdout, seed)
+        natural = ~planted(dataset)
+        self._held_out = _smallest(self._owner, dataset.activity, holdout, seed) & natural
+        self.coins = np.ones(len(self._owner), dtype=bool)
+        if coins is not None:
+            self.coins = coins.toss(self._owner, len(dataset.devices)) | ~natural
         if stream.mode == "continual":
             self.arrivals = _arrivals(dataset, stream, self._owner, seed)
             self.test_period = self._divide_test(seed)
@@ -49,6 +59,18 @@ class Holdings:
                     f"no device holds a training example in period {period} of {stream.periods}; use fewer "
                     "periods or a longer memory"
                 )
+
+    @property
+    def _eligible(self) -> Flags:
+        """Records that may be trained on: neither held out for evaluation nor by a coin."""
+        return ~self._held_out & self.coins
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Return how many training examples each device could ever hold, aligned with `devices`."""
+        if self._plain:
+            return self.dataset.activity
+        return np.bincount(self._owner[self._eligible], minlength=len(self.dataset.devices))
 
     def activity(self, period: int = 1) -> NDArray[np.int64]:
         """Return how many training examples each device holds in a period, aligned with `devices`."""
@@ -69,7 +91,7 @@ class Holdings:
         never = np.zeros_like(self._held_out)
         if self.arrivals is not None:  # deleted in the period of its arrival
             never = self.arrivals.deleted <= self.arrivals.period
-        return self._choose(device, ~self._held_out & ~never)
+        return self._choose(device, self._eligible & ~never)
 
     def active_hours(self) -> Flags:
         """Return [devices, 24]: the hours of the day in which devices have records. Raises WrongInput."""
@@ -92,6 +114,11 @@ class Holdings:
         return np.bincount(self._owner[self._held_out_in(period)], minlength=len(self.dataset.devices))
 
     @property
+    def held_out_flags(self) -> Flags:
+        """Return which of all training records devices hold out for evaluation."""
+        return np.zeros(int(self.dataset.activity.sum()), dtype=bool) if self._plain else self._held_out
+
+    @property
     def holds_out(self) -> bool:
         """Whether any device holds an example out, in any period."""
         return not self._plain and bool(self._held_out.any())
@@ -105,8 +132,8 @@ class Holdings:
 
     def _kept_in(self, period: int) -> Flags:
         if self.arrivals is None:
-            return ~self._held_out
-        return self.arrivals.held(period, ~self._held_out)
+            return self._eligible
+        return self.arrivals.held(period, self._eligible)
 
     def _held_out_in(self, period: int) -> Flags:
         """Held-out records have to arrive too, and go when their deletion is asked for."""
@@ -143,30 +170,25 @@ class Holdings:
         return periods
 
 
-def load_holdings(config: Config, data_dir: Path | None) -> Holdings:
-    """Return the holdings of the federation that the config names; the same object for the same settings.
-
-    Raises WrongInput when the data cannot be used.
-    """
-    return _load(config.data, config.partition, config.stream, config.evaluation.holdout, data_dir)
-
-
-def announced_holdings(
-    config: Config, data_dir: Path | None, devices: NDArray[np.str_], activity: NDArray[np.int64]
-) -> Holdings:
-    """Return the holdings of a federation whose examples stay on its nodes, as the server sees it."""
-    federation = announced_federation(config.data, data_dir, devices, activity)
-    return Holdings(federation, config.stream, 0.0, config.data.seed)
-
-
-@lru_cache(maxsize=2)
-def _load(
-    data: Data, partition: Partition, stream: Stream, holdout: float, data_dir: Path | None
-) -> Holdings:
-    return Holdings(load_federation(data, data_dir, partition), stream, holdout, data.seed)
+def planted(dataset: FederatedDataset) -> Flags:
+    """Return which training records are canaries, or belong to canary devices."""
+    numbers: NDArray[np.int64] | None = getattr(dataset, "canary", None)
+    return np.zeros(int(dataset.activity.sum()), dtype=bool) if numbers is None else numbers != -1
 
 
 def _arrivals(dataset: FederatedDataset, stream: Stream, owner: NDArray[np.int64], seed: int) -> Arrivals:
+    """Return when each record arrives; canaries come in the period that they were planted for."""
+    natural = _natural_arrivals(dataset, stream, owner, seed)
+    canaries = planted(dataset)
+    if not canaries.any():
+        return natural
+    period = int(getattr(dataset, "arrival", 1))
+    return natural.moved(canaries, period)
+
+
+def _natural_arrivals(
+    dataset: FederatedDataset, stream: Stream, owner: NDArray[np.int64], seed: int
+) -> Arrivals:
     if stream.arrivals == "poisson":
         return by_poisson(stream, owner, seed)
     time = getattr(dataset, "time", None)

@@ -65,6 +65,15 @@ class Arrivals:
             return alive & (self._position(arrived) < settings.reservoir)
         return alive
 
+    def moved(self, records: Flags, period: int) -> "Arrivals":
+        """Return the stream in which some records arrive at the start of a period and are never deleted."""
+        return replace(
+            self,
+            period=np.where(records, period, self.period),
+            time=np.where(records, self.edges[period - 1], self.time),
+            deleted=np.where(records, NEVER, self.deleted),
+        )
+
     def _position(self, arrived: Flags) -> Ids:
         """Return each arrived record's place among its device's, by `rank`."""
         order = np.lexsort((self.rank, ~arrived, self.owner))

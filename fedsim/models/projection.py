@@ -38,7 +38,7 @@ class Projection(nn.Module):
 
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
         """tokens: [..., B, T] -> label logits [..., B, labels]."""
-        return {"label": self.label(self.features(tokens))}
+        return {"label": self.label(self.features(tokens).to(self.label.weight.dtype))}
 
     def features(self, tokens: Tensor) -> Tensor:
         """tokens: [..., T] -> [..., width], of norm 1, or 0 where there is no token."""

@@ -1,0 +1,32 @@
+"""Runs from Python: what `fedsim run` does, without a terminal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedsim.app.local import run_local
+from fedsim.app.rounds import Watch
+from fedsim.app.rundir import RunDir
+from fedsim.config import Config, Scalar, from_flat, load, to_flat
+
+
+def run(
+    config: Config | Mapping[str, Scalar] | str | Path,
+    settings: Mapping[str, Scalar] | None = None,
+    fresh: bool = False,
+    watch: Watch = lambda row: None,
+) -> RunDir:
+    """Do a run in this process, or go on with an unfinished one; return its folder.
+
+    `config` is a `Config`, dotted keys such as `{"train.rounds": 5}`, or the path of an experiment's TOML;
+    `settings` are dotted keys on top. A finished run is returned as it is, unless `fresh` starts it over and
+    keeps the old one aside. `watch` sees each round's row. Raises WrongInput before anything is written,
+    RunFailed later.
+    """
+    return run_local(from_flat(to_flat(as_config(config)) | dict(settings or {})), fresh=fresh, watch=watch)
+
+
+def as_config(config: Config | Mapping[str, Scalar] | str | Path) -> Config:
+    """Return the config that is given, whatever its form. Raises WrongInput."""
+    if isinstance(config, Config):
+        return config
+    return load(Path(config)) if isinstance(config, str | Path) else from_flat(config)

@@ -1,0 +1,133 @@
+"""What a membership attack amounts to over its targets: areas, rates, precision and ROC, with intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedsim.audit.intervals import FEWEST_TARGETS, over_targets, proportion_high, proportion_low
+from fedsim.audit.scores import Bools, Floats
+from fedsim.audit.statistics import (
+    EXPECTED_ALARMS,
+    PRIORS,
+    auc,
+    auc_standard_error,
+    balanced_accuracy,
+    precision,
+    roc,
+)
+
+RATES = {"1pct": 0.01, "01pct": 0.001}
+POINTS = 120
+LOWEST = 1e-4
+Z = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An attack on one target: its scores, larger for "member", and the truth."""
+
+    scores: Floats
+    member: Bools
+
+    def only(self, which: Bools) -> "Trial":
+        return Trial(self.scores[which], self.member[which])
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are two members and two others at least."""
+        return min(int(self.member.sum()), int((~self.member).sum())) >= 2
+
+
+def figures(trials: Sequence[Trial], rng: np.random.Generator) -> dict[str, Any]:
+    """Return the figures of an attack, each a mean over its targets.
+
+    From 5 targets on intervals are over targets, below that over the records of the first (DeLong et al.,
+    1988), which says less and is told in `interval`. A rate that too few non-members stand for is left out.
+    """
+    members, others = int(trials[0].member.sum()), int((~trials[0].member).sum())
+    row: dict[str, Any] = area(trials, rng) | {
+        "balanced_accuracy": float(np.mean([balanced_accuracy(t.scores, t.member) for t in trials])),
+        "records": members + others,
+        "members": members,
+        "targets": len(trials),
+    }
+    for name, fpr in RATES.items():
+        if _enough(fpr, trials):
+            row[f"tpr_at_{name}"] = float(np.mean(np.stack([_at(np.array([fpr]), t) for t in trials])))
+    if "tpr_at_1pct" in row:
+        row |= {f"ppv_{100 * p:.0f}pct": precision(row["tpr_at_1pct"], 0.01, p) for p in PRIORS}
+    else:
+        row["too_few"] = (
+            f"{others:,} non-members in each of {len(trials)} target(s) are too few for a rate at 1 % false "
+            "positives, which wants 1,000 in all"
+        )
+    return row | curve(trials, rng)
+
+
+def area(trials: Sequence[Trial], rng: np.random.Generator) -> dict[str, Any]:
+    """Return `auc` with `auc_low`, `auc_high` and what the interval is over."""
+    values = np.array([auc(t.scores, t.member) for t in trials])
+    if len(trials) >= FEWEST_TARGETS:
+        found = over_targets(values, rng)
+        return {
+            "auc": found.mean,
+            "auc_low": max(0.0, found.low),
+            "auc_high": min(1.0, found.high),
+            "interval": found.method,
+        }
+    error = float(np.mean([auc_standard_error(t.scores, t.member) for t in trials]))
+    mean = float(values.mean())
+    return {
+        "auc": mean,
+        "auc_low": max(0.0, mean - Z * error),
+        "auc_high": min(1.0, mean + Z * error),
+        "interval": f"records of {'one target' if len(trials) == 1 else f'{len(trials)} targets'} (DeLong)",
+    }
+
+
+def curve(trials: Sequence[Trial], rng: np.random.Generator) -> dict[str, list[float]]:
+    """Return the mean ROC at false positive rates on a log axis, with a band at each of its points."""
+    others = min(int((~t.member).sum()) for t in trials)
+    grid = np.unique(np.round(np.geomspace(max(LOWEST, 1 / others), 1, POINTS) * others)) / others
+    each = np.stack([_at(grid, t) for t in trials])
+    if len(trials) >= FEWEST_TARGETS:
+        band = [over_targets(column, rng) for column in each.T]
+        low, high = np.array([b.low for b in band]), np.array([b.high for b in band])
+    else:
+        members = int(trials[0].member.sum())
+        hits = np.round(each[0] * members)
+        low, high = proportion_low(hits, members, 0.025), proportion_high(hits, members, 0.025)
+    return {
+        "fpr": grid.tolist(),
+        "tpr": each.mean(0).tolist(),
+        "tpr_low": low.clip(0, 1).tolist(),
+        "tpr_high": high.clip(0, 1).tolist(),
+    }
+
+
+def sliced(
+    trials: Sequence[Trial],
+    groups: Sequence[tuple[Any, Bools]],
+    rng: np.random.Generator,
+) -> list[dict[str, Any]]:
+    """Return the area on each named group of records that has members and others in every target."""
+    rows = []
+    for value, which in groups:
+        parts = [t.only(which) for t in trials]
+        if all(p.judged for p in parts):
+            rows.append({"value": value, "records": int(which.sum())} | area(parts, rng))
+    return rows
+
+
+def _enough(fpr: float, trials: Sequence[Trial]) -> bool:
+    """Whether the rate stands on 10 false positives over all targets, and on one at least in each."""
+    alarms = [fpr * int((~t.member).sum()) for t in trials]
+    return min(alarms) >= 1 and sum(alarms) >= EXPECTED_ALARMS * (1 - 1e-9)
+
+
+def _at(grid: Floats, trial: Trial) -> Floats:
+    false, true = roc(trial.scores, trial.member)
+    found: Floats = true[np.searchsorted(false, grid * (1 + 1e-9), side="right") - 1]
+    return found

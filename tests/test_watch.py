@@ -1,0 +1,100 @@
+"""Watching a run: the live table, the trackers that can never stop it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from test_report import SMALL
+
+from fedsim.app import run
+from fedsim.app.watch import Watcher, epsilon_so_far
+from fedsim.config import Config, from_flat
+from fedsim.errors import WrongInput
+
+PRIVATE = {"dp.unit": "device", "selection.cohort": 5, "dp.noise_multiplier": 2.0}
+
+
+class Kept:
+    """A tracker that keeps what it gets."""
+
+    rows: list[tuple[int, Mapping[str, float]]] = []
+    ended = 0
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        assert folder.is_dir()
+
+    def log(self, round: int, values: Mapping[str, float]) -> None:
+        self.rows.append((round, values))
+
+    def close(self) -> None:
+        type(self).ended += 1
+
+
+class Broken(Kept):
+    """A tracker that always fails."""
+
+    def log(self, round: int, values: Mapping[str, float]) -> None:
+        raise OSError("no connection")
+
+
+def small(folder: Path, **more: object) -> Config:
+    named = {key.replace("__", "."): value for key, value in more.items()}
+    return from_flat(SMALL | {"name": "small", "place.out": str(folder)} | named)
+
+
+def test_the_table_tells_round_metric_epsilon_speed_and_time_left(tmp_path: Path) -> None:
+    config = small(tmp_path, **PRIVATE)
+    watcher, shown = Watcher(config, quiet=False), []
+    console = Console(width=200)
+
+    def watch(row: dict[str, float]) -> None:
+        with console.capture() as text, watcher:
+            watcher.watch(row)
+            console.print(watcher.table(row, watcher.looked))
+        shown.append(text.get())
+
+    done = run(config, watch=watch)
+    for part in ("intent accuracy", "epsilon, at most", "devices/s", "time left", "3/3", "0:00"):
+        assert part in shown[-1]
+    assert done.summary is not None
+    spent = epsilon_so_far(config)
+    assert spent is not None
+    assert done.summary["privacy"]["epsilon_max"] <= spent < 2 * done.summary["privacy"]["epsilon_max"]
+    assert f"{spent:.3f}" in shown[-1]
+
+
+def test_without_a_guarantee_there_is_no_epsilon(tmp_path: Path) -> None:
+    assert epsilon_so_far(small(tmp_path)) is None
+
+
+def test_a_broken_tracker_is_told_once_and_stops_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Kept.rows.clear()
+    done = run(small(tmp_path, place__trackers="test_watch:Broken, test_watch:Kept"))
+    told = capsys.readouterr().err
+    assert told.count("failed and is left out from here on: OSError: no connection") == 1
+    assert [round for round, _ in Kept.rows] == [1, 2, 3]
+    assert "intent_accuracy" in Kept.rows[-1][1]
+    assert Kept.ended == 1
+    assert done.summary is not None
+    assert done.summary["status"] == "completed"
+
+
+def test_tensorboard_gets_the_scalars(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = run(small(tmp_path, place__trackers="tensorboard"))
+    events = EventAccumulator(str(done.path / "tensorboard"))
+    events.Reload()
+    seen = [(event.step, event.value) for event in events.Scalars("intent_accuracy")]
+    rows = [(row["round"], row["intent_accuracy"]) for row in done.rows() if "intent_accuracy" in row]
+    assert [step for step, _ in seen] == [round for round, _ in rows]
+    assert [value for _, value in seen] == pytest.approx([value for _, value in rows])
+
+
+def test_a_tracker_that_is_not_known_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(WrongInput, match="did you mean 'tensorboard'"):
+        run(small(tmp_path, place__trackers="tensorbord"))
+    assert not any(tmp_path.iterdir())
