@@ -106,18 +106,20 @@ class Federation:
         command = node_command(self.home / "keys", LOCALHOST, port or self.port, key or name, free_port())
         return self.start(name, [*command, "--node-config", node_config(config)], **extra)
 
-    def returned(self, name: str, config: Mapping[str, Any], seconds: float = 150.0) -> None:
-        """Start a killed node as systemd would: the SuperLink refuses it until it has noted its loss."""
+    def revive(self, name: str, config: Mapping[str, Any], port: int = 0) -> bool:
+        """Start a node again if it has ended, as its unit would; return whether it is connected.
 
-        def connected() -> bool:
-            process = self.running.get(name)
-            if process is None or process.poll() is not None:
-                (self.home / f"{name}.log").unlink(missing_ok=True)
-                self.secured_node(name, config)
-                time.sleep(3)
-            return "SuperNode ID" in self.log(name)
-
-        until(connected, seconds, f"the return of {name}")
+        One that read a broken TLS record hangs, connected to nothing: its owner would restart it.
+        """
+        process = self.running.get(name)
+        if process is not None and "SSL/TLS handshake error" in self.log(name):
+            self.end(name)
+            process = None
+        if process is None or process.poll() is not None:
+            (self.home / f"{name}.log").unlink(missing_ok=True)
+            self.secured_node(name, config, port)
+            time.sleep(3)
+        return "SuperNode ID" in self.log(name)
 
     def secured_address(self) -> list[str]:
         """Return the options with which our command line finds this SuperLink."""
