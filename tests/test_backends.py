@@ -4,6 +4,7 @@ Seen to fail: one node's weights doubled, noise seeded by the node, devices in t
 """
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.deployment.processes import ROOT, Federation, until
+from experiments.deployment.processes import ROOT, Federation, descendants, send, until
 from fedsim.app.backends import Backend
 from fedsim.app.local import run_local
 from fedsim.app.rundir import RunDir
@@ -148,6 +149,27 @@ def test_wrong_input_ends_with_two_and_a_failure_with_one_each_in_a_sentence(fed
     assert failed.returncode == 1
     assert failed.stderr.startswith("failed: the SuperLink at 127.0.0.1:1 did not do")
     assert "Traceback" not in failed.stderr + wrong.stderr
+
+
+def test_sigterm_ends_a_ray_run_with_all_that_it_started(tmp_path: Path) -> None:
+    config = settings("plain", tmp_path / "runs")
+    with Federation(tmp_path) as processes:
+        ours = processes.fedsim_in_background("ray", *arguments(config, tmp_path), "--backend", "ray")
+        started = until(lambda: descendants(ours.pid), 100, "the SuperLink")
+        until(lambda: (tmp_path / "runs").exists(), 200, "the ServerApp")
+        started = descendants(ours.pid)
+        send(ours.pid, signal.SIGTERM)
+        assert ours.wait(60) == 1
+        assert "was stopped; run it again to go on" in processes.log("ray")
+        until(lambda: not [pid for pid in started if is_running(pid)], 60, "the end of what it started")
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,9 @@ def test_a_node_takes_no_more_part_beyond_its_epsilon(tmp_path: Path) -> None:
         ({}, {"data.vocabulary": "training"}, 'want data.vocabulary = "hashed"'),
         ({}, {"data.labels": ""}, "want data.labels"),
         ({}, {"data.labels": "on,dim"}, "^((?!'off').)*do not fit the experiment; its own log says why$"),
+        ({}, {"audit.coins": "record"}, "trains on its own examples as they are"),
+        ({}, {"audit.mislabelled": 0.5}, "trains on its own examples as they are"),
+        ({}, {"canary.count": 1, "canary.pattern": "pin"}, "trains on its own examples as they are"),
         ({}, {"stream.mode": "continual"}, "not done on real nodes yet|timestamps"),
     ],
 )

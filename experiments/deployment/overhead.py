@@ -2,7 +2,8 @@
 
     python -m experiments.deployment.overhead WORK_FOLDER experiments/deployment/results/overhead.json
 
-All traffic of the nodes passes a relay that counts it; replies are counted in the SuperLink's log.
+All traffic of the nodes passes a relay that counts it, the app's bundle (once a node) included; replies are
+counted in the SuperLink's log.
 """
 
 import json
@@ -61,7 +62,6 @@ def measure(home: Path, size: str, nodes: int) -> dict[str, Any]:
         checkpoint = run.last_checkpoint()
         assert checkpoint is not None
         seconds = [row["time_train_s"] for row in run.rows()]
-        bundle = sum(len(path.read_bytes()) for path in federation.home.glob("**/*.fab"))
         return {
             "model": size,
             "parameters": sum(p.numel() for p in checkpoint.params.values()),
@@ -69,7 +69,6 @@ def measure(home: Path, size: str, nodes: int) -> dict[str, Any]:
             "rounds": ROUNDS,
             "bytes_all": moved,
             "bytes_a_round_and_node": round(moved / ROUNDS / nodes),
-            "bytes_of_bundles_kept": bundle,
             "replies": federation.log("superlink").count("Push replies from"),
             "replies_wanted": nodes * (1 + ROUNDS),
             "seconds_a_round": [round(s, 1) for s in seconds],

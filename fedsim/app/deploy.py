@@ -156,7 +156,7 @@ Wants=network-online.target
 
 [Service]
 ExecStart={command}
-Restart=on-failure
+Restart=always
 RestartSec=5
 KillSignal=SIGTERM
 TimeoutStopSec=30
