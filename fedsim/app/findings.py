@@ -26,6 +26,18 @@ COLUMNS = {
         "epsilon_ledger": "epsilon (ledger)", "delta": "delta", "confidence": "confidence",
     },
 }  # fmt: skip
+SHARED = (
+    "game",
+    "view",
+    "unit",
+    "references",
+    "delta",
+    "confidence",
+    "targets",
+    "devices",
+    "pattern",
+    "copies",
+)
 TITLES = {
     "membership": "Membership",
     "canary": "Canaries",
@@ -35,15 +47,23 @@ TITLES = {
 
 
 def findings(rows: Sequence[Row]) -> Iterator[Table]:
-    """Yield a table for each kind of finding that there is; columns without any value are left out."""
+    """Yield a table for each kind of finding that there is.
+
+    What all its rows have in common, as the game and the view, stands in the title and takes no column.
+    """
     for kind, columns in COLUMNS.items():
         mine = [row for row in rows if row["kind"] == kind]
+        if not mine:
+            continue
         shown = [name for name in columns if any(name in row for row in mine)]
-        if mine:
-            table = Table(*(columns[name] for name in shown), title=TITLES[kind], title_justify="left")
-            for row in mine:
-                table.add_row(*(_text(row.get(name, "")) for name in shown))
-            yield table
+        common = [name for name in shown if name in SHARED and len({str(row.get(name)) for row in mine}) == 1]
+        title = ", ".join([TITLES[kind], *(f"{columns[name]}: {_text(mine[0][name])}" for name in common)])
+        table = Table(title=title, title_justify="left")
+        for name in (name for name in shown if name not in common):
+            table.add_column(columns[name], no_wrap=name in ("attack", "method"))
+        for row in mine:
+            table.add_row(*(_text(row.get(name, "")) for name in shown if name not in common))
+        yield table
 
 
 def _text(value: object) -> str:

@@ -41,7 +41,7 @@ def device_rows(audited: Audited) -> list[Row]:
     row = {"kind": "membership"} | head | figures(trials, rng) | blind(audited, game, rng)
     row |= {"records_each": len(game.rows) / len(np.unique(game.owner))}
     if fits_dp(audited.config, game):
-        row |= region(audited, trials[0], rng)
+        row |= region(audited, trials[0], row["fpr"], rng)
     slices = slices_of(audited, game, trials, rng)
     return [row, *({"kind": "slice", "of": "membership"} | head | each for each in slices)]
 

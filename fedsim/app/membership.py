@@ -42,13 +42,11 @@ def final_rows(audited: Audited) -> list[Row]:
     rows = []
     for name in names:
         trials = trials_of(name, audited, game, targets)
-        rows.append(
-            {"kind": "membership", "attack": name}
-            | threat(audited, game, targets[0].references)
-            | figures(trials, rng)
-            | {"auc_run": _area(trials[0])}
-            | (region(audited, trials[0], rng) if not reason else _told(audited.config, reason))
-        )
+        row: Row = {"kind": "membership", "attack": name}
+        row |= threat(audited, game, targets[0].references)
+        row |= figures(trials, rng) | {"auc_run": _area(trials[0])}
+        bound = region(audited, trials[0], row["fpr"], rng) if not reason else _told(audited.config, reason)
+        rows.append(row | bound)
     unseen = blind(audited, game, rng)
     slices = slices_of(audited, game, trials, rng)
     return [row | unseen for row in rows] + [
@@ -139,12 +137,11 @@ def unlike(config: Config, unit: str) -> str:
     return ""
 
 
-def region(audited: Audited, trial: Trial, rng: np.random.Generator) -> Row:
+def region(audited: Audited, trial: Trial, fpr: Sequence[float], rng: np.random.Generator) -> Row:
     """Return what the run's whole privacy profile allows, and by how much the attack is surely over it."""
-    grid = figures([trial], rng)["fpr"]
     over = excess(trial.scores, trial.member, lambda f: power(audited.events, f), rng)
     return {
-        "allowed_tpr": power(audited.events, np.array(grid)).tolist(),
+        "allowed_tpr": power(audited.events, np.array(fpr)).tolist(),
         "allowed_auc": largest_auc(lambda f: power(audited.events, f), points=401),
         "over_region": max(0.0, over),
     }
