@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from fedsim.app import RunDir, load_runs, run
+from fedsim.app.loading import load_holdings
 from fedsim.app.place import data_dir
 from fedsim.config import from_flat
-from fedsim.data.holdings import load_holdings
 from fedsim.errors import WrongInput
 from fedsim.models import parameters_of
 from fedsim.models.evaluation import evaluate
