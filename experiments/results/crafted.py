@@ -24,7 +24,7 @@ from fedsim.models.tasks import make_task
 from fedsim.privacy.noise import NoiseSource
 from fedsim.types import Examples, Spec
 
-DELTA, NOISE = 1e-5, 1.0
+DELTA, NOISE = 1e-5, 2.0
 SPEC = Spec("classification", vocabulary=30, labels=("a", "b", "c"), length=6)
 UNITS = {
     "example, exact": {"dp.unit": "example", "dp.trust": "local"},
@@ -53,8 +53,8 @@ def without_clip() -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--runs", type=int, default=400)
+    parser.add_argument("--trials", type=int, default=30)
+    parser.add_argument("--runs", type=int, default=300)
     options = parser.parse_args()
     torch.set_num_threads(1)
     builds: list[tuple[str, str, Callable, int]] = [(unit, "right", right, options.trials) for unit in UNITS]
