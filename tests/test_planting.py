@@ -320,5 +320,5 @@ def test_dp_of_the_right_unit_states_what_it_allows(unit: str, tmp_path: Path) -
 
 def test_a_real_node_plants_nothing() -> None:
     context = Context(1, 1, {"data-path": "/"}, RecordDict(), {**to_flat(config())})
-    with pytest.raises(WrongInput, match="it plants no canaries"):
+    with pytest.raises(WrongInput, match="own examples as they are"):
         node_of(context)

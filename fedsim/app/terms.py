@@ -133,10 +133,11 @@ def _check_real(config: Config, insecure: bool) -> None:
             'devices send with a share of the noise only; set dp.trust = "local" or "central", or '
             "insecure-noise=true in the node's own config"
         )
-    if changes_of(config) != Changes():
+    if changes_of(config) != Changes() and not insecure:
         raise WrongInput(
-            "a real node changes none of its records for an audit: it plants no canaries, tosses no coins, "
-            "adds no devices; leave [audit] and [canary] at their defaults"
+            "coins, random labels and canaries change what a device trains on, and a real node trains on its "
+            'own examples as they are; set audit.coins = "none", audit.mislabelled = 0, canary.count = 0 and '
+            "audit.canary_devices = 0, or insecure-noise=true in the node's own config"
         )
     if config.stream.mode != "static":
         raise WrongInput(
