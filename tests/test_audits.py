@@ -1,8 +1,4 @@
-"""Audits in a run: coins, random labels, shadows, rows and summary; audits of a finished run.
-
-Seen to fail: coins that follow the run's seed in the shadow; a shadow judged by its own pair; a twin of a
-member counted as a non-member; canary devices that train.
-"""
+"""Audits in a run: coins, random labels, shadows, rows and summary; audits of a finished run."""
 
 import json
 from pathlib import Path

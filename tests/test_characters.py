@@ -1,7 +1,4 @@
-"""The character CNN: what letters tell, alone and in a cohort, under DP and under ModIvA.
-
-Seen to fail: letters looked up by the rows that a device holds instead of by the word's own id.
-"""
+"""The character CNN: what letters tell, alone and in a cohort, under DP and under ModIvA."""
 
 import pytest
 import torch
