@@ -1,4 +1,7 @@
-"""Audits in a run: coins, random labels, shadows, rows and summary; audits of a finished run."""
+"""Audits in a run: coins, random labels, shadows, rows and summary; audits of a finished run.
+
+Seen to fail: shadows of a pair on the same half.
+"""
 
 import json
 from pathlib import Path

@@ -103,3 +103,15 @@ def test_letters_are_refused_where_there_are_none_or_the_model_reads_none() -> N
         build_model(hashed, MODEL, 1)
     with pytest.raises(WrongInput, match=r"is for model\.name = 'bilstm'"):
         build_model(SPEC, Model(name="bag", characters=True), 1)
+
+
+def test_a_local_step_is_the_gradient_of_the_words_own_letters() -> None:
+    """Seen to fail: letters looked up by the rows that a device holds instead of by the word's own id."""
+    module, task, batch = build_model(SPEC, MODEL, 1), make_task(SPEC), examples(4, 9)
+    params = parameters_of(module)
+    trainer = Trainer(module, task, Train(batch_size=4, lr=0.5))
+    delta = trainer.train(params, [Assignment("d", batch, 1.0)], 7, 1).delta
+    leaves = {name: p.clone().requires_grad_() for name, p in params.items()}
+    loss = task.losses(functional_call(module, leaves, (batch.fields["tokens"],)), batch.fields).mean()
+    for name, grad in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
+        torch.testing.assert_close(delta[name].float(), -0.5 * grad, rtol=1e-3, atol=1e-6)
