@@ -1,6 +1,7 @@
 """Watching a run: the live table, the trackers that can never stop it."""
 
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,22 @@ def test_the_table_tells_round_metric_epsilon_speed_and_time_left(tmp_path: Path
     assert spent is not None
     assert done.summary["privacy"]["epsilon_max"] <= spent < 2 * done.summary["privacy"]["epsilon_max"]
     assert f"{spent:.3f}" in shown[-1]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_told_after_the_table_begins_a_line(tmp_path: Path, terminal: bool) -> None:
+    shown = StringIO()
+    console = Console(file=shown, width=100, force_terminal=terminal)
+    run(small(tmp_path), watch=lambda row: row_shown(Watcher(small(tmp_path), False, console), row))
+    console.print("failed: the server died")
+    lines = [line.rstrip() for line in shown.getvalue().splitlines()]
+    assert lines[-1].removeprefix("\x1b[?25h") == "failed: the server died"  # the cursor is shown again
+    assert "3/3" in shown.getvalue()
+
+
+def row_shown(watcher: Watcher, row: dict[str, float]) -> None:
+    with watcher as watch:
+        watch(row)
 
 
 def test_without_a_guarantee_there_is_no_epsilon(tmp_path: Path) -> None:

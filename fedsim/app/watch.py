@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -22,9 +22,9 @@ EVERY_S = 2.0
 class Watcher:
     """A live table on stderr; its `watch` takes each round's row."""
 
-    def __init__(self, config: Config, quiet: bool) -> None:
+    def __init__(self, config: Config, quiet: bool, console: Console = err) -> None:
         self.config, self.quiet = config, quiet
-        self.live = Live(console=err, refresh_per_second=4)
+        self.live = Live(console=console, refresh_per_second=4)
         self.metrics: dict[str, float] = {}
         self.epsilon: float | None = None
         self.looked = float("-inf")
@@ -34,7 +34,10 @@ class Watcher:
         return self.watch
 
     def __exit__(self, *_: object) -> None:
+        shown = self.live.is_started
         self.live.stop()
+        if shown and not self.live.console.is_terminal:
+            self.live.console.line()  # rich ends the table's last line on terminals only
 
     def watch(self, row: dict[str, Any]) -> None:
         """Show a round; the table begins with the first one, so that wrong input is told without it."""
