@@ -99,10 +99,12 @@ def test_a_killed_node_costs_its_answers_and_comes_back(secured: Federation) -> 
     before = [events(secured.home, i) for i in (0, 1)]
     until(lambda: events(secured.home, 1) > before[1], 120, "the first event of node 2")
     secured.kill("node-2")  # it has written its event down and not answered
-    until(lambda: run.rows(), 120, "round 1 without node 2")
+    until(
+        lambda: run.rows(), 300, "round 1 without node 2"
+    )  # Flower waits 180 s for a reply cut in the middle
     terms = node_terms(secured.home, 1)
     until(lambda: secured.revive("node-2", terms), 150, "node 2 back")  # refused while it counts as there
-    assert ours.wait(300) == 0, secured.log("nodes")
+    assert ours.wait(400) == 0, secured.log("nodes")
     devices = [row["devices"] for row in run.rows()]
     assert len(devices) == 5
     assert min(devices) == 2
