@@ -194,10 +194,26 @@ def _layer_norm(tape: Tape, layer: nn.LayerNorm, path: str, own: Own, x: Tensor)
 
 def _group_norm(tape: Tape, layer: nn.GroupNorm, path: str, own: Own, x: Tensor) -> Tensor:
     """x: [K?, B, channels, ...]; statistics are those of one example."""
-    lead = 2 if tape.stacked else 1
-    normal = group_norm(x.flatten(0, lead - 1), layer.num_groups, eps=layer.eps).view(x.shape)
-    last = normal.movedim(lead, -1)
-    return _scaled(tape, layer, path, own, last, 1).movedim(-1, lead)
+    inner = x.dim() - 1 - tape.stacked  # axes of one example
+    tape.shaped(x, path, inner)  # raises where the axis of examples is missing
+    normalize = layers.normalize if tape.stacked else group_norm
+    normal = normalize(x, layer.num_groups, eps=layer.eps)
+
+    def wide(p: Tensor) -> Tensor:
+        return p.detach().view(*p.shape[:-1], *[1] * tape.stacked, -1, *[1] * (inner - 1))
+
+    out = torch.addcmul(wide(layer.bias), normal, wide(layer.weight))
+    places = [2, *range(4, 3 + inner)]
+
+    def finish(g: Tensor) -> Record:
+        gradient = tape.shaped(g, path, inner)
+        each = {
+            "weight": (tape.shaped(normal.detach(), path, inner) * gradient).sum(places),
+            "bias": gradient.sum(places),
+        }
+        return _small(each, own)
+
+    return tape.watch(out, finish)
 
 
 def _scaled(tape: Tape, layer: Any, path: str, own: Own, normal: Tensor, tail: int) -> Tensor:
@@ -211,9 +227,13 @@ def _scaled(tape: Tape, layer: Any, path: str, own: Own, normal: Tensor, tail: i
     def finish(g: Tensor) -> Record:
         gradient = tape.shaped(g, path, tail)
         each = {"weight": (x * gradient).sum(2), "bias": gradient.sum(2)}
-        return Small({own[key]: grad for key, grad in each.items() if key in own})
+        return _small(each, own)
 
     return tape.watch(out, finish)
+
+
+def _small(each: Mapping[str, Tensor], own: Own) -> Small:
+    return Small({own[key]: grad for key, grad in each.items() if key in own})
 
 
 def _lstm(tape: Tape, layer: Lstm, path: str, own: Own, x: Tensor, mask: Tensor) -> Tensor:

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
-from torch.nn.functional import max_pool2d
 
 from fedsim.config import Model
 from fedsim.errors import WrongInput
-from fedsim.models.layers import Conv2d, Dropout, GroupNorm, Linear
+from fedsim.models.layers import Conv2d, Dropout, GroupNorm, Linear, pool
 from fedsim.types import Spec
 
 
@@ -58,8 +57,7 @@ class Cnn(nn.Module):
         """image: [..., B, channels, height, width] -> label logits [..., B, labels]."""
         x = image
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = norm(convolution(x)).relu()
-            x = max_pool2d(x.flatten(0, -4), 2).view(*x.shape[:-2], x.shape[-2] // 2, x.shape[-1] // 2)
+            x = pool(norm(convolution(x))).relu()  # the same as behind ReLU, on a quarter of the values
         x = self.dropout(self.hidden(x.flatten(-3)).relu())
         return {"label": self.label(x)}
 

@@ -113,9 +113,9 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        normal = nn.functional.group_norm(input.flatten(0, -4), self.num_groups, eps=self.eps)
-        weight, bias = (over(p, input.dim() - 2)[..., None, None] for p in (self.weight, self.bias))
-        return normal.view(input.shape) * weight + bias
+        if self.weight.dim() == 1:
+            return nn.functional.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        return normalize(input, self.num_groups, self.eps, self.weight.flatten(), self.bias.flatten())
 
 
 class Conv2d(nn.Conv2d):
@@ -251,6 +251,56 @@ def convolve(
         side_by_side, weight.flatten(0, 1), biases, stride, padding, dilation, groups=models
     )
     return out.unflatten(1, (models, -1)).transpose(0, 1)
+
+
+def normalize(
+    x: Tensor, groups: int, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Normalise groups of channels of x [K, B, channels, height, width]; weight and bias are [K · channels].
+
+    Stacked models are side by side as groups of one kernel, in the layout that `convolve` leaves.
+    """
+    models = len(x)
+    side_by_side = x.transpose(0, 1).flatten(1, 2)
+    out = nn.functional.group_norm(side_by_side, models * groups, weight, bias, eps)
+    return out.unflatten(1, (models, -1)).transpose(0, 1)
+
+
+def pool(x: Tensor) -> Tensor:
+    """Return the maximum of each 2×2 square of x [..., height, width]; an odd last row or column is cut."""
+    return cast(Tensor, Pool.apply(x))  # type: ignore[no-untyped-call]
+
+
+class Pool(torch.autograd.Function):
+    """2×2 max pooling by two comparisons: on a CPU several times faster than the kernel for any window.
+
+    Of like values the first one gets the gradient, as in torch's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
+        upper, lower = x[..., 0:height:2, :width], x[..., 1:height:2, :width]
+        rows = torch.maximum(upper, lower)
+        left, right = rows[..., 0::2], rows[..., 1::2]
+        low = torch.gt(lower, upper, out=torch.empty_like(rows))  # numbers: products with flags are slow
+        ctx.save_for_backward(low, (right > left).to(x.dtype))
+        ctx.shape = x.shape
+        return torch.maximum(left, right)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        low, far = ctx.saved_tensors
+        height, width = 2 * low.shape[-2], low.shape[-1]
+        rows = torch.empty_like(low)
+        torch.mul(grad, far, out=rows[..., 1::2])
+        torch.sub(grad, rows[..., 1::2], out=rows[..., 0::2])
+        cut = ctx.shape[-2:] != (height, width)
+        whole = grad.new_zeros(ctx.shape) if cut else grad.new_empty(ctx.shape)
+        upper, lower = whole[..., 0:height:2, :width], whole[..., 1:height:2, :width]
+        torch.mul(rows, low, out=lower)
+        torch.sub(rows, lower, out=upper)
+        return whole
 
 
 def over(p: Tensor, dims: int, tail: int = 1) -> Tensor:

@@ -5,7 +5,6 @@ The only place that knows how the engine is called.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import max_pool2d
 
 from clients.clipping import Clip, clipped_gradients
 from clients.training import Trainer
@@ -13,7 +12,7 @@ from experiments.benchmarks.peers.settings import Setting
 from fedsim.app.place import chunk_bytes
 from fedsim.config import Dp, Model, Place, Train
 from fedsim.models import build_model
-from fedsim.models.layers import Conv2d, Linear
+from fedsim.models.layers import Conv2d, Linear, pool
 from fedsim.models.tasks import Task, make_task
 from fedsim.privacy.noise import Seeded
 from fedsim.types import Params, Spec
@@ -33,8 +32,7 @@ class PflCnn(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """image: [..., B, channels, height, width] -> label logits [..., B, labels]."""
-        x = self.second(self.first(image).relu()).relu()
-        x = max_pool2d(x.flatten(0, -4), 2).view(*x.shape[:-2], x.shape[-2] // 2, x.shape[-1] // 2)
+        x = pool(self.second(self.first(image).relu())).relu()
         return {"label": self.label(self.hidden(x.flatten(-3)).relu())}
 
 
