@@ -135,6 +135,51 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """A product whose input is that of several weights, side by side; a bias has a column of ones.
+
+    rows: [K, D, B, T, in], gradient: [K, D, B, T, out], both views of what lies time first (an LSTM's steps);
+    `columns` says where each weight's input is, `shapes` are the parameters' without K.
+    """
+
+    rows: Tensor
+    gradient: Tensor
+    columns: Mapping[str, slice]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return tuple(self.columns)
+
+    @cached_property
+    def _whole(self) -> Product:
+        """The product without columns of frozen weights."""
+        own = [self.rows[..., where] for where in self.columns.values()]
+        whole = sum(a.shape[-1] for a in own) == self.rows.shape[-1]
+        return Product({"": self.rows if whole else torch.cat(own, -1)}, None, self.gradient, {})
+
+    def squares(self) -> Tensor:
+        return self._whole.squares()
+
+    def sums(self, factors: Tensor) -> dict[str, Tensor | Rows]:
+        models = len(factors)
+        a, g = (x.permute(0, 1, 3, 2, 4) for x in (self.rows, self.gradient))  # [K, D, T, B, ...]
+        scaled = torch.mul(a, factors[:, None, None, :, None], out=a.new_empty(a.shape))
+        left, right = (x.reshape(-1, a.shape[2] * a.shape[3], x.shape[-1]) for x in (g, scaled))
+        found = torch.bmm(left.transpose(1, 2), right).unflatten(0, (models, -1))  # [K, D, out, in]
+        return {name: found[..., at].reshape(models, *self.shapes[name]) for name, at in self.columns.items()}
+
+    def keep(self, good: Tensor) -> "Columns":
+        mask = ~good[:, None, :, None, None]
+        rows, gradient = (x.masked_fill(mask, 0.0) for x in (self.rows, self.gradient))
+        return replace(self, rows=rows, gradient=gradient)
+
+    def grouped(self, size: int) -> "Columns":
+        rows, gradient = (_grouped(x, 2, size) for x in (self.rows, self.gradient))
+        return replace(self, rows=rows, gradient=gradient)
+
+
+@dataclass(frozen=True)
 class Lookup:
     """Rows of a table: the gradient of row r is Σ_{t: id_t = r} g_t.
 
@@ -316,6 +361,11 @@ def _join(one: Record, two: Record) -> Record:
     if isinstance(one, Product) and isinstance(two, Product) and one.weights == two.weights:
         inputs = {name: torch.cat([a, two.inputs[name]], dim=3) for name, a in one.inputs.items()}
         return Product(inputs, one.bias, torch.cat([one.gradient, two.gradient], dim=3), one.shapes)
+    if isinstance(one, Columns) and isinstance(two, Columns) and one.columns == two.columns:
+        rows, gradient = (
+            torch.cat(both, dim=3) for both in ((one.rows, two.rows), (one.gradient, two.gradient))
+        )
+        return replace(one, rows=rows, gradient=gradient)
     if isinstance(one, Lookup) and isinstance(two, Lookup):
         return Lookup(one.table, torch.cat([one.ids, two.ids], 2), torch.cat([one.gradient, two.gradient], 2))
     if isinstance(one, Convolution):

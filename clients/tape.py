@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import group_norm, layer_norm
 
-from clients.records import Convolution, Lookup, Product, Record, Small, joined
+from clients.records import Columns, Convolution, Lookup, Product, Record, Small, joined
 from fedsim.errors import WrongInput
 from fedsim.models import layers
 from fedsim.models.layers import pair
@@ -37,8 +37,12 @@ class Tape:
 
     def watch(self, output: Tensor, finish: Finish) -> Tensor:
         """Return `output`; when its gradient arrives, `finish` turns that into a record."""
-        note: Callable[[Tensor], None] = lambda g: self._records.append(finish(g))  # noqa: E731
+        note: Callable[[Tensor], None] = lambda g: self.record(finish(g))  # noqa: E731
         return cast(Tensor, _Watch.apply(output, self.anchor, note))  # type: ignore[no-untyped-call]
+
+    def record(self, found: Record) -> None:
+        """Take down the record of an op, in the backward."""
+        self._records.append(found)
 
     def backward(
         self, losses: Tensor, leaves: Mapping[str, Tensor]
@@ -237,38 +241,32 @@ def _small(each: Mapping[str, Tensor], own: Own) -> Small:
 
 
 def _lstm(tape: Tape, layer: Lstm, path: str, own: Own, x: Tensor, mask: Tensor) -> Tensor:
-    seen = _Gates(tape, layer, path, own)
+    tape.shaped(x, path, 2)  # raises where the axis of examples is missing
     into, hidden, bias = (p.detach() for p in (layer.weight_input, layer.weight_hidden, layer.bias))
-    return layer.run(x, mask, into, hidden, bias, seen)
+    return layer.run(x, mask, into, hidden, bias, _Gates(tape, layer, own))
 
 
 class _Gates:
-    """Watches an LSTM's pre-activations: input and recurrent weights share their gradient."""
+    """Watches an LSTM's pre-activations: all of its weights share their gradient."""
 
-    def __init__(self, tape: Tape, layer: Lstm, path: str, own: Own) -> None:
-        self.tape, self.path, self.own = tape, path, own
+    def __init__(self, tape: Tape, layer: Lstm, own: Own) -> None:
+        self.tape, self.own, self.anchor = tape, own, tape.anchor
         self.copies = 2 if isinstance(layer, layers.BiLSTM) else 1
-        self.x = self.states = torch.empty(0)
+        self.width = layer.weight_hidden.shape[-1]
 
-    def gates(self, x: Tensor, gates: Tensor) -> Tensor:
-        """x: [K·D, B, T, in], gates: [K·D, B, T, 4·hidden]."""
-        if gates.shape[:2] != (self.tape.models * self.copies, self.tape.examples):
-            self.tape.shaped(x[: self.tape.models, :0], self.path, 2)  # raises: the examples' axis is missing
-        self.x = x.detach()
-        return self.tape.watch(gates, self._finish)
-
-    def hidden(self, states: Tensor) -> None:
-        self.states = states.detach()
-
-    def _finish(self, g: Tensor) -> Record:
-        before = torch.zeros_like(self.states)
-        before[:, :, 1:] = self.states[:, :, :-1]
-        inputs = {"weight_input": self._split(self.x), "weight_hidden": self._split(before)}
-        return _product(inputs, self._split(g), self.own, self.tape)
+    def gates(self, rows: Tensor, gradient: Tensor) -> None:
+        """rows: [T, K·D, B, hidden + in + 1], gradient: [T, K·D, B, 4·hidden]."""
+        columns = {
+            "weight_hidden": slice(0, self.width),
+            "weight_input": slice(self.width, rows.shape[-1] - 1),
+            "bias": slice(rows.shape[-1] - 1, None),
+        }
+        trained = {self.own[key]: where for key, where in columns.items() if key in self.own}
+        shapes = {name: self.tape.shapes[name] for name in trained}
+        self.tape.record(Columns(self._split(rows), self._split(gradient), trained, shapes))
 
     def _split(self, x: Tensor) -> Tensor:
-        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        return x.unflatten(0, (self.tape.models, self.copies))
+        return x.permute(1, 2, 0, 3).unflatten(0, (self.tape.models, self.copies))
 
 
 def _product(inputs: Mapping[str, Tensor], gradient: Tensor, own: Own, tape: Tape) -> Product:

@@ -28,11 +28,15 @@ class Embedding(nn.Embedding):
 class Watch(Protocol):
     """Somebody who looks into an LSTM: per-example clipping does."""
 
-    def gates(self, x: Tensor, gates: Tensor) -> Tensor:
-        """See the input and its part of the pre-activations; return the latter."""
+    anchor: Tensor
+    """Makes the layer part of a graph where nothing else does."""
 
-    def hidden(self, states: Tensor) -> None:
-        """See the hidden states."""
+    def gates(self, rows: Tensor, gradient: Tensor) -> None:
+        """See, in the backward, what each step multiplied and its pre-activations' gradient.
+
+        rows: [T, M, B, hidden + in + 1], the state before, the input and a one, which is the bias's;
+        gradient: [T, M, B, 4·hidden].
+        """
 
 
 class BiLSTM(nn.Module):
@@ -319,18 +323,10 @@ def lstm(x: Tensor, into: Tensor, hidden: Tensor, bias: Tensor, watch: Watch | N
     single = x.dtype == into.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if watch is None and x.device.type == "cpu" and single:
         return _model_by_model(x, into, hidden, bias)
-    models, batch, time, _ = x.shape
-    gates = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, 2), into.transpose(1, 2))
-    gates = gates.view(models, batch, time, -1)
-    if watch is not None:
-        gates = watch.gates(x, gates)
-    if gates.dtype == torch.bfloat16:
-        gates = gates.float()
-    with torch.autocast(x.device.type, enabled=False):  # the recurrence rounds at every step: in float32
-        states = cast(Tensor, Recurrence.apply(gates, hidden))  # type: ignore[no-untyped-call]
-    if watch is not None:
-        watch.hidden(states)
-    return states
+    anchor = None if watch is None else watch.anchor
+    with torch.autocast(x.device.type, enabled=False):  # it rounds at every step: in full precision
+        states = Recurrence.apply(x.to(into.dtype), into, hidden, bias, anchor, watch)  # type: ignore[no-untyped-call]
+    return cast(Tensor, states)
 
 
 def _model_by_model(x: Tensor, into: Tensor, hidden: Tensor, bias: Tensor) -> Tensor:
@@ -348,63 +344,82 @@ def _model_by_model(x: Tensor, into: Tensor, hidden: Tensor, bias: Tensor) -> Te
 
 
 class Recurrence(torch.autograd.Function):
-    """The LSTM's recurrence over time with its backward written out: few kernels a step, no graph.
+    """M LSTMs over time with their backward written out: one product and few kernels a step, no graph.
 
-    gates: [M, B, T, 4·hidden], the input's part of the pre-activations (i, f, g, o);
-    weight: [M, 4·hidden, hidden] -> hidden states [M, B, T, hidden]. tanh(x) is taken as
-    2·sigmoid(2x) - 1, whose kernel is several times faster on a CPU.
+    Everything of a step lies together, [T, M, B, ...], so that it is still in the cache when it is next
+    needed. tanh(x) is taken as 2·sigmoid(2x) - 1, whose kernel is several times faster on a CPU; of the gate
+    g its double is kept, and so of the cells.
     """
 
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, weight: Tensor) -> Tensor:
-        models, batch, time, width = gates.shape
-        hidden = width // 4
-        twice = gates.new_ones(4, 1).index_fill_(0, torch.tensor([2], device=gates.device), 2.0)
-        doubled = twice.expand(4, hidden).flatten()  # g needs sigmoid(2x)
-        recurrent = weight.transpose(1, 2) * doubled
-        active = gates.permute(2, 0, 1, 3) * doubled  # [T, M, B, 4·hidden], becomes the activations
-        cells = gates.new_empty(time, models, batch, hidden)
-        bent, states = torch.empty_like(cells), torch.empty_like(cells)
-        h = c = gates.new_zeros(models, batch, hidden)
-        for t, a in enumerate(active.unbind(0)):
-            if t:
-                a.baddbmm_(h, recurrent)
-            i, f, g, o = a.sigmoid_().chunk(4, dim=-1)
-            g.mul_(2).sub_(1)
-            c = torch.mul(i, g, out=cells[t]).addcmul_(f, c)
-            torch.mul(c, 2, out=bent[t]).sigmoid_().mul_(2).sub_(1)
-            h = torch.mul(bent[t], o, out=states[t])
-        ctx.save_for_backward(active, cells, bent, states, weight)
+    def forward(
+        ctx: Any, x: Tensor, into: Tensor, hidden: Tensor, bias: Tensor, anchor: Tensor | None, watch: Any
+    ) -> Tensor:
+        models, batch, time, inputs = x.shape
+        width = hidden.shape[-1]
+        twice = x.new_ones(4, 1, 1).index_fill_(0, torch.tensor([2], device=x.device), 2.0)
+        weight = torch.cat([hidden, into, bias.unsqueeze(-1)], dim=-1)
+        weight.view(models, 4, width, -1).mul_(twice)  # g needs sigmoid(2x)
+        rows = x.new_empty(time + 1, models, batch, width + inputs + 1)
+        rows[0, ..., :width], rows[..., -1] = 0, 1
+        rows[:-1, ..., width:-1] = x.permute(2, 0, 1, 3)
+        active = x.new_empty(time, models, batch, 4 * width)
+        doubles, cells, bent = (x.new_empty(time, models, batch, width) for _ in range(3))
+        states = rows[1:, ..., :width]
+        parts = (rows[:-1], active, *active.chunk(4, dim=-1), doubles, cells, bent, states)
+        transposed, before = weight.transpose(1, 2), x.new_zeros(models, batch, width)
+        for row, a, i, f, s, o, g, c, tanh, h in zip(*(p.unbind(0) for p in parts), strict=True):
+            torch.bmm(row, transposed, out=a).sigmoid_()
+            torch.mul(s, 4, out=g).sub_(2)
+            torch.mul(f, before, out=c).addcmul_(i, g)
+            torch.sigmoid(c, out=tanh).mul_(2).sub_(1)
+            torch.mul(tanh, o, out=h)
+            before = c
+        ctx.save_for_backward(rows, active, doubles, cells, bent, into, hidden)
+        ctx.watch = watch
         return states.permute(1, 2, 0, 3)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        active, cells, bent, states, weight = ctx.saved_tensors
-        time, models, batch, hidden = cells.shape
-        i, f, g, o = active.chunk(4, dim=-1)
-        # what the gates' gradients are of those of cell and state, for all steps at once
-        slopes = torch.empty_like(active).view(time, models, batch, 4, hidden)
-        torch.mul(g, i * (1 - i), out=slopes[..., 0, :])
-        slopes[0, ..., 1, :] = 0
-        torch.mul(cells[:-1], (f * (1 - f))[1:], out=slopes[1:, ..., 1, :])
-        torch.mul(i, 1 - g * g, out=slopes[..., 2, :])
-        torch.mul(bent, o * (1 - o), out=slopes[..., 3, :])
-        into_cell = o * (1 - bent * bent)
-        out = slopes.view(time, models, batch, 4 * hidden)
-        upstream = grad.permute(2, 0, 1, 3)
-        dh, dc = upstream[-1], states.new_zeros(models, batch, hidden)
-        for t in range(time - 1, -1, -1):
-            dc.addcmul_(dh, into_cell[t])
-            slopes[t, ..., :3, :].mul_(dc.unsqueeze(-2))
-            slopes[t, ..., 3, :].mul_(dh)
-            if t:
-                dh = torch.baddbmm(upstream[t - 1], out[t], weight)
-                dc.mul_(f[t])
-        into_weight = None
-        if ctx.needs_input_grad[1]:
-            before = states[:-1].permute(1, 0, 2, 3).flatten(1, 2)
-            into_weight = out[1:].permute(1, 0, 2, 3).flatten(1, 2).transpose(1, 2) @ before
-        return out.permute(1, 2, 0, 3), into_weight
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, active, doubles, cells, bent, into, hidden = ctx.saved_tensors
+        time, models, batch, width = cells.shape
+        back = torch.cat([hidden, into], dim=-1) if ctx.needs_input_grad[0] else hidden
+        found = grad.new_empty(time, models, batch, back.shape[-1])  # of the state before, and of the input
+        slopes = torch.empty_like(active)
+        of_c, spare = torch.zeros_like(cells[0]), torch.empty_like(cells[0])
+        of_h = grad[:, :, -1]
+        earlier = [torch.zeros_like(cells[0]), *cells[:-1].unbind(0)]
+        above = [torch.zeros_like(cells[0]), *grad[:, :, :-1].unbind(2)]
+        parts = (slopes, *slopes.chunk(4, dim=-1), active, *active.chunk(4, dim=-1), doubles, bent, found)
+        steps = zip(*(p.unbind(0) for p in parts), earlier, above, strict=True)
+        for z, zi, zf, zg, zo, a, i, f, _, o, g, tanh, both, c, dh in reversed(list(steps)):
+            torch.mul(of_h, o, out=spare)
+            of_c.add_(tanh_backward(spare, tanh, grad_input=spare), alpha=0.5)
+            torch.mul(of_c, g, out=zi)
+            torch.mul(of_c, c, out=zf)
+            torch.mul(of_c, i, out=zg).mul_(8)
+            torch.mul(of_h, tanh, out=zo)
+            sigmoid_backward(z, a, grad_input=z)
+            torch.bmm(z, back, out=both)
+            of_h = both[..., :width].add_(dh)
+            of_c.mul_(f)
+        if ctx.watch is not None:
+            ctx.watch.gates(rows[:-1], slopes)
+        of_x = found[..., width:].permute(1, 2, 0, 3) if ctx.needs_input_grad[0] else None
+        return of_x, *_of_weights(ctx, rows[:-1], slopes, width), None, None
+
+
+tanh_backward = torch.ops.aten.tanh_backward.grad_input
+sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+
+
+def _of_weights(ctx: Any, rows: Tensor, slopes: Tensor, width: int) -> tuple[Tensor | None, ...]:
+    """Return the gradients of an LSTM's input weights, recurrent weights and bias, as far as wanted."""
+    if not any(ctx.needs_input_grad[1:4]):
+        return None, None, None
+    side_by_side = [p.transpose(0, 1).flatten(1, 2) for p in (slopes, rows)]  # [M, T·B, ...]
+    whole = torch.bmm(side_by_side[0].transpose(1, 2), side_by_side[1])
+    return whole[..., width:-1], whole[..., :width], whole[..., -1]
 
 
 def _reversal(mask: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from fedsim.seeds import Name
 
 BLOCK = 1 << 10
 """Values that are made together: half of them cosines, half sines."""
-CHUNK = 1 << 16
-"""Values at a time: keystream and temporaries stay in the cache."""
+CHUNK = 1 << 17
+"""Values at a time: so few that they stay in the cache, so many that threads seldom wait for each other."""
 _ZEROS = bytes(4 * CHUNK)
 _COUNTER = bytes(16)
 
