@@ -111,17 +111,22 @@ class Product:
         return total.sum(1)
 
     def sums(self, factors: Tensor) -> dict[str, Tensor | Rows]:
-        g = self.gradient * factors[:, None, :, None, None]
+        g, inputs, spread = self.gradient, dict(self.inputs), factors[:, None, :, None, None]
+        if sum(a.shape[4] for a in inputs.values()) < g.shape[4]:  # the factors go to the narrower side
+            inputs = {name: a * spread for name, a in inputs.items()}
+            weighing = spread.expand(*g.shape[:4], 1).reshape(-1, 1, g.shape[2] * g.shape[3])
+        else:
+            g = g * spread
+            weighing = g.new_ones(1, 1, 1).expand(len(g) * g.shape[1], 1, g.shape[2] * g.shape[3])
         rows = g.flatten(0, 1).flatten(1, 2)  # [K·D, B·T, out]
-        models = len(factors)
         found: dict[str, Tensor | Rows] = {
             name: torch.bmm(rows.transpose(1, 2), a.flatten(0, 1).flatten(1, 2)).view(
-                models, *self.shapes[name]
+                len(factors), *self.shapes[name]
             )
-            for name, a in self.inputs.items()
+            for name, a in inputs.items()
         }
         if self.bias:
-            found[self.bias] = rows.sum(1).view(models, *self.shapes[self.bias])
+            found[self.bias] = torch.bmm(weighing, rows).view(len(factors), *self.shapes[self.bias])
         return found
 
     def keep(self, good: Tensor) -> "Product":
