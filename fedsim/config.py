@@ -469,7 +469,9 @@ class Place(Section):
     out: str = Field("runs", description="folder of the run directories")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="torch device")
     threads: int = Field(0, ge=0, le=1024, description="torch threads; 0 = one a core")
-    memory_gib: NonNegative = Field(0.0, description="GiB for a chunk of stacked devices; 0 = 0.25")
+    memory_gib: NonNegative = Field(
+        0.0, description="GiB for stacked devices; 0 = 1/16 a thread, 1/4 on CUDA"
+    )
     keep: Literal["last", "all"] = Field("last", description="which checkpoints stay")
     nodes: int = Field(0, ge=0, le=10**6, description="nodes that must announce devices; 0 = all there are")
     wait_s: float = Field(60.0, ge=0.0, le=1e7, description="seconds to wait for nodes to connect")

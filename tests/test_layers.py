@@ -19,6 +19,7 @@ from fedsim.models.layers import (
     GroupNorm,
     LayerNorm,
     Linear,
+    pool,
     set_dropout_keys,
 )
 from fedsim.models.tasks import make_task
@@ -85,6 +86,42 @@ def test_stacked_bilstms_are_separate_torch_bilstms():
     assert_stacked(
         BiLSTM(6, 7), torch_lstm(6, 7, True), torch.randn(K, B, T, 6).double(), everywhere(K, B, T)
     )
+
+
+@pytest.mark.parametrize("kind", [LSTM, BiLSTM])
+def test_torchs_kernel_in_float32_and_our_recurrence_in_float64_agree(kind: type[LSTM] | type[BiLSTM]):
+    """On a CPU float32 runs by torch's kernel, one model after another; everything else by the recurrence."""
+    torch.manual_seed(8)
+    layer, x = kind(6, 7), torch.randn(K, B, T, 6)
+    mask = torch.arange(T) < torch.tensor([T, 3, 1, 2]).view(B, 1)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(9)
+        params = {n: p.detach().to(dtype).requires_grad_() for n, p in random_params(layer).items()}
+        given = x.to(dtype).requires_grad_()
+        out = functional_call(layer, params, (given, mask.expand(K, B, T)))
+        pull = torch.linspace(-1, 1, out.numel(), dtype=dtype).view(out.shape)
+        found.append([out, *torch.autograd.grad((out * pull).sum(), [given, *params.values()])])
+    for single, double in zip(*found, strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 6), (4, 7), (2, 2)])
+def test_pooling_and_its_gradient_are_torchs(size: tuple[int, int]):
+    torch.manual_seed(10)
+    x = torch.randn(K, B, 3, *size).double().requires_grad_()
+    ours, theirs = pool(x), nn.functional.max_pool2d(x.flatten(0, 2), 2).view(K, B, 3, size[0] // 2, -1)
+    assert torch.equal(ours, theirs)
+    pull = torch.randn_like(ours)
+    of_ours, of_theirs = (torch.autograd.grad(y, x, pull)[0] for y in (ours, theirs))
+    assert torch.equal(of_ours, of_theirs)
+
+
+def test_of_like_values_in_a_square_one_gets_the_whole_gradient():
+    x = torch.zeros(1, 1, 2, 4, requires_grad=True)
+    pool(x).backward(torch.tensor([[[[3.0, 5.0]]]]))
+    assert x.grad is not None
+    assert x.grad.flatten().tolist() == [3.0, 0.0, 5.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 
 
 def test_stacked_layer_norms_are_separate_torch_layer_norms():

@@ -29,6 +29,7 @@ from experiments.benchmarks.peers.figures import RESULTS, Row, short, table, wri
 from experiments.benchmarks.peers.launch import ask
 from experiments.benchmarks.peers.settings import Setting, as_dict, smaller
 from experiments.benchmarks.peers.steps import METHODS, Method, check
+from fedsim.app.allocator import keep_freed_memory
 
 CASES = {
     "bilstm": Setting("bilstm", "bilstm", 1, 1, embedding=100, hidden=128, batch=64),
@@ -48,6 +49,7 @@ def main() -> None:
     args = arguments()
     warnings.filterwarnings("ignore", message="Full backward hook")  # of Opacus' hooks on embeddings
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as our command line does
     names = args.methods.split(",")
     rows: list[Row] = []
     for case in args.models.split(","):

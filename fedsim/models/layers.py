@@ -278,7 +278,7 @@ def pool(x: Tensor) -> Tensor:
 class Pool(torch.autograd.Function):
     """2×2 max pooling by two comparisons: on a CPU several times faster than the kernel for any window.
 
-    Of like values the first one gets the gradient, as in torch's.
+    Of like values one gets the gradient: the upper of a column, then the left of both.
     """
 
     @staticmethod
