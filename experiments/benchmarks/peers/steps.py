@@ -12,11 +12,11 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, max_pool2d
 
 from experiments.benchmarks.peers import engine, plain
 from experiments.benchmarks.peers.settings import Setting, made_up, smaller
-from fedsim.models import layers
+from fedsim.models import image, layers
 from fedsim.types import Params
 
 
@@ -238,6 +238,11 @@ def lstm_by_autograd(x: Tensor, into: Tensor, hidden: Tensor, bias: Tensor, watc
     return torch.stack(outputs, dim=2)
 
 
+def pool_by_autograd(x: Tensor) -> Tensor:
+    """Return what `fedsim.models.layers.pool` does, by an ordinary kernel."""
+    return max_pool2d(x.flatten(0, -4), 2).unflatten(0, x.shape[:-3])
+
+
 class Vmap(Engine):
     """`torch.func`: vmap over models of vmap over examples of grad."""
 
@@ -249,9 +254,8 @@ class Vmap(Engine):
 
         each = vmap(grad(loss), in_dims=(None, 0))
         each = each if self.models == 1 else vmap(each)
-        with patch.object(
-            layers, "lstm", lstm_by_autograd
-        ):  # transforms take no backward that is written out
+        # transforms take no backward that is written out
+        with patch.object(layers, "lstm", lstm_by_autograd), patch.object(image, "pool", pool_by_autograd):
             grads = each(self.params, self.batch)  # [K, B, ...] or [B, ...]
         axes = 1 if self.models == 1 else 2
         squares = [g.flatten(axes).square().sum(-1) for g in grads.values()]
