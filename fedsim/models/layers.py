@@ -5,6 +5,7 @@ the same K. `torch.func.functional_call` with stacked parameters turns any model
 layers, and indexes its activations from the right, into K models that train as one batch.
 """
 
+import math
 from typing import Any, Protocol, cast
 
 import torch
@@ -61,10 +62,10 @@ class BiLSTM(nn.Module):
     ) -> Tensor:
         """Run with these weights, [2, ...] or [K, 2, ...]."""
         back = _reversal(mask)
-        both = torch.stack([x, _gather_time(x, back)], dim=-4).flatten(0, -4)  # [2K, B, T, in]
+        both = torch.stack([x, _reversed(x, back)], dim=-4).flatten(0, -4)  # [2K, B, T, in]
         states = lstm(both, into.flatten(0, -3), hidden.flatten(0, -3), bias.flatten(0, -2), watch)
         forward, backward = states.view(*x.shape[:-3], 2, *x.shape[-3:-1], -1).unbind(-4)
-        out = torch.cat([forward, _gather_time(backward, back)], dim=-1)
+        out = torch.cat([forward, _reversed(backward, back)], dim=-1)
         return out * mask.unsqueeze(-1)
 
 
@@ -423,14 +424,35 @@ def _of_weights(ctx: Any, rows: Tensor, slopes: Tensor, width: int) -> tuple[Ten
 
 
 def _reversal(mask: Tensor) -> Tensor:
-    """Return [..., T] time indices that reverse each sequence's tokens and leave its padding."""
+    """Return the row of x [..., T, width], all rows in one line, that comes to each place when each
+    sequence's tokens are reversed and its padding is left."""
     length = mask.sum(-1, keepdim=True)
-    time = torch.arange(mask.shape[-1], device=mask.device).expand(mask.shape)
-    return torch.where(time < length, length - 1 - time, time)
+    time = torch.arange(mask.shape[-1], device=mask.device)
+    sequences = torch.arange(math.prod(mask.shape[:-1]), device=mask.device)
+    first = sequences.view(*mask.shape[:-1], 1) * mask.shape[-1]
+    return (first + torch.where(time < length, length - 1 - time, time)).flatten()
 
 
-def _gather_time(x: Tensor, index: Tensor) -> Tensor:
-    return x.gather(-2, index.unsqueeze(-1).expand(*index.shape, x.shape[-1]))
+def _reversed(x: Tensor, order: Tensor) -> Tensor:
+    return cast(Tensor, Reversed.apply(x, order))  # type: ignore[no-untyped-call]
+
+
+class Reversed(torch.autograd.Function):
+    """Rows of x [..., width] in an order that undoes itself, and so does its gradient's."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, order: Tensor) -> Tensor:
+        return x.reshape(-1, x.shape[-1]).index_select(0, order).view(x.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.order = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return Reversed.forward(grad, ctx.order), None
 
 
 STACKABLE = (Linear, Embedding, BiLSTM, LSTM, LayerNorm, GroupNorm, Conv2d)
