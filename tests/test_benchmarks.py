@@ -112,3 +112,25 @@ def test_growth(tmp_path: Path) -> None:
         "--devices 50 --cohort 5 --cohorts 4,8 --fixed-devices 40 --examples 4 --rounds 2 --repeats 1",
     )
     assert [row["trained"] for row in found] == [[5], [4], [8]]
+
+
+def test_what_the_machine_allows_is_more_than_any_throughput(tmp_path: Path) -> None:
+    measured = {
+        "setting": "bilstm",
+        "private": False,
+        "peer": "ours",
+        "cohort": 10,
+        "seconds": [2.0, 1.0, 5.0],
+    }
+    (tmp_path / "measured.json").write_text(json.dumps({"rows": [measured]}))
+    found = {
+        row["setting"]: row
+        for row in rows(tmp_path, "ceiling", f"--repeats 1 --results {tmp_path / 'measured.json'}")
+    }
+    bag, lstm = found["nlu"], found["bilstm"]
+    assert lstm["measured"] == 5.0
+    assert lstm["measured_private"] is None
+    # 5 steps of 10 examples: a head of 64 x 60, forward and two products backward; the first has no input's
+    assert bag["gflop_a_device"] == pytest.approx(5 * 10 * 64 * 60 * 2 * 3 / 1e9)
+    # a row has noise once, and in each step in which it is read: of 10,000 at most 200 a step
+    assert bag["noise_values_a_device"] == 10_000 * 64 + 5 * (200 * 64 + 64 * 60 + 60)
