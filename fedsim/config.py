@@ -157,6 +157,11 @@ class Stream(Section):
     cut: Literal["duration", "examples"] = Field(
         "duration", description="periods of equal length | with equally many training examples"
     )
+    begin: str = Field(
+        "",
+        description="ISO 8601 (UTC without a zone): where periods begin; empty = the first record",
+    )
+    end: str = Field("", description="where they end: later records never arrive; empty = the last record")
     joining: Fraction = Field(0.0, description="share of devices that join later (poisson)")
     leaving: Fraction = Field(0.0, description="share of devices that leave early (poisson)")
     memory: Literal["all", "current", "window", "reservoir", "age"] = Field(

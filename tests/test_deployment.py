@@ -23,6 +23,21 @@ from fedsim.config import Config, to_toml
 from fedsim.privacy.ledger import Ledger
 
 pytestmark = pytest.mark.slow
+CONTINUAL = {
+    "stream__mode": "continual",
+    "stream__periods": 2,
+    "stream__memory": "current",
+    "stream__begin": "2024-01-01",
+    "stream__end": "2024-01-21",
+    "data__path": "timed",
+    "data__columns": "text=text,label=label,device=user,time=time",
+    "train__rounds": 6,
+    "train__batch_size": 1,
+    "dp__sampling_rate": 0.0,
+    "dp__noise_multiplier": 5.0,
+    "place__nodes": 2,
+    "place__wait_s": 300.0,
+}
 
 
 def node_terms(home: Path, i: int) -> dict[str, Any]:
@@ -53,6 +68,23 @@ def events(home: Path, i: int) -> int:
     """How many steps node i has written down for its first device."""
     own = OwnLedger(home / f"state{i}", np.array(USERS[i]))
     return sum(e.count for e in own.events(USERS[i][0]))
+
+
+def rates(home: Path, i: int, noise: float) -> dict[float, int]:
+    """How many steps node i has written down for its first device at a noise multiplier, by sampling rate."""
+    own = OwnLedger(home / f"state{i}", np.array(USERS[i]))
+    return {e.sampling_rate: e.count for e in own.events(USERS[i][0]) if e.noise_multiplier == noise}
+
+
+def write_days(path: Path, days: dict[str, list[int]]) -> None:
+    """Write records that come on days of January 2024."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"text": f"light {day}", "label": "on", "user": user, "time": f"2024-01-{day:02d}T12:00"}
+        for user, all_days in days.items()
+        for day in all_days
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def charged(run: RunDir) -> dict[str, int]:
@@ -116,6 +148,27 @@ def test_a_killed_node_costs_its_answers_and_comes_back(secured: Federation) -> 
     assert devices.count(4) + 1 <= told[1] <= 5  # the release that was never sent is written down, too
     log = [json.loads(line)["message"] for line in (run.path / "log.jsonl").read_text().splitlines()]
     assert any("did not answer" in line or "failed" in line or "away" in line for line in log)
+
+
+def test_a_node_killed_in_a_continual_run_holds_the_same_again(secured: Federation) -> None:
+    """By batches of one, an event's rate is one over the public activity in the round's period."""
+    days = {"ann": [1, 2, 11, 12, 13, 14], "bob": [3, 4, 15, 16], "cid": [2, 12, 13, 14, 15], "dot": [14]}
+    for i, users in enumerate(USERS):
+        write_days(secured.home / f"data{i}" / "timed" / "train.jsonl", {u: days[u] for u in users})
+    run = RunDir.of(settings(secured.home, "continual", **CONTINUAL))
+    ours = secured.fedsim_in_background("continual", "run", "continual.toml", *secured.secured_address())
+    until(lambda: run.rows(), 300, "round 1")
+    secured.kill("node-1")
+    terms = node_terms(secured.home, 0)
+    until(lambda: secured.revive("node-1", terms), 300, "node 1 back")
+    assert ours.wait(600) == 0, secured.log("continual")
+    rows = run.rows()
+    assert [row["cohort"] for row in rows[:3]] == [3, 3, 3]  # dot has no record in period 1
+    assert rows[-1]["cohort"] == rows[-1]["devices"] == 4
+    told = rates(secured.home, 0, noise=5.0)
+    assert told.keys() == {0.5, 0.25}
+    assert all(1 <= steps <= 3 for steps in told.values())
+    assert rates(secured.home, 1, noise=5.0) == {1.0: 3, 0.25: 3}
 
 
 def test_a_killed_serverapp_and_a_killed_superlink_lose_nothing(secured: Federation) -> None:
