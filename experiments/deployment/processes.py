@@ -147,8 +147,7 @@ class Federation:
     def kill(self, name: str) -> None:
         """Kill a process, and what it started, as a loss of power would."""
         process = self.running.pop(name)
-        for pid in [*descendants(process.pid), process.pid]:
-            send(pid, signal.SIGKILL)
+        send_all(process.pid, signal.SIGKILL)
         process.wait()
 
     def log(self, name: str) -> str:
@@ -190,6 +189,12 @@ def send(pid: int, sign: signal.Signals) -> None:
         os.kill(pid, sign)
     except ProcessLookupError:
         return
+
+
+def send_all(pid: int, sign: signal.Signals) -> None:
+    """Send a signal to a process and to all that it started."""
+    for each in [*descendants(pid), pid]:
+        send(each, sign)
 
 
 def until(condition: Any, seconds: float, what: str) -> Any:
