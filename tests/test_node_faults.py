@@ -148,3 +148,34 @@ def test_a_key_that_is_in_use_lets_no_second_node_in(both: Federation) -> None:
     assert "SuperNode ID" not in both.log("second")
     assert both.running["node-2"].poll() is None
     both.end("second")
+
+
+@pytest.mark.parametrize("found", ["on the path", "before the app"])
+def test_another_package_of_our_name_on_a_node_never_answers_for_it(
+    found: str, secured: Federation, tmp_path: Path
+) -> None:
+    """The bundle's own come first on the path; where another one is loaded already, its node is left out."""
+    for name in ("fedsim", "strategies", "clients"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("print('SOMEBODY ELSE')\n")
+    early = found == "before the app"
+    (tmp_path / "sitecustomize.py").write_text("import fedsim\n" if early else "")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    shadowed = f"shadowed-{int(early)}"
+    secured.secured_node(shadowed, node_terms(secured.home, 1), key="node-2", PYTHONPATH=path)
+    until(lambda: "SuperNode ID" in secured.log(shadowed), 240, "the node with other packages")
+    run = RunDir.of(settings(secured.home, shadowed, train__rounds=1, place__nodes=1 if early else 2))
+    done = secured.fedsim("run", f"{shadowed}.toml", *secured.secured_address())
+    secured.end(shadowed)
+    assert done.returncode == 0, done.stderr
+    assert [row["devices"] for row in run.rows()] == [2 if early else 4]
+    assert ("SOMEBODY ELSE" in secured.log(shadowed)) == early
+
+
+def test_answers_over_the_limit_are_left_out_by_name(both: Federation) -> None:
+    run = RunDir.of(settings(both.home, "large", train__rounds=1, place__nodes=2, aggregation__max_bytes=100))
+    done = both.fedsim("run", "large.toml", *both.secured_address())
+    assert done.returncode == 0, done.stderr
+    assert [(row["devices"], row["rejected"]) for row in run.rows()] == [(0, 4)]
+    log = (run.path / "log.jsonl").read_text()
+    assert "aggregation.max_bytes is 100" in log
