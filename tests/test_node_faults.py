@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_deployment import charged, node_terms, settings
 
-from experiments.deployment.processes import ROOT, Federation, commands, send_all, until
+from experiments.deployment.processes import LONG_S, ROOT, Federation, commands, send_all, until
 from fedsim.app.rundir import RunDir
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
 def both(secured: Federation) -> Iterator[Federation]:
     """The federation with its second node, for one test."""
     terms = node_terms(secured.home, 1)
-    until(lambda: secured.revive("node-2", terms), 240, "node 2")
+    until(lambda: secured.revive("node-2", terms), LONG_S, "node 2")
     yield secured
     secured.end("node-2")
 
@@ -66,14 +66,14 @@ def test_a_round_goes_on_without_a_node_that_stalls(which: str, both: Federation
     found = settings(both.home, name, train__rounds=4, place__nodes=2, place__deadline_s=150.0)
     run, node = RunDir.of(found), both.running["node-2"].pid
     ours = both.fedsim_in_background(name, "run", f"{name}.toml", *both.secured_address())
-    until(lambda: run.exists, 300, "the run")
-    stalled = node if "node" in which else until(lambda: training(node), 300, "the app")
+    until(lambda: run.exists, LONG_S, "the run")
+    stalled = node if "node" in which else until(lambda: training(node), LONG_S, "the app")
     send_all(stalled, signal.SIGSTOP)
     try:
-        until(lambda: run.rows(), 400, "round 1 without node 2")
+        until(lambda: run.rows(), LONG_S, "round 1 without node 2")
     finally:
         send_all(stalled, signal.SIGCONT)
-    assert ours.wait(600) == 0, both.log(name)
+    assert ours.wait(LONG_S) == 0, both.log(name)
     devices = [row["devices"] for row in run.rows()]
     assert devices[0] == 2
     assert set(devices) <= {2, 4}
@@ -94,7 +94,7 @@ def test_a_node_whose_clock_is_an_hour_off_is_refused(
     """Flower takes a node's signed time from 5 s ahead to 305 s behind; who is refused ends itself."""
     name = f"clock{offset}"
     start_with_clock(secured, name, offset, preload, tmp_path)
-    until(lambda: secured.running[name].poll() is not None, 240, "the end of a node with a wrong clock")
+    until(lambda: secured.running[name].poll() is not None, LONG_S, "the end of a node with a wrong clock")
     assert "SuperNode ID" not in secured.log(name)
     assert secured.running[name].returncode == 0
     assert '/v1/fleet/activate-node HTTP/1.1" 401' in secured.log("superlink")
@@ -105,7 +105,7 @@ def test_a_node_whose_clock_is_two_minutes_late_takes_part(
     secured: Federation, preload: str, tmp_path: Path
 ) -> None:
     start_with_clock(secured, "late", "-120", preload, tmp_path)
-    until(lambda: "SuperNode ID" in secured.log("late"), 240, "a node that is two minutes late")
+    until(lambda: "SuperNode ID" in secured.log("late"), LONG_S, "a node that is two minutes late")
     secured.end("late")
 
 
@@ -123,10 +123,10 @@ def test_a_registered_node_that_comes_back_with_a_key_that_nobody_registered_is_
 ) -> None:
     both.end("node-2")
     both.secured_node("wrong-key", node_terms(both.home, 1), key="node-3")
-    until(lambda: both.running["wrong-key"].poll() is not None, 240, "the end of the wrong key")
+    until(lambda: both.running["wrong-key"].poll() is not None, LONG_S, "the end of the wrong key")
     assert "SuperNode ID" not in both.log("wrong-key")
     both.end("wrong-key")
-    until(lambda: both.revive("node-2", node_terms(both.home, 1)), 240, "node 2 with its own key")
+    until(lambda: both.revive("node-2", node_terms(both.home, 1)), LONG_S, "node 2 with its own key")
 
 
 def test_another_node_s_key_gives_another_node_s_id_and_no_second_hold_on_its_devices(
@@ -134,7 +134,7 @@ def test_another_node_s_key_gives_another_node_s_id_and_no_second_hold_on_its_de
 ) -> None:
     """A key is a node's id. With node-2's key and node-1's data, node-1's devices are announced twice."""
     secured.secured_node("impostor", node_terms(secured.home, 0), key="node-2")
-    until(lambda: "SuperNode ID" in secured.log("impostor"), 240, "the impostor")
+    until(lambda: "SuperNode ID" in secured.log("impostor"), LONG_S, "the impostor")
     settings(secured.home, "impostor-run", place__nodes=2)
     done = secured.fedsim("run", "impostor-run.toml", *secured.secured_address())
     assert done.returncode == 2, done.stderr
@@ -144,7 +144,7 @@ def test_another_node_s_key_gives_another_node_s_id_and_no_second_hold_on_its_de
 
 def test_a_key_that_is_in_use_lets_no_second_node_in(both: Federation) -> None:
     both.secured_node("second", node_terms(both.home, 1), key="node-2")
-    until(lambda: both.running["second"].poll() is not None, 240, "the end of the second node")
+    until(lambda: both.running["second"].poll() is not None, LONG_S, "the end of the second node")
     assert "SuperNode ID" not in both.log("second")
     assert both.running["node-2"].poll() is None
     both.end("second")
@@ -163,7 +163,7 @@ def test_another_package_of_our_name_on_a_node_never_answers_for_it(
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     shadowed = f"shadowed-{int(early)}"
     secured.secured_node(shadowed, node_terms(secured.home, 1), key="node-2", PYTHONPATH=path)
-    until(lambda: "SuperNode ID" in secured.log(shadowed), 240, "the node with other packages")
+    until(lambda: "SuperNode ID" in secured.log(shadowed), LONG_S, "the node with other packages")
     run = RunDir.of(settings(secured.home, shadowed, train__rounds=1, place__nodes=1 if early else 2))
     done = secured.fedsim("run", f"{shadowed}.toml", *secured.secured_address())
     secured.end(shadowed)
