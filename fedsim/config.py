@@ -10,6 +10,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,10 @@ def _counts(value: object) -> int | str:
 
 
 Counts = Annotated[int | str, BeforeValidator(_counts)]
+Instant = Annotated[
+    str, BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value)
+]
+"""ISO 8601; TOML's own dates and date-times are taken, too."""
 
 
 class Section(BaseModel):
@@ -156,6 +161,13 @@ class Stream(Section):
     )
     cut: Literal["duration", "examples"] = Field(
         "duration", description="periods of equal length | with equally many training examples"
+    )
+    begin: Instant = Field(
+        "",
+        description="ISO 8601 (UTC without a zone): where periods begin; empty = the first record",
+    )
+    end: Instant = Field(
+        "", description="where they end: later records never arrive; empty = the last record"
     )
     joining: Fraction = Field(0.0, description="share of devices that join later (poisson)")
     leaving: Fraction = Field(0.0, description="share of devices that leave early (poisson)")

@@ -15,6 +15,8 @@ from fedsim.errors import RunFailed, WrongInput
 from fedsim.types import Cohort, Form, Params, Reply, Update
 
 WIRE_VERSION = 1
+EVER = 0
+"""In the place of a period: all that devices hold in any of them."""
 ONLY_SUMS = Form()
 NOT_FINITE = "it holds NaN or infinity"
 """Why an update was left out; when it holds for all of a round, training has diverged."""
@@ -49,7 +51,7 @@ class DeviceFlips:
 
 
 def pack_question(period: int) -> RecordDict:
-    """Pack the question for a node's devices and their activity in a period."""
+    """Pack the question for a node's devices and their activity in a period, or in all of them (`EVER`)."""
     return RecordDict({"question": ConfigRecord({"wire_version": WIRE_VERSION, "period": period})})
 
 

@@ -44,7 +44,7 @@ def merge(announcements: Mapping[int, Announcement]) -> Roster:
 
 
 def moved(roster: Roster, node: int, announced: Announcement, here: Collection[int]) -> Roster:
-    """Return the roster with the devices of a node that came during the run; `here` are connected nodes.
+    """Return the roster with a node's devices, where it says they are and as active; `here` are other nodes.
 
     Raises WrongInput for devices that the run did not begin with, and for one whose node is still there.
     """
@@ -58,6 +58,6 @@ def moved(roster: Roster, node: int, announced: Announcement, here: Collection[i
     owned = np.isin(roster.nodes[places], list(here))
     if owned.any():
         raise WrongInput(f"device {str(announced.devices[owned][0])!r} is announced by two nodes")
-    nodes = roster.nodes.copy()
-    nodes[places] = node
-    return replace(roster, nodes=nodes)
+    nodes, activity = roster.nodes.copy(), roster.activity.copy()
+    nodes[places], activity[places] = node, announced.activity
+    return replace(roster, nodes=nodes, activity=activity)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.deployment.processes import ROOT, Federation, descendants, send, until
+from experiments.deployment.processes import LONG_S, ROOT, Federation, descendants, send, until
 from fedsim.app.backends import Backend
 from fedsim.app.local import run_local
 from fedsim.app.rundir import RunDir
@@ -124,7 +124,7 @@ def test_flwr_run_by_itself_gives_the_same_model_under_the_name_in_the_file(
     there = federation.connection()
     (federation.home / "experiment.toml").write_text(to_toml(config))
     run_id = there.submit(str(ROOT), federation.home / "experiment.toml")
-    until(lambda: there.state(run_id).finished, 300, "the end of the run")
+    until(lambda: there.state(run_id).finished, LONG_S, "the end of the run")
     assert there.state(run_id).status == "finished:completed", federation.log("superlink")
     (path,) = (federation.home / "runs" / "plain").glob("*/*")
     run = RunDir(path)
@@ -155,13 +155,13 @@ def test_sigterm_ends_a_ray_run_with_all_that_it_started(tmp_path: Path) -> None
     config = settings("plain", tmp_path / "runs")
     with Federation(tmp_path) as processes:
         ours = processes.fedsim_in_background("ray", *arguments(config, tmp_path), "--backend", "ray")
-        started = until(lambda: descendants(ours.pid), 100, "the SuperLink")
-        until(lambda: (tmp_path / "runs").exists(), 200, "the ServerApp")
+        started = until(lambda: descendants(ours.pid), LONG_S, "the SuperLink")
+        until(lambda: (tmp_path / "runs").exists(), LONG_S, "the ServerApp")
         started = descendants(ours.pid)
         send(ours.pid, signal.SIGTERM)
-        assert ours.wait(60) == 1
+        assert ours.wait(LONG_S) == 1
         assert "was stopped; run it again to go on" in processes.log("ray")
-        until(lambda: not [pid for pid in started if is_running(pid)], 60, "the end of what it started")
+        until(lambda: not [pid for pid in started if is_running(pid)], LONG_S, "the end of what it started")
 
 
 def is_running(pid: int) -> bool:

@@ -16,6 +16,14 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("written", ["2024-01-01", '"2024-01-01"'])
+def test_a_date_may_be_written_with_quotes_or_without(written: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(f"[stream]\nbegin = {written}\n")
+    found = load(path, [f"stream.end={written.strip(chr(34))}T09:30:00"])
+    assert (found.stream.begin, found.stream.end) == ("2024-01-01", "2024-01-01T09:30:00")
+
+
 def test_a_config_survives_the_flat_form() -> None:
     config = from_flat({"train.lr": 0.5, "data.devices": 3, "seed": 9, "model.name": "bilstm"})
     assert from_flat(to_flat(config)) == config

@@ -186,7 +186,7 @@ def test_a_node_takes_no_more_part_beyond_its_epsilon(tmp_path: Path) -> None:
         ({}, {"audit.coins": "record"}, "trains on its own examples as they are"),
         ({}, {"audit.mislabelled": 0.5}, "trains on its own examples as they are"),
         ({}, {"canary.count": 1, "canary.pattern": "pin"}, "trains on its own examples as they are"),
-        ({}, {"stream.mode": "continual"}, "not done on real nodes yet|timestamps"),
+        ({}, {"stream.mode": "continual"}, "want periods that no records decide"),
     ],
 )
 def test_an_instruction_beyond_the_terms_is_refused_in_a_sentence(

@@ -13,12 +13,11 @@ from flwr.app import Error, Message
 from test_rounds import config
 from torch import nn
 
-from fedsim.app import rounds
 from fedsim.app.client import app as client_app
 from fedsim.app.describe import describe
 from fedsim.app.local import run_local
 from fedsim.app.local_grid import LocalGrid
-from fedsim.app.manifest import check_roster, roster_hash
+from fedsim.app.manifest import roster_hash
 from fedsim.app.plan import calibrated
 from fedsim.app.rundir import RunDir
 from fedsim.app.server import serve
@@ -92,18 +91,3 @@ def test_a_run_goes_on_only_with_the_devices_that_it_began_with(tmp_path: Path) 
         run_local(settings)
     run.write_manifest(before)
     run_local(settings)
-
-
-def test_a_period_with_other_devices_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def roster(*names: str) -> object:
-        return SimpleNamespace(devices=np.array(names), activity=np.ones(len(names)))
-
-    server = SimpleNamespace(
-        config=from_flat({"stream.mode": "continual", "stream.periods": 2, "train.rounds": 4}),
-        strategy=SimpleNamespace(roster=roster("a", "b"), state=SimpleNamespace(round=2)),
-        nodes=SimpleNamespace(roster=lambda period: roster("a", "c")),
-    )
-    monkeypatch.setattr(rounds, "measure_periods", lambda server: None)
-    with pytest.raises(RunFailed, match="other devices than"):
-        rounds.enter_period(server, 3, 1)  # type: ignore[arg-type]
-    check_roster(roster_hash(np.array(["a", "b"])), np.array(["a", "b"]), RunFailed)

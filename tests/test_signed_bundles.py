@@ -13,7 +13,7 @@ import pytest
 from test_backends import settings
 
 from experiments.deployment.hub import hub, load_key, write_keys
-from experiments.deployment.processes import ROOT, Federation, free_port, until
+from experiments.deployment.processes import LONG_S, ROOT, Federation, free_port, until
 from fedsim.app.connection import Connection, State, script
 from fedsim.config import to_toml
 
@@ -35,7 +35,7 @@ def serving(bundle: bytes, keys: Path, port: int) -> Iterator[None]:
 
 
 def ended(there: Connection, run_id: str) -> State:
-    until(lambda: there.state(run_id).finished, 200, "the end of the run")
+    until(lambda: there.state(run_id).finished, LONG_S, "the end of the run")
     return there.state(run_id)
 
 

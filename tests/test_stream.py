@@ -78,6 +78,50 @@ def test_a_deleted_record_is_gone_from_its_period_on() -> None:
         assert (arrivals.held(period) == ((arrivals.period <= period) & (arrivals.deleted > period))).all()
 
 
+def test_edges_by_name_are_those_of_the_periods_and_later_records_never_arrive() -> None:
+    named = {"begin": "1970-01-02", "end": "1970-01-04T00:00:01+00:00", "periods": 2}
+    arrivals = by_hand(**named)
+    assert arrivals.edges.tolist() == [DAY, 2 * DAY + 0.5, 3 * DAY + 1.0]
+    assert arrivals.period.tolist() == [1, 1, 2, 3] * 2  # the end is outside
+    assert arrivals.sizes.tolist() == [4, 2]
+    assert not (arrivals.held(1) | arrivals.held(2))[arrivals.period == 3].any()
+    assert arrivals.ever.sum() == 6
+    zoned = by_hand(**named | {"begin": "1970-01-02T02:00+02:00"})
+    assert (zoned.edges == arrivals.edges).all()
+
+
+def test_one_edge_by_name_leaves_the_other_to_the_records() -> None:
+    assert by_hand(begin="1970-01-02", periods=2).period.tolist() == [1, 1, 2, 2] * 2
+    assert by_hand(end="1970-01-04", periods=2).period.tolist() == [1, 1, 2, 3] * 2
+
+
+def test_one_node_of_many_may_have_periods_without_records() -> None:
+    settings = stream(begin="1960-01-01", end="1980-01-01")
+    with pytest.raises(WrongInput, match="has no training example"):
+        by_time(settings, OWNER, TIME, seed=1)
+    assert by_time(settings, OWNER, TIME, seed=1, part=True).sizes.tolist() == [0, 0, 8, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"begin": "yesterday"}, r"stream\.begin = 'yesterday' cannot be read; want ISO 8601"),
+        ({"end": "86400"}, r"stream\.end = '86400' cannot be read"),
+        ({"begin": "1970-01-03", "end": "1970-01-03"}, "leave no time between them"),
+        ({"begin": "1999-01-01"}, "leave no time between them"),
+    ],
+)
+def test_edges_that_cut_nothing_are_refused(settings: dict[str, object], why: str) -> None:
+    with pytest.raises(WrongInput, match=why):
+        by_hand(**settings)
+
+
+@pytest.mark.parametrize("other", [{"arrivals": "poisson"}, {"cut": "examples"}])
+def test_edges_that_nothing_goes_by_are_refused(other: dict[str, object]) -> None:
+    with pytest.raises(WrongInput, match=r'want stream\.arrivals = "time" and stream\.cut = "duration"'):
+        Holdings(data(), stream(begin="2024-01-01", **other), 0.0, 0)
+
+
 def test_periods_may_hold_equally_many_examples() -> None:
     time = np.array([0.0, 1, 2, 3, 4, 5, 6, 1000])
     assert by_time(stream(cut="examples"), OWNER, time, seed=1).sizes.tolist() == [2, 2, 2, 2]

@@ -16,6 +16,8 @@ from fedsim.app.superlink import LOCALHOST, end, free_port, wait_until_healthy
 
 ROOT = Path(__file__).parents[2]
 Process = subprocess.Popen[bytes]
+LONG_S = 900.0
+"""Longer than anything here takes on a busy machine: who waits so long waits in vain."""
 POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05"}
 
 
@@ -85,7 +87,7 @@ class Federation:
     def secured_superlink(self) -> Process:
         """Start the SuperLink as `fedsim deploy init` has it, and wait until it answers."""
         process = self.start("superlink", superlink_command(self.home / "keys", self.port))
-        until(lambda: "Uvicorn running" in self.log("superlink")[-2000:], 60, "the SuperLink")
+        until(lambda: "Uvicorn running" in self.log("superlink")[-2000:], LONG_S, "the SuperLink")
         return process
 
     def register(self, name: str) -> str:
@@ -136,7 +138,7 @@ class Federation:
         """Run our command line to its end."""
         command = [sys.executable, "-m", "fedsim.app.cli", *arguments]
         env = self.env("user", COLUMNS="200", **extra)
-        return subprocess.run(command, env=env, cwd=self.home, capture_output=True, text=True, timeout=400)
+        return subprocess.run(command, env=env, cwd=self.home, capture_output=True, text=True, timeout=LONG_S)
 
     def fedsim_in_background(self, name: str, *arguments: str) -> Process:
         return self.start(name, [sys.executable, "-m", "fedsim.app.cli", *arguments])
@@ -147,8 +149,7 @@ class Federation:
     def kill(self, name: str) -> None:
         """Kill a process, and what it started, as a loss of power would."""
         process = self.running.pop(name)
-        for pid in [*descendants(process.pid), process.pid]:
-            send(pid, signal.SIGKILL)
+        send_all(process.pid, signal.SIGKILL)
         process.wait()
 
     def log(self, name: str) -> str:
@@ -190,6 +191,12 @@ def send(pid: int, sign: signal.Signals) -> None:
         os.kill(pid, sign)
     except ProcessLookupError:
         return
+
+
+def send_all(pid: int, sign: signal.Signals) -> None:
+    """Send a signal to a process and to all that it started."""
+    for each in [*descendants(pid), pid]:
+        send(each, sign)
 
 
 def until(condition: Any, seconds: float, what: str) -> Any:

@@ -34,6 +34,7 @@ from fedsim.privacy.noise import NoiseSource, noise_source
 from fedsim.privacy.secure_sum import fewest_survivors
 from fedsim.types import Cohort, Examples, Params, Reply
 from fedsim.wire import (
+    EVER,
     Announcement,
     DeviceFlips,
     DeviceScores,
@@ -71,6 +72,11 @@ class Node:
     def devices(self) -> NDArray[np.str_]:
         return self.holdings.dataset.devices[self.share]
 
+    def activity(self, period: int) -> NDArray[np.int64]:
+        """Return the public activity of the node's devices in a period, or in all of them (`EVER`)."""
+        held = self.holdings.sizes if period == EVER else self.holdings.activity(period)
+        return public_activity(held[self.share], self.config.data.activity_public)
+
     def held_out(self, period: int) -> tuple[NDArray[np.str_], list[Examples]]:
         """Return the node's devices that hold examples out in a period, and these examples."""
         devices = self.devices[self.holdings.held_out_sizes(period)[self.share] > 0]
@@ -80,10 +86,10 @@ class Node:
 @app.query()
 def announce(message: Message, context: Context) -> Message:
     """Answer with the node's devices and their public activity in the period that is asked for."""
-    node = node_of(context)
-    held = node.holdings.activity(unpack_question(message.content))
-    activity = public_activity(held[node.share], node.config.data.activity_public)
-    return Message(pack_announcement(Announcement(node.devices, activity, node.real)), reply_to=message)
+    node, period = node_of(context), unpack_question(message.content)
+    node.terms.check_period(node.config, period)
+    announced = Announcement(node.devices, node.activity(period), node.real)
+    return Message(pack_announcement(announced), reply_to=message)
 
 
 @app.train()
@@ -198,6 +204,7 @@ def evaluate(message: Message, context: Context) -> Message:
     if is_comparison(message.content):
         return Message(pack_flips(_compare(node, *unpack_comparison(message.content))), reply_to=message)
     params, period = unpack_evaluation(message.content)
+    node.terms.check_period(node.config, period)
     devices, parts = node.held_out(period)
     task = node.trainer.task
     found = evaluate_each(node.trainer.module, task, params, parts)
@@ -206,6 +213,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _compare(node: Node, before: Params, after: Params, period: int) -> DeviceFlips:
+    node.terms.check_period(node.config, period)
     devices, parts = node.held_out(period)
     found = count_flips_each(node.trainer.module, node.trainer.task, before, after, parts)
     counts = np.array([[f.negative, f.positive, f.predictions] for f in found], dtype=np.int64)
@@ -251,7 +259,7 @@ def _own_ledger(node: Node, config: Config, context: Context) -> OwnLedger | Non
 @lru_cache(maxsize=1024)
 def make_node(config: Config, folder: Path | None, first: int, step: int, real: bool = False) -> Node:
     """Return the node that hosts every `step`-th device from the `first` one on."""
-    holdings = load_holdings(config, folder)
+    holdings = load_holdings(config, folder, part=real)
     federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
     task, noise = make_task(federation.spec), noise_source(config, real)

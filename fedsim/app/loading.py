@@ -31,13 +31,13 @@ class Changes:
     coins: Coins | None = None
 
 
-def load_holdings(config: Config, data_dir: Path | None) -> Holdings:
+def load_holdings(config: Config, data_dir: Path | None, part: bool = False) -> Holdings:
     """Return the holdings of the federation that the config names; the same object for the same settings.
 
-    Raises WrongInput when the data cannot be used.
+    The folder may hold only a `part` of the federation. Raises WrongInput when the data cannot be used.
     """
     holdout = config.evaluation.holdout
-    return _load(config.data, config.partition, config.stream, holdout, data_dir, changes_of(config))
+    return _load(config.data, config.partition, config.stream, holdout, data_dir, changes_of(config), part)
 
 
 def announced_holdings(
@@ -45,7 +45,7 @@ def announced_holdings(
 ) -> Holdings:
     """Return the holdings of a federation whose examples stay on its nodes, as the server sees it."""
     federation = announced_federation(config.data, data_dir, devices, activity)
-    return Holdings(federation, config.stream, 0.0, config.data.seed)
+    return Holdings(federation, config.stream, config.evaluation.holdout, config.data.seed)
 
 
 def changes_of(config: Config) -> Changes:
@@ -65,10 +65,16 @@ def changes_of(config: Config) -> Changes:
 
 @lru_cache(maxsize=2)
 def _load(
-    data: Data, partition: Partition, stream: Stream, holdout: float, data_dir: Path | None, changes: Changes
+    data: Data,
+    partition: Partition,
+    stream: Stream,
+    holdout: float,
+    data_dir: Path | None,
+    changes: Changes,
+    part: bool,
 ) -> Holdings:
     dataset = _changed(load_federation(data, data_dir, partition), data, stream, changes)
-    return Holdings(dataset, stream, holdout, data.seed, changes.coins)
+    return Holdings(dataset, stream, holdout, data.seed, changes.coins, part)
 
 
 def _changed(dataset: FederatedDataset, data: Data, stream: Stream, changes: Changes) -> FederatedDataset:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 
 import numpy as np
@@ -26,9 +26,12 @@ class Nodes:
     place: Place
     strangers: set[int] = field(default_factory=set)
     """Nodes that came during the run and host nobody whom it began with: they join the next one."""
+    period: int = 0
+    heard: set[int] = field(default_factory=set)
+    """Nodes that have announced themselves in `period`."""
 
     def roster(self, period: int = 1) -> Roster:
-        """Wait for the nodes and ask each for its devices and their public activity in a period.
+        """Wait for the nodes and ask each for its devices and their public activity in a period (or `EVER`).
 
         With `place.nodes`, so many good answers are enough; else every connected node must answer.
         Raises RunFailed, and WrongInput when two nodes announce one device.
@@ -40,6 +43,7 @@ class Nodes:
         for node, error in failed.items():
             logger.warning("node %s is left out: %s", node, error)
             self.strangers.add(node)
+        self.period, self.heard = period, set(found)
         return merge(found)
 
     def wait(self, wanted: int) -> list[int]:
@@ -59,20 +63,30 @@ class Nodes:
     def follow(self, roster: Roster, period: int) -> Roster:
         """Return the roster with the devices where they are now: nodes come back late or under another id.
 
-        The devices stay those that the run began with; whoever else is announced is left to the next run.
+        The devices stay those that the run began with; whoever else is announced is left to the next run. In
+        a new period a device is inactive until its node says what it holds. Raises RunFailed, or WrongInput,
+        where no node says so.
         """
-        known = set(np.unique(roster.nodes).tolist()) | self.strangers
+        begins = period != self.period
+        if begins:
+            self.wait(1)
+            roster = replace(roster, activity=np.zeros_like(roster.activity))
+            self.period, self.heard = period, set()
+        known = self.heard.intersection(np.unique(roster.nodes).tolist()) | self.strangers
         here = set(self.grid.get_node_ids())
         found, failed = self._ask(sorted(here - known), period)
-        for node, why in failed.items():
-            logger.warning("node %s, which came during the run, is left out: %s", node, why)
         for node, announced in found.items():
             try:
-                roster = moved(roster, node, announced, here)
+                roster = moved(roster, node, announced, here - {node})
+                self.heard.add(node)
             except WrongInput as error:
-                logger.warning("node %s is left out: %s", node, error)
+                failed[node] = error
                 if not np.isin(announced.devices, roster.devices).any():
                     self.strangers.add(node)
+        for node, why in failed.items():
+            logger.warning("node %s is left out: %s", node, why)
+        if begins and not self.heard:
+            raise _worst(failed)
         return roster
 
     def exchange(self, messages: Sequence[Message], round: int) -> list[Message]:

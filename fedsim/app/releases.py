@@ -36,7 +36,7 @@ def release_row(server: "Server", period: int) -> Row:
         row |= flips_since(server, before, server.federation.test)(Snapshot(now.round, now.params))
     if server.config.evaluation.on != "central":
         messages = flip_questions(server.strategy.roster, before, now.params, period)
-        row |= device_flips(server.grid.send_and_receive(messages))
+        row |= device_flips(server.nodes.exchange(messages, now.round))
     return row
 
 

@@ -16,7 +16,6 @@ from clients.batches import count_steps
 from fedsim.app.audits import FILE as AUDITS
 from fedsim.app.audits import Audited, audit
 from fedsim.app.health import write_health
-from fedsim.app.manifest import check_roster, roster_hash
 from fedsim.app.measure import dev_metrics, is_evaluated, stopped_early, test_metrics
 from fedsim.app.nodes import Nodes
 from fedsim.app.releases import release_row, write_release
@@ -168,15 +167,11 @@ def resume(strategy: Federated, run: RunDir) -> None:
 
 
 def enter_period(server: Server, round: int, before: int) -> int:
-    """Return the round's period; where it is a new one, learn its activity and measure what came before."""
+    """Return the round's period; where it is a new one, measure what came before."""
     stream, rounds = server.config.stream, server.config.train.rounds
     period = period_of_round(stream, rounds, round)
     if stream.mode == "static" or period == before:
         return period
-    began = roster_hash(server.strategy.roster.devices)
-    roster = server.nodes.roster(period)
-    check_roster(began, roster.devices, RunFailed)
-    server.strategy.roster = roster
     if round == 1 or period_of_round(stream, rounds, round - 1) != period:
         measure_periods(server)
     return period

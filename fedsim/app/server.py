@@ -36,6 +36,7 @@ from fedsim.models import build_model, parameters_of
 from fedsim.models.tasks import make_task
 from fedsim.privacy.claims import check_dp
 from fedsim.privacy.noise import NoiseSource, noise_source
+from fedsim.wire import EVER
 from strategies.federated import Federated
 from strategies.roster import Roster
 
@@ -93,8 +94,9 @@ def _run(
     check_dp(config)
     mirrors = Mirrors(config)
     nodes = Nodes(grid, config.place)
-    roster = nodes.roster()
+    roster = nodes.roster(1 if config.stream.mode == "static" else EVER)
     holdings = _holdings(config, folder, roster)
+    roster = nodes.follow(roster, 1)
     federation = holdings.dataset
     noise = noise_source(config, roster.real)
     server = _make_server(nodes, config, holdings, run, roster, noise)
@@ -136,6 +138,11 @@ def rounds_or_reason(server: Server, watch: Watch) -> str:
 
 def _holdings(config: Config, folder: Path | None, roster: Roster) -> Holdings:
     """Return what the server knows of the federation: of real nodes with files, what they announce."""
+    if not roster.activity.any():
+        raise WrongInput(
+            "no node has a training example for this experiment; check the nodes' data, and stream.begin and "
+            "stream.end where these are set"
+        )
     if roster.real and config.data.source == "files":
         return announced_holdings(config, folder, roster.devices, roster.activity)
     return load_holdings(config, folder)

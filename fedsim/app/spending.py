@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fedsim.app.rundir import RunDir
 from fedsim.config import Config
 from fedsim.data.activity import public_activity
+from fedsim.data.announced import Announced, possible_activity
 from fedsim.data.federation import FederatedDataset
 from fedsim.data.holdings import Holdings
 from fedsim.errors import RunFailed
@@ -181,7 +182,12 @@ def worst_events(ledger: Ledger, delta: float) -> tuple[Event, ...]:
 
 
 def public_over_time(config: Config, holdings: Holdings) -> NDArray[np.int64]:
-    """Return the public activities that devices have in any period, one after another."""
+    """Return the public activities that devices have in any period, one after another.
+
+    Of announced devices, whose later periods nobody knows yet, all that they may have.
+    """
+    if config.stream.mode == "continual" and isinstance(holdings.dataset, Announced):
+        return possible_activity(holdings.dataset)
     periods = range(1, config.stream.periods + 1) if config.stream.mode == "continual" else [1]
     held = np.concatenate([holdings.activity(period) for period in periods])
     return public_activity(held, config.data.activity_public)

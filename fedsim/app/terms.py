@@ -10,11 +10,13 @@ from pathlib import PurePath
 from typing import Any
 
 from fedsim.app.loading import Changes, changes_of
-from fedsim.config import Config, Data
+from fedsim.config import Config, Data, Stream
+from fedsim.data.stream import DAY, cut, period_of_round
 from fedsim.errors import WrongInput
 from fedsim.privacy.local import local_plan
 from fedsim.privacy.secure_sum import fewest_survivors
 from fedsim.types import Cohort
+from fedsim.wire import EVER
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Terms:
     min_noise_multiplier: float = 0.0
     min_cohort: int = 0
     """Fewest devices whose sum may be released, the node's own among them."""
+    min_period_days: float = 0.0
+    """Shortest period of which activity is told: a shorter one tells when a record came."""
     insecure_noise: bool = False
     """Whether simulations are allowed on the node's own data."""
 
@@ -61,9 +65,26 @@ class Terms:
                 "dp.noise_multiplier"
             )
         self._check_clip(config.dp.clip_norm)
+        if self.min_period_days and config.stream.mode == "continual":
+            self._check_length(config.stream)
+
+    def check_period(self, config: Config, period: int) -> None:
+        """Refuse a question of real data in a period that the run has not. Raises WrongInput."""
+        if self.real and not EVER <= period <= config.stream.periods:
+            raise WrongInput(
+                f"this node answers for periods 1 to {config.stream.periods} (0 = all of them), got {period}"
+            )
 
     def check_instruction(self, config: Config, cohort: Cohort) -> None:
-        """Refuse a task of a round that the terms rule out. Raises WrongInput."""
+        """Refuse a task of a round that the terms rule out. Raises WrongInput.
+
+        Real data train in the period that the round lies in: another one would bring deleted records back.
+        """
+        if self.real and not _in_its_period(config, cohort):
+            raise WrongInput(
+                f"round {cohort.round} of {config.train.rounds} does not lie in period {cohort.period}; this "
+                "node trains on what its devices hold in the period of the round"
+            )
         if config.dp.unit == "device":
             self._check_clip(cohort.clip_norm)
         if self.min_cohort and config.dp.unit != "none" and config.dp.trust == "secure_sum":
@@ -82,6 +103,14 @@ class Terms:
                 f"{device!r} to {epsilon:.4g}; it takes no more part"
             )
 
+    def _check_length(self, stream: Stream) -> None:
+        begin, end, *_ = cut(stream)
+        if (days := (end - begin) / DAY) < self.min_period_days:
+            raise WrongInput(
+                f"this node wants min-period-days = {self.min_period_days:g}, got {days:.3g}; use fewer "
+                "stream.periods"
+            )
+
     def _check_clip(self, norm: float) -> None:
         if self.max_clip_norm and norm > self.max_clip_norm:
             raise WrongInput(
@@ -98,6 +127,7 @@ def terms_of(node_config: Mapping[str, Any]) -> Terms:
         max_clip_norm=_bound(node_config, "max-clip-norm", 0.0),
         min_noise_multiplier=_bound(node_config, "min-noise-multiplier", 0.0),
         min_cohort=int(_bound(node_config, "min-cohort", 0)),
+        min_period_days=_bound(node_config, "min-period-days", 0.0),
         insecure_noise=node_config.get("insecure-noise", False) is True,
     )
 
@@ -117,6 +147,12 @@ def _bound(node_config: Mapping[str, Any], key: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise WrongInput(f"node-config {key} wants a number of at least 0, got {value!r}")
     return float(value)
+
+
+def _in_its_period(config: Config, cohort: Cohort) -> bool:
+    rounds = config.train.rounds
+    known = 1 <= cohort.round <= rounds
+    return known and cohort.period == period_of_round(config.stream, rounds, cohort.round)
 
 
 def _check_real(config: Config, insecure: bool) -> None:
@@ -139,12 +175,25 @@ def _check_real(config: Config, insecure: bool) -> None:
             'own examples as they are; set audit.coins = "none", audit.mislabelled = 0, canary.count = 0 and '
             "audit.canary_devices = 0, or insecure-noise=true in the node's own config"
         )
-    if config.stream.mode != "static":
-        raise WrongInput(
-            'stream.mode = "continual" is not done on real nodes yet: each would cut its own time into '
-            'periods; set stream.mode = "static"'
-        )
+    if config.stream.mode == "continual":
+        _check_stream(config.stream)
     _check_inside(config.data)
+
+
+def _check_stream(stream: Stream) -> None:
+    """Refuse periods whose edges would follow from a node's own records, and made-up deletions."""
+    by_edges = stream.arrivals == "time" and stream.cut == "duration"
+    if not (by_edges and stream.begin and stream.end):
+        raise WrongInput(
+            'real nodes want periods that no records decide: stream.arrivals = "time", stream.cut = '
+            f'"duration", stream.begin and stream.end; got "{stream.arrivals}", "{stream.cut}", '
+            f'"{stream.begin}" and "{stream.end}"'
+        )
+    if stream.deletions:
+        raise WrongInput(
+            f"stream.deletions = {stream.deletions:g} makes requests up, and a real node honours those of "
+            'its own data (data.columns = "deleted=COLUMN"); set it to 0'
+        )
 
 
 def _check_inside(data: Data) -> None:

@@ -21,9 +21,11 @@ class Announced:
     spec: Spec
     devices: NDArray[np.str_]
     activity: NDArray[np.int64]
-    """Public activity: nobody knows more."""
+    """Public activity, over all periods: nobody knows more."""
     test: Examples | None
     fingerprint: dict[str, str]
+    test_time: NDArray[np.float64] | None = None
+    """Seconds of each test record."""
     dev: Examples | None = None
     notes: tuple[str, ...] = ("The examples stay on the nodes; sizes are those that they announce.",)
 
@@ -43,8 +45,14 @@ def announced_federation(
     if data.test:
         own = files(data.model_copy(update={"train": data.test, "dev": "", "test": ""}), data_dir)
         records, fingerprint = own.records["train"], own.fingerprint
-    spec, test = public_part(data, records)
-    return Announced(spec, devices, activity, test, fingerprint)
+    spec, test, test_time = public_part(data, records)
+    return Announced(spec, devices, activity, test, fingerprint, test_time)
+
+
+def possible_activity(announced: Announced) -> NDArray[np.int64]:
+    """Return all public activities ("power2") that devices may have in a period, one after another."""
+    most = announced.activity
+    return np.concatenate([most >> halved for halved in range(int(most.max(initial=1)).bit_length())])
 
 
 def own_part(data: Data) -> Data:

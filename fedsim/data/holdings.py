@@ -7,10 +7,11 @@ import torch
 from numpy.typing import NDArray
 
 from fedsim.config import Stream
+from fedsim.data.announced import Announced
 from fedsim.data.availability import hours_with_records
 from fedsim.data.coins import Coins
 from fedsim.data.federation import FederatedDataset
-from fedsim.data.stream import Arrivals, by_poisson, by_time, period_of
+from fedsim.data.stream import Arrivals, arrival_of, by_poisson, by_time, check_edges, cut
 from fedsim.errors import WrongInput
 from fedsim.seeds import generator
 from fedsim.types import DeviceId, Examples
@@ -23,7 +24,9 @@ class Holdings:
     """A federation's examples by device and period.
 
     Static and without held-out parts, it hands out the data set's own views and costs nothing; else it
-    keeps a few numbers for each record. Everything is a pure function of (data set, stream, seed).
+    keeps a few numbers for each record. Everything is a pure function of (data set, stream, seed). Of only a
+    `part` of the federation, as on one of several nodes, a period may hold nothing. Of announced devices it
+    knows sizes and the test examples.
     """
 
     def __init__(
@@ -33,27 +36,32 @@ class Holdings:
         holdout: float,
         seed: int,
         coins: Coins | None = None,
+        part: bool = False,
     ) -> None:
         self.dataset = dataset
         self.stream = stream
+        self._holdout = holdout
         _check_deletions(dataset, stream)
-        self._plain = stream.mode == "static" and holdout == 0.0 and coins is None
+        self._announced = isinstance(dataset, Announced)
+        self._plain = self._announced or (stream.mode == "static" and holdout == 0.0 and coins is None)
         self.arrivals: Arrivals | None = None
-        self.test_period: NDArray[np.int64] | None = None
-        if self._plain:
-            return
+        if not self._plain:
+            self._divide(seed, coins, part)
+        self.test_period = self._divide_test(seed) if stream.mode == "continual" else None
+
+    def _divide(self, seed: int, coins: Coins | None, part: bool) -> None:
+        dataset, stream = self.dataset, self.stream
         self._start = np.concatenate([[0], np.cumsum(dataset.activity)])
         self._owner = np.repeat(np.arange(len(dataset.devices)), dataset.activity)
         natural = ~planted(dataset)
-        self._held_out = _smallest(self._owner, dataset.activity, holdout, seed) & natural
+        self._held_out = _smallest(self._owner, dataset.activity, self._holdout, seed) & natural
         self.coins = np.ones(len(self._owner), dtype=bool)
         if coins is not None:
             self.coins = coins.toss(self._owner, len(dataset.devices)) | ~natural
         if stream.mode == "continual":
-            self.arrivals = _arrivals(dataset, stream, self._owner, seed)
-            self.test_period = self._divide_test(seed)
+            self.arrivals = _arrivals(dataset, stream, self._owner, seed, part)
         self._kept = lru_cache(maxsize=2)(self._kept_in)
-        for period in range(1, stream.periods + 1):
+        for period in range(1, 1 if part else stream.periods + 1):
             if not self._kept_in(period).any():
                 raise WrongInput(
                     f"no device holds a training example in period {period} of {stream.periods}; use fewer "
@@ -70,7 +78,8 @@ class Holdings:
         """Return how many training examples each device could ever hold, aligned with `devices`."""
         if self._plain:
             return self.dataset.activity
-        return np.bincount(self._owner[self._eligible], minlength=len(self.dataset.devices))
+        ever = self._eligible if self.arrivals is None else self._eligible & self.arrivals.ever
+        return np.bincount(self._owner[ever], minlength=len(self.dataset.devices))
 
     def activity(self, period: int = 1) -> NDArray[np.int64]:
         """Return how many training examples each device holds in a period, aligned with `devices`."""
@@ -90,7 +99,7 @@ class Holdings:
             return self.dataset.train(device)
         never = np.zeros_like(self._held_out)
         if self.arrivals is not None:  # deleted in the period of its arrival
-            never = self.arrivals.deleted <= self.arrivals.period
+            never = (self.arrivals.deleted <= self.arrivals.period) | ~self.arrivals.ever
         return self._choose(device, self._eligible & ~never)
 
     def active_hours(self) -> Flags:
@@ -120,7 +129,9 @@ class Holdings:
 
     @property
     def holds_out(self) -> bool:
-        """Whether any device holds an example out, in any period."""
+        """Whether any device holds an example out, in any period; of announced devices, whether they may."""
+        if self._announced:
+            return self._holdout > 0
         return not self._plain and bool(self._held_out.any())
 
     def test(self, period: int) -> Examples | None:
@@ -148,7 +159,6 @@ class Holdings:
 
     def _divide_test(self, seed: int) -> NDArray[np.int64] | None:
         """Return the period of each test example: by its time, or at random where arrivals are made up."""
-        assert self.arrivals is not None
         if self.dataset.test is None:
             return None
         size = len(self.dataset.test)
@@ -156,7 +166,8 @@ class Holdings:
         if self.stream.arrivals == "poisson":
             periods = generator(seed, "test").integers(1, self.stream.periods + 1, size)
         elif time is not None:
-            periods = period_of(time, self.arrivals.edges)
+            edges = cut(self.stream) if self.arrivals is None else self.arrivals.edges
+            periods = arrival_of(self.stream, time, edges)
         else:
             raise WrongInput(
                 "the test examples have no time; name a time column for them, or hold out a part"
@@ -176,9 +187,12 @@ def planted(dataset: FederatedDataset) -> Flags:
     return np.zeros(int(dataset.activity.sum()), dtype=bool) if numbers is None else numbers != -1
 
 
-def _arrivals(dataset: FederatedDataset, stream: Stream, owner: NDArray[np.int64], seed: int) -> Arrivals:
+def _arrivals(
+    dataset: FederatedDataset, stream: Stream, owner: NDArray[np.int64], seed: int, part: bool
+) -> Arrivals:
     """Return when each record arrives; canaries come in the period that they were planted for."""
-    natural = _natural_arrivals(dataset, stream, owner, seed)
+    check_edges(stream)
+    natural = _natural_arrivals(dataset, stream, owner, seed, part)
     canaries = planted(dataset)
     if not canaries.any():
         return natural
@@ -187,7 +201,7 @@ def _arrivals(dataset: FederatedDataset, stream: Stream, owner: NDArray[np.int64
 
 
 def _natural_arrivals(
-    dataset: FederatedDataset, stream: Stream, owner: NDArray[np.int64], seed: int
+    dataset: FederatedDataset, stream: Stream, owner: NDArray[np.int64], seed: int, part: bool
 ) -> Arrivals:
     if stream.arrivals == "poisson":
         return by_poisson(stream, owner, seed)
@@ -196,7 +210,7 @@ def _natural_arrivals(
         raise WrongInput(
             f'stream.arrivals = "time" needs timestamps; {NAME_THEM}, or set stream.arrivals = "poisson"'
         )
-    return by_time(stream, owner, time, seed, getattr(dataset, "deleted_time", None))
+    return by_time(stream, owner, time, seed, getattr(dataset, "deleted_time", None), part)
 
 
 def _check_deletions(dataset: FederatedDataset, stream: Stream) -> None:

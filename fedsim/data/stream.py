@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.config import Stream
+from fedsim.data.times import instant
 from fedsim.errors import WrongInput
 from fedsim.seeds import generator
 
@@ -30,7 +31,7 @@ class Arrivals:
     owner: Ids
     """The device of each record, as a number."""
     period: Ids
-    """From 1."""
+    """From 1; one more than periods for a record that never arrives."""
     time: NDArray[np.float64]
     """Seconds."""
     deleted: Ids
@@ -39,6 +40,11 @@ class Arrivals:
     """A keyed random number a record: the reservoir keeps the smallest."""
     edges: NDArray[np.float64]
     """The periods' limits in seconds, one more than periods."""
+
+    @property
+    def ever(self) -> Flags:
+        """Return which records arrive before the run ends."""
+        return self.period <= self.settings.periods
 
     def alive(self, period: int) -> Flags:
         """Return which records have arrived by a period and are not deleted."""
@@ -86,7 +92,7 @@ class Arrivals:
     @cached_property
     def sizes(self) -> Ids:
         """Return how many records arrive in each period."""
-        return np.bincount(self.period - 1, minlength=self.settings.periods)
+        return np.bincount(self.period - 1, minlength=self.settings.periods)[: self.settings.periods]
 
 
 def by_time(
@@ -95,28 +101,59 @@ def by_time(
     time: NDArray[np.float64],
     seed: int,
     deleted_time: NDArray[np.float64] | None = None,
+    part: bool = False,
 ) -> Arrivals:
     """Return the stream of records with timestamps (seconds), and with times of deletion requests if given.
 
     A record is gone from the period in which its deletion is asked for on. Raises WrongInput for an empty
-    period.
+    period, unless these records are only a `part` of the federation's.
     """
-    if settings.cut == "examples":
-        edges = np.quantile(time, np.linspace(0, 1, settings.periods + 1))
-    else:
-        edges = np.linspace(time.min(), time.max(), settings.periods + 1)
+    edges = cut(settings, time)
     arrivals = _arrivals(settings, owner, time, edges, seed)
     if deleted_time is not None:
         asked = np.where(np.isinf(deleted_time), NEVER, period_of(deleted_time, edges))
         asked = np.where(~np.isinf(deleted_time) & (deleted_time > edges[-1]), NEVER, asked)
         arrivals = replace(arrivals, deleted=np.minimum(arrivals.deleted, asked))
     empty = np.flatnonzero(arrivals.sizes == 0)
-    if len(empty):
+    if len(empty) and not part:
         raise WrongInput(
             f"period {empty[0] + 1} of stream.periods = {settings.periods} has no training example; use "
             'fewer periods, or stream.cut = "examples"'
         )
     return arrivals
+
+
+def cut(settings: Stream, time: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Return the periods' edges in seconds: from `begin` to `end`, and from the records' `time` without.
+
+    Raises WrongInput where nothing lies between them.
+    """
+    if settings.cut == "examples":
+        return np.quantile(_known(time), np.linspace(0, 1, settings.periods + 1))
+    begin = instant("stream.begin", settings.begin) if settings.begin else _known(time).min()
+    end = instant("stream.end", settings.end) if settings.end else _known(time).max()
+    if (settings.begin or settings.end) and begin >= end:
+        raise WrongInput(
+            f"stream.begin = {settings.begin!r} and stream.end = {settings.end!r} leave no time between them "
+            '("" = that of the first, or last, record); name an earlier begin or a later end'
+        )
+    return np.linspace(begin, end, settings.periods + 1)
+
+
+def _known(time: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    if time is None:
+        raise WrongInput("periods without records want stream.begin and stream.end; name both")
+    return time
+
+
+def check_edges(settings: Stream) -> None:
+    """Refuse edges that nothing goes by. Raises WrongInput."""
+    by_edges = settings.arrivals == "time" and settings.cut == "duration"
+    if (settings.begin or settings.end) and not by_edges:
+        raise WrongInput(
+            'stream.begin and stream.end want stream.arrivals = "time" and stream.cut = "duration", got '
+            f"{settings.arrivals!r} and {settings.cut!r}; set these, or leave begin and end empty"
+        )
 
 
 def by_poisson(settings: Stream, owner: Ids, seed: int) -> Arrivals:
@@ -142,11 +179,20 @@ def _arrivals(
     settings: Stream, owner: Ids, time: NDArray[np.float64], edges: NDArray[np.float64], seed: int
 ) -> Arrivals:
     rng = generator(seed, "records")
-    period = period_of(time, edges)
+    period = arrival_of(settings, time, edges)
     asked = rng.random(len(owner)) < settings.deletions
     later = period + rng.integers(1, np.maximum(settings.periods - period, 0) + 2)
     deleted = np.where(asked, later, NEVER)
     return Arrivals(settings, owner, period, time, deleted, rng.random(len(owner)), edges)
+
+
+def arrival_of(settings: Stream, time: NDArray[np.float64], edges: NDArray[np.float64]) -> Ids:
+    """Return the period in which each record arrives.
+
+    What is older than the first period is there from its begin on; from `stream.end` on nothing arrives.
+    """
+    period = period_of(time, edges)
+    return np.where(time >= edges[-1], settings.periods + 1, period) if settings.end else period
 
 
 def period_of(time: NDArray[np.float64], edges: NDArray[np.float64]) -> Ids:

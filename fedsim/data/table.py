@@ -199,14 +199,17 @@ def _fixed(key: str, named: str, seen: list[str], unseen: list[str]) -> tuple[li
     return fixed, sorted(set(unseen) - set(fixed))
 
 
-def public_part(data: Data, records: Records | None) -> tuple[Spec, Examples | None]:
-    """Return the spec that the config alone fixes, and records under it; None without records."""
+def public_part(
+    data: Data, records: Records | None
+) -> tuple[Spec, Examples | None, NDArray[np.float64] | None]:
+    """Return the spec that the config alone fixes, and records under it with their times."""
     if records is None:
         nothing: dict[str, list[Any]] = {role: [] for role in COLUMNS[data.task]}
-        return _Encoding(data, {"train": Records(nothing, 0, "no file")}).spec, None
+        return _Encoding(data, {"train": Records(nothing, 0, "no file")}).spec, None, None
     clean = clean_records(data, records, [], False)
     encode = _Encoding(data, {"train": clean})
-    return encode.spec, encode.examples(clean)
+    time = seconds(clean) if "time" in clean.columns else None
+    return encode.spec, encode.examples(clean), time
 
 
 def _image_tensor(records: Records) -> torch.Tensor:

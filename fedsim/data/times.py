@@ -37,6 +37,17 @@ def seconds_or_never(records: Records, role: str) -> NDArray[np.float64]:
     return times
 
 
+def instant(key: str, text: str) -> float:
+    """Return a time that the config names under `key` in seconds, as in records. Raises WrongInput."""
+    try:
+        return _seconds(datetime.fromisoformat(text))
+    except ValueError:
+        raise WrongInput(
+            f"{key} = {text!r} cannot be read; want ISO 8601, as in 2024-06-01 or 2024-06-01T09:14+02:00 "
+            "(UTC where no zone is named)"
+        ) from None
+
+
 def _parse(values: Sequence[Any], origin: str, role: str) -> NDArray[np.float64]:
     """Read numbers, ISO strings, or the date objects that `datasets` makes of such strings."""
     try:
