@@ -63,7 +63,9 @@ class BiLSTM(nn.Module):
         """Run with these weights, [2, ...] or [K, 2, ...]."""
         back = _reversal(mask)
         both = torch.stack([x, _reversed(x, back)], dim=-4).flatten(0, -4)  # [2K, B, T, in]
-        states = lstm(both, into.flatten(0, -3), hidden.flatten(0, -3), bias.flatten(0, -2), watch)
+        mask_of_both = torch.stack([mask, mask], dim=-3).flatten(0, -3)
+        weights = into.flatten(0, -3), hidden.flatten(0, -3), bias.flatten(0, -2)
+        states = lstm(both, mask_of_both, *weights, watch)
         forward, backward = states.view(*x.shape[:-3], 2, *x.shape[-3:-1], -1).unbind(-4)
         out = torch.cat([forward, _reversed(backward, back)], dim=-1)
         return out * mask.unsqueeze(-1)
@@ -92,6 +94,7 @@ class LSTM(nn.Module):
         """Run with these weights, [...] or [K, ...]."""
         states = lstm(
             x.reshape(-1, *x.shape[-3:]),
+            mask.reshape(-1, *mask.shape[-2:]),
             into.view(-1, *into.shape[-2:]),
             hidden.view(-1, *hidden.shape[-2:]),
             bias.view(-1, bias.shape[-1]),
@@ -319,28 +322,37 @@ def pair(size: int | tuple[int, ...] | str) -> tuple[int, ...]:
     return (size, size) if isinstance(size, int) else size
 
 
-def lstm(x: Tensor, into: Tensor, hidden: Tensor, bias: Tensor, watch: Watch | None = None) -> Tensor:
-    """x: [M, B, T, in] for M stacked directions -> hidden states [M, B, T, hidden]."""
+def lstm(
+    x: Tensor, mask: Tensor, into: Tensor, hidden: Tensor, bias: Tensor, watch: Watch | None = None
+) -> Tensor:
+    """x: [M, B, T, in], mask: [M, B, T] for M stacked directions -> hidden states [M, B, T, hidden].
+
+    What comes behind a sequence's end is not to be used.
+    """
     single = x.dtype == into.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if watch is None and x.device.type == "cpu" and single:
-        return _model_by_model(x, into, hidden, bias)
+        return _model_by_model(x, mask, into, hidden, bias)
     anchor = None if watch is None else watch.anchor
     with torch.autocast(x.device.type, enabled=False):  # it rounds at every step: in full precision
         states = Recurrence.apply(x.to(into.dtype), into, hidden, bias, anchor, watch)  # type: ignore[no-untyped-call]
     return cast(Tensor, states)
 
 
-def _model_by_model(x: Tensor, into: Tensor, hidden: Tensor, bias: Tensor) -> Tensor:
+def _model_by_model(x: Tensor, mask: Tensor, into: Tensor, hidden: Tensor, bias: Tensor) -> Tensor:
     """Return what `lstm` does by torch's kernel for one model: on a CPU it is near the machine's peak.
 
-    Nobody can look into it, so per-example clipping takes the recurrence below.
+    Each model goes as far as its own longest sequence. Nobody can look into the kernel, so per-example
+    clipping takes the recurrence below.
     """
     start = x.new_zeros(1, x.shape[1], hidden.shape[-1])
-    none = torch.zeros_like(bias[0])  # torch has a second bias
-    states = [
-        torch.lstm(x, (start, start), (a, b, c, none), True, 1, 0.0, torch.is_grad_enabled(), False, True)[0]
-        for x, a, b, c in zip(x.unbind(0), into.unbind(0), hidden.unbind(0), bias.unbind(0), strict=True)
-    ]
+    none, train = torch.zeros_like(bias[0]), torch.is_grad_enabled()  # torch has a second bias
+    states = []
+    parts = (p.unbind(0) for p in (x, into, hidden, bias))
+    for length, one, a, b, c in zip(mask.any(1).sum(1).tolist(), *parts, strict=True):
+        long = one[:, : max(length, 1)]
+        found = torch.lstm(long, (start, start), (a, b, c, none), True, 1, 0.0, train, False, True)[0]
+        missing = x.shape[2] - long.shape[1]
+        states.append(nn.functional.pad(found, (0, 0, 0, missing)) if missing else found)
     return torch.stack(states)
 
 

@@ -224,7 +224,9 @@ class Ours(Engine):
         return {name: s if self.models == 1 else s[0] for name, s in self._clip().items()}
 
 
-def lstm_by_autograd(x: Tensor, into: Tensor, hidden: Tensor, bias: Tensor, watch: object = None) -> Tensor:
+def lstm_by_autograd(
+    x: Tensor, mask: Tensor, into: Tensor, hidden: Tensor, bias: Tensor, watch: object = None
+) -> Tensor:
     """Return what `fedsim.models.layers.lstm` does, by ordinary kernels."""
     models, batch, time, _ = x.shape
     gates = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, 2), into.transpose(1, 2))
