@@ -47,10 +47,11 @@ class Federation:
         return f"{LOCALHOST}:{self.port}"
 
     def env(self, name: str, **extra: str) -> dict[str, str]:
-        """Return the environment of a process: its own FLWR_HOME, our code, one thread."""
+        """Return the environment of a process: its own FLWR_HOME, our code, one thread, no data of ours."""
+        around = {key: value for key, value in os.environ.items() if key != "FEDSIM_DATA"}
         own = {"FLWR_HOME": str(self.home / name), "PYTHONPATH": self.python_path, "OMP_NUM_THREADS": "1"}
         path = os.pathsep.join([str(script("flwr").parent), os.environ["PATH"]])
-        return os.environ | QUIET | POLL | own | {"PATH": path} | extra
+        return around | QUIET | POLL | own | {"PATH": path} | extra
 
     def start(self, name: str, command: Sequence[str], **extra: str) -> Process:
         with (self.home / f"{name}.log").open("ab") as log:
