@@ -66,8 +66,16 @@ def test_a_round_goes_on_without_a_node_that_stalls(which: str, both: Federation
     found = settings(both.home, name, train__rounds=4, place__nodes=2, place__deadline_s=150.0)
     run, node = RunDir.of(found), both.running["node-2"].pid
     ours = both.fedsim_in_background(name, "run", f"{name}.toml", *both.secured_address())
-    until(lambda: run.exists, LONG_S, "the run")
-    stalled = node if "node" in which else until(lambda: training(node), LONG_S, "the app")
+    asked: set[int] = set()  # the apps that say what the node hosts, before the run begins
+
+    def begun() -> bool:
+        asked.update(apps(node))
+        return run.exists
+
+    until(begun, LONG_S, "the run")
+    stalled = (
+        node if "node" in which else until(lambda: max(apps(node) - asked, default=0), LONG_S, "the app")
+    )
     send_all(stalled, signal.SIGSTOP)
     try:
         until(lambda: run.rows(), LONG_S, "round 1 without node 2")
@@ -82,9 +90,9 @@ def test_a_round_goes_on_without_a_node_that_stalls(which: str, both: Federation
     assert all(row["rejected"] == 0 for row in run.rows())
 
 
-def training(node: int) -> int:
-    """Return the process in which a node answers a message, 0 without one."""
-    return next((pid for pid, line in commands(node).items() if "flwr-clientapp" in line), 0)
+def apps(node: int) -> set[int]:
+    """Return the processes in which a node answers messages."""
+    return {pid for pid, line in commands(node).items() if "flwr-clientapp" in line}
 
 
 @pytest.mark.parametrize("offset", ["+3600", "-3600"])
