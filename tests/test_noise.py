@@ -1,6 +1,6 @@
 """Keyed noise: its law, its keys. Every threshold is computed for the false-alarm rate that it names.
 
-Seen to fail: `_normals` without the -2, with u of 24 bits (tails), with cos for both halves (the halves
+Seen to fail: `_fill` without the -2, with u of 24 bits (tails), with cos for both halves (the halves
 are equal), a key that leaves out the last name, a counter that starts anew each chunk.
 """
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fedsim.privacy.noise import BLOCK, CHUNK, NoiseSource, Os, Seeded, _normals
+from fedsim.privacy.noise import BLOCK, CHUNK, NoiseSource, Os, Seeded, _fill
 
 ALARM = 1e-6
 """False-alarm rate of each statistical test here; the seeded ones were drawn once and for all."""
@@ -48,7 +48,7 @@ def test_the_rarest_bits_give_the_farthest_values() -> None:
             buffer[: len(data)] = data
             return len(data)
 
-    found = _normals([Zeros()], BLOCK)  # type: ignore[list-item]
+    found = _fill(torch.empty(1, BLOCK), [Zeros()])  # type: ignore[list-item]
     assert float(found.max()) == pytest.approx(math.sqrt(2 * 32 * math.log(2)), rel=1e-6)
 
 
@@ -72,6 +72,14 @@ def test_any_length_is_filled(n: int) -> None:
     out = torch.full((n,), math.nan)
     assert Seeded(1).normal(out, "n").isfinite().all()
     assert len(set(out.tolist())) > 0.99 * n - 1
+
+
+@pytest.mark.parametrize("n", [1, BLOCK, CHUNK - 1, CHUNK, CHUNK + BLOCK, 2 * CHUNK - 3])
+def test_a_row_has_the_first_values_of_its_stream_whatever_its_length_and_neighbours(n: int) -> None:
+    source = Seeded(1)
+    whole = source.normal(torch.empty(2 * CHUNK), "n")
+    assert torch.equal(source.normal(torch.empty(n), "n"), whole[:n])
+    assert torch.equal(source.normals(torch.empty(3, n), [("m",), ("n",), ("o",)])[1], whole[:n])
 
 
 def test_the_same_names_give_the_same_noise_and_os_entropy_never_does() -> None:

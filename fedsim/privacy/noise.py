@@ -56,8 +56,11 @@ class NoiseSource:
             rows = out[first : first + together]
             streams = [self._stream(name) for name in names[first : first + together]]
             for start in range(0, out.shape[1], CHUNK):
-                part = rows[:, start : start + CHUNK]
-                part.copy_(_normals(streams, min(CHUNK, width - start))[:, : part.shape[1]])
+                part, made = rows[:, start : start + CHUNK], min(CHUNK, width - start)
+                if part.is_contiguous() and part.shape[1] == made:
+                    _fill(part, streams)
+                else:
+                    part.copy_(_fill(torch.empty(len(part), made), streams)[:, : part.shape[1]])
         return out
 
     def _stream(self, names: tuple[Name, ...]) -> CipherContext:
@@ -102,12 +105,13 @@ def noise_source(config: Config, real: bool) -> NoiseSource:
     return Seeded(config.seed, config.hash)
 
 
-def _normals(streams: Sequence[CipherContext], width: int) -> Tensor:
-    """Return the next `width` normals of each stream [K, width], width a multiple of BLOCK.
+def _fill(out: Tensor, streams: Sequence[CipherContext]) -> Tensor:
+    """Fill each row of a tensor [K, width] with the next normals of its stream; width a multiple of BLOCK.
 
     Each block takes its first half of uniform int32 bits for radii and its second for angles (Box and
     Muller, 1958). The radius comes from u = (m + 1/2) / 2^31, m of 31 bits: fine near 0, so tails reach 6.6.
     """
+    width = out.shape[1]
     keystream = bytearray(4 * width * len(streams) + 16)  # update_into wants room for a block more
     view = memoryview(keystream)
     for row, stream in enumerate(streams):
@@ -116,7 +120,7 @@ def _normals(streams: Sequence[CipherContext], width: int) -> Tensor:
     first, second = bits.view(-1, 2, BLOCK // 2).unbind(1)
     radius = (first & 0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-31).log_().mul_(-2.0).sqrt_()
     angle = second.to(torch.float32).mul_(2 * math.pi * 2.0**-32)
-    out = torch.empty(len(bits) // BLOCK, 2, BLOCK // 2)
-    torch.mul(radius, angle.cos(), out=out[:, 0])
-    torch.mul(radius, angle.sin_(), out=out[:, 1])
-    return out.view(len(streams), width)
+    cosines, sines = out.view(-1, 2, BLOCK // 2).unbind(1)
+    torch.mul(radius, angle.cos(), out=cosines)
+    torch.mul(radius, angle.sin_(), out=sines)
+    return out
