@@ -60,7 +60,8 @@ def preload() -> str:
 def test_a_round_goes_on_without_a_node_that_stalls(which: str, both: Federation) -> None:
     """Stopped when it is asked to train, it is left out at the deadline, or when its heart-beats are missed.
 
-    The server charges it for the round; what it answers later is used in no other.
+    The server charges it for the round; what it answers later is used in no other. Of an app alone Flower may
+    miss the heart-beats first and start another one on the node, which answers in its place.
     """
     name = which.replace(" ", "-")
     found = settings(both.home, name, train__rounds=4, place__nodes=2, place__deadline_s=150.0)
@@ -83,7 +84,7 @@ def test_a_round_goes_on_without_a_node_that_stalls(which: str, both: Federation
         send_all(stalled, signal.SIGCONT)
     assert ours.wait(LONG_S) == 0, both.log(name)
     devices = [row["devices"] for row in run.rows()]
-    assert devices[0] == 2
+    assert devices[0] == 2 or "app" in which
     assert set(devices) <= {2, 4}
     assert devices[-1] == 4
     assert set(charged(run).values()) == {4}
@@ -113,7 +114,7 @@ def test_a_node_whose_clock_is_two_minutes_late_takes_part(
     secured: Federation, preload: str, tmp_path: Path
 ) -> None:
     start_with_clock(secured, "late", "-120", preload, tmp_path)
-    until(lambda: "SuperNode ID" in secured.log("late"), LONG_S, "a node that is two minutes late")
+    assert until(lambda: "SuperNode ID" in secured.log("late"), LONG_S, "a node that is two minutes late")
     secured.end("late")
 
 
