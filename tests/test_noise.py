@@ -1,7 +1,8 @@
 """Keyed noise: its law, its keys. Every threshold is computed for the false-alarm rate that it names.
 
 Seen to fail: `_fill` without the -2, with u of 24 bits (tails), with cos for both halves (the halves
-are equal), a key that leaves out the last name, a counter that starts anew each chunk.
+are equal), a key that leaves out the last name, a counter that starts anew each chunk, rows that take the
+first rows' streams again.
 """
 
 import math
