@@ -1,7 +1,7 @@
 """Per-example clipping by book-keeping equals the definition: autograd, example after example, in float64.
 
 Seen to fail: clip factors left out of the narrower side of a product, or of an LSTM's columns; an LSTM's bias
-that reads another column.
+that reads another column; columns of frozen weights left in the norms; an LSTM run twice counted once.
 """
 
 from collections.abc import Callable
@@ -236,6 +236,34 @@ def test_frozen_parameters_stay_out_of_norms_and_sums() -> None:
     fast = clipped_gradients(net, summed, [x], [y], Clip(0.5))
     assert set(fast.sums) == {"down.weight", "up.weight"}
     agree(fast, clipped_gradients(net, summed, [x], [y], Clip(0.5), method="loop"))
+
+
+class Recurrent(nn.Module):
+    """A BiLSTM, run as often as asked."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.layer, self.times = layers.BiLSTM(4, 2), times
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        for _ in range(self.times):
+            x = self.layer(x, mask)
+        return x
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("frozen", ["", "weight_input", "weight_hidden", "bias"])
+def test_an_lstm_run_twice_or_with_frozen_parts_is_clipped_by_what_is_trained(
+    frozen: str, times: int
+) -> None:
+    torch.manual_seed(1)
+    net, x, y = Recurrent(times).double(), torch.randn(4, 3, 4).double(), torch.rand(4).double()
+    mask = torch.arange(3) < torch.tensor([3, 1, 2, 3]).unsqueeze(-1)
+    if frozen:
+        getattr(net.layer, frozen).requires_grad_(False)
+    fast = clipped_gradients(net, summed, [x, mask], [y], Clip(0.1))
+    assert set(fast.sums) == {f"layer.{n}" for n, p in net.layer.named_parameters() if p.requires_grad}
+    agree(fast, clipped_gradients(net, summed, [x, mask], [y], Clip(0.1), method="loop"))
 
 
 def test_only_a_bias_may_be_trained() -> None:

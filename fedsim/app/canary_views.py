@@ -9,13 +9,12 @@ from numpy.typing import NDArray
 from fedsim.app.audits import Audited
 from fedsim.app.hunt import Hunt, exposures, figures, threat
 from fedsim.app.planting import cells, plan_of
-from fedsim.app.replay import Replay, Round, check_seeded, check_single, visible
+from fedsim.app.replay import Replay, Round, visible
 from fedsim.app.rundir import Row
-from fedsim.app.views import REPLAYED, views_of
+from fedsim.app.views import REPLAYED, check_past, views_of
 from fedsim.audit.scores import Floats
 from fedsim.config import Config
 from fedsim.data.pool import pooled
-from fedsim.errors import WrongInput
 from fedsim.types import Params
 
 
@@ -46,16 +45,7 @@ def watched_rows(hunt: Hunt) -> list[Row]:
 
 def check_canary_views(config: Config) -> None:
     """Refuse views that the run cannot give, before it trains. Raises WrongInput."""
-    wanted = [name for name in views_of(config) if name in REPLAYED]
-    if wanted and config.place.keep != "all":
-        raise WrongInput(
-            f"audit.view names {wanted[0]!r}, which replays rounds from their checkpoints, and place.keep = "
-            f'{config.place.keep!r} drops them; set place.keep = "all" before training'
-        )
-    if "updates" in wanted:
-        check_single(config)
-    if wanted:
-        check_seeded(config, config.dp.noise_source)
+    check_past(config, [name for name in views_of(config) if name in REPLAYED])
 
 
 def _rows(hunt: Hunt, view: str, steps: Sequence[Sequence[Step]], window: int) -> list[Row]:

@@ -12,7 +12,7 @@ from fedsim.errors import WrongInput
 
 DATA_VARIABLE = "FEDSIM_DATA"
 GIB = 2**30
-DEFAULT_CHUNK_GIB = 0.25
+CUDA_GIB = 0.25
 CACHED_GIB = 1 / 16
 """What pays for each thread of a CPU: small enough for its caches, large enough to fill its vector units."""
 
@@ -41,5 +41,5 @@ def chunk_bytes(place: Place) -> int:
 
     On a CPU small chunks are faster: what a step leaves is still in the cache when the next one needs it.
     """
-    default = CACHED_GIB * threads(place) if torch_device(place).type == "cpu" else DEFAULT_CHUNK_GIB
+    default = CACHED_GIB * threads(place) if torch_device(place).type == "cpu" else CUDA_GIB
     return int((place.memory_gib or default) * GIB)

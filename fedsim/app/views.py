@@ -1,5 +1,7 @@
 """What membership attacks look at: the table from a view's name to its rows."""
 
+from collections.abc import Sequence
+
 from fedsim.app.audits import Audited, Evaluator
 from fedsim.app.fresh_records import device_rows
 from fedsim.app.kept_models import release_rows, round_rows
@@ -41,16 +43,7 @@ def views_of(config: Config) -> list[str]:
 def check_views(config: Config) -> None:
     """Refuse views that this run cannot give, before it trains. Raises WrongInput."""
     names = views_of(config)
-    kept = [name for name in names if name in (*REPLAYED, "rounds")]
-    if kept and config.place.keep != "all":
-        raise WrongInput(
-            f"audit.view names {kept[0]!r}, which looks at the checkpoint of every round, and place.keep = "
-            f'{config.place.keep!r} drops them; set place.keep = "all" before training'
-        )
-    if "updates" in names:
-        check_single(config)
-    if set(names) & set(REPLAYED):
-        check_seeded(config, config.dp.noise_source)
+    check_past(config, [name for name in names if name in (*REPLAYED, "rounds")])
     if "sums" in names and config.audit.coins == "device":
         raise WrongInput(
             'audit.view names "sums", whose game is about records of the devices that trained; set '
@@ -61,3 +54,16 @@ def check_views(config: Config) -> None:
             'audit.view names "releases", the last model of each period; set stream.mode = "continual", or '
             'audit.view = "rounds"'
         )
+
+
+def check_past(config: Config, names: Sequence[str]) -> None:
+    """Refuse views of past rounds where a run keeps no models or cannot be replayed. Raises WrongInput."""
+    if names and config.place.keep != "all":
+        raise WrongInput(
+            f"audit.view names {names[0]!r}, which looks at the checkpoint of every round, and place.keep = "
+            f'{config.place.keep!r} drops them; set place.keep = "all" before training'
+        )
+    if "updates" in names:
+        check_single(config)
+    if set(names) & set(REPLAYED):
+        check_seeded(config, config.dp.noise_source)
