@@ -1,4 +1,4 @@
-"""Chunks of a round side by side: each in a thread of its own, with one torch thread."""
+"""Chunks of a round side by side: each in a lane of its own, with one torch thread."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence

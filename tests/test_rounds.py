@@ -177,7 +177,12 @@ def test_a_resume_keeps_the_plan(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         run_local(config(tmp_path / "b", **small), nodes=3, watch=stop_after(2))
     run = run_local(config(tmp_path / "b", place__threads=2), nodes=1)
-    assert run.manifest["plan"] == {"nodes": 3, "threads": 1, "chunk_bytes": int(1e-4 * 2**30)}
+    assert run.manifest["plan"] == {
+        "nodes": 3,
+        "threads": 1,
+        "lanes": "threads",
+        "chunk_bytes": int(1e-4 * 2**30),
+    }
     assert torch.get_num_threads() == 1
     assert all(torch.equal(final(run)[n], p) for n, p in final(undisturbed).items())
 

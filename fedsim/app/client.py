@@ -18,7 +18,7 @@ from clients.training import Assignment, Trainer
 from fedsim.app.answer import Job, answer
 from fedsim.app.loading import load_holdings
 from fedsim.app.own_ledger import OwnLedger, entry_of
-from fedsim.app.place import chunk_bytes, data_dir, threads, torch_device
+from fedsim.app.place import chunk_bytes, data_dir, lanes, threads, torch_device
 from fedsim.app.terms import Terms, terms_of
 from fedsim.config import Config, Dp, from_flat
 from fedsim.data.activity import public_activity
@@ -263,7 +263,8 @@ def make_node(config: Config, folder: Path | None, first: int, step: int, real: 
     federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
     task, noise = make_task(federation.spec), noise_source(config, real)
+    workers, processes = threads(config.place), not real and lanes(config, step) == "processes"
     trainer = Trainer(
-        module, task, config.train, chunk_bytes(config.place), config.dp, noise, threads(config.place)
+        module, task, config.train, chunk_bytes(config.place), config.dp, noise, workers, processes
     )
     return Node(config, holdings, trainer, noise, real, slice(first, None, step))

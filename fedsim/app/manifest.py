@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import __version__
-from fedsim.app.place import chunk_bytes, threads, torch_device
+from fedsim.app.place import chunk_bytes, lanes, threads, torch_device
 from fedsim.app.rundir import RunDir
 from fedsim.config import Config, Place
 from fedsim.data.federation import FederatedDataset
@@ -33,7 +33,7 @@ def make_manifest(
         | {name: version(name) for name in PACKAGES},
         "commit": _commit(),
         "fingerprint": fingerprint(config, federation),
-        "plan": make_plan(config.place, nodes),
+        "plan": make_plan(config, nodes),
         "device_type": torch_device(config.place).type,
         "noise_source": "none" if config.dp.unit == "none" else noise,
         "roster": roster_hash(devices),
@@ -49,14 +49,21 @@ def command() -> list[str]:
     return ["***" if i in secret else word for i, word in enumerate(sys.argv)]
 
 
-def make_plan(place: Place, nodes: int) -> dict[str, int]:
+def make_plan(config: Config, nodes: int) -> dict[str, Any]:
     """Return how the work is cut; it can change the last bits of a result, so a resume reuses it."""
-    return {"nodes": nodes, "threads": threads(place), "chunk_bytes": chunk_bytes(place)}
+    place = config.place
+    return {
+        "nodes": nodes,
+        "threads": threads(place),
+        "lanes": lanes(config, nodes),
+        "chunk_bytes": chunk_bytes(place),
+    }
 
 
-def with_plan(place: Place, plan: dict[str, int]) -> Place:
+def with_plan(place: Place, plan: dict[str, Any]) -> Place:
     """Return the place that gives `plan` again."""
-    return place.model_copy(update={"threads": plan["threads"], "memory_gib": plan["chunk_bytes"] / 2**30})
+    memory = plan["chunk_bytes"] / 2**30
+    return place.model_copy(update={"threads": plan["threads"], "lanes": plan["lanes"], "memory_gib": memory})
 
 
 def fingerprint(config: Config, federation: FederatedDataset) -> dict[str, str]:

@@ -3,11 +3,11 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from fedsim.config import Place
+from fedsim.config import Config, Place
 from fedsim.errors import WrongInput
 
 DATA_VARIABLE = "FEDSIM_DATA"
@@ -15,6 +15,8 @@ GIB = 2**30
 CUDA_GIB = 0.25
 CACHED_GIB = 1 / 16
 """What pays for each thread of a CPU: small enough for its caches, large enough to fill its vector units."""
+FEWEST_IN_PROCESSES = 5000
+"""Devices that a run trains, below which starting processes takes longer than they save."""
 
 
 def data_dir(place: Place, node_config: Mapping[str, Any]) -> Path | None:
@@ -34,6 +36,17 @@ def torch_device(place: Place) -> torch.device:
 def threads(place: Place) -> int:
     """Return the torch threads to use: as named, else one a core."""
     return place.threads or os.cpu_count() or 1
+
+
+def lanes(config: Config, nodes: int) -> Literal["threads", "processes"]:
+    """Return what trains chunks side by side, by the devices that a run is planned to train.
+
+    Nodes that share a machine share its cores, so they keep to threads.
+    """
+    if config.place.lanes != "auto":
+        return config.place.lanes
+    many = config.train.rounds * config.selection.cohort >= FEWEST_IN_PROCESSES
+    return "processes" if many and nodes == 1 else "threads"
 
 
 def chunk_bytes(place: Place) -> int:

@@ -53,14 +53,15 @@ def build(s: Setting) -> tuple[nn.Module, Task]:
 
 
 def make_trainer(s: Setting, private: bool, layout: str = "dense") -> tuple[Trainer, nn.Module]:
-    """Return a trainer as the simulator makes it, and its module.
+    """Return a trainer as the simulator makes it for a long run, and its module.
 
     Each device adds its own noise ("dense"), or a trusted node once for its sum ("summed").
     """
     module, task = build(s)
     memory, workers = chunk_bytes(Place()), torch.get_num_threads()
     if not private:
-        return Trainer(module, task, Train(lr=s.lr, batch_size=s.batch), memory, workers=workers), module
+        train = Train(lr=s.lr, batch_size=s.batch)
+        return Trainer(module, task, train, memory, workers=workers, processes=True), module
     dp = Dp.model_validate(
         {
             "unit": "example",
@@ -72,7 +73,7 @@ def make_trainer(s: Setting, private: bool, layout: str = "dense") -> tuple[Trai
         }
     )
     train = Train(lr=s.lr, batch_size=s.batch, local_steps=-(-s.examples // s.batch))
-    return Trainer(module, task, train, memory, dp, Seeded(0), workers), module
+    return Trainer(module, task, train, memory, dp, Seeded(0), workers, processes=True), module
 
 
 def clipped_sums(
