@@ -159,7 +159,7 @@ def main(pipe: Connection, file: int) -> None:
     """Train what comes through the pipe until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever began it ends it
     torch.set_num_threads(1)
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError, ConnectionError):
         try:
             lane: Lane = pickle.loads(pipe.recv_bytes())
             memory = _Memory(file, pickle.loads(pipe.recv_bytes()))
