@@ -94,7 +94,8 @@ class Trainer:
         return total
 
     def _groups(self, params: Params, assigned: Sequence[Assignment]) -> Iterator[list[Assignment]]:
-        """Yield the devices of each chunk."""
+        """Yield the devices of each chunk, those of like size together: their last batches are alike, too."""
+        assigned = sorted(assigned, key=lambda a: -len(a.examples))
         # parameters, gradients, optimiser state; noise takes the gradients' place
         copies = 2 + len(self.lane.optimizer.init(params)) + (self.dp is not None)
         tables = self.lane.local.tables
