@@ -246,7 +246,7 @@ def lookup(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
 
 
 def shares(ids: Tensor, table: Tensor) -> Tensor:
-    """Return what each id counts in the mean over the last axis, as the table's kind of number; PAD nothing."""
+    """Return what each id counts in the mean over the last axis, in the table's precision; PAD nothing."""
     mask = (ids != PAD).to(table.dtype)
     return mask / mask.sum(-1, keepdim=True).clamp(min=1)
 
