@@ -241,7 +241,8 @@ class Lookup:
 class Pooled:
     """Weighted sums of S sets of a table's rows: the gradient of row r is Σ_{s,t: id_st = r} share_st · g_s.
 
-    ids, shares: [K, B, S, T], gradient: [K, B, S, width].
+    ids, shares: [K, B, S, T], gradient: [K, B, S, width]. Shares are not negative, so that none cancels
+    another in a norm.
     """
 
     table: str
@@ -254,10 +255,11 @@ class Pooled:
         return (self.table,)
 
     def squares(self) -> Tensor:
-        if self.ids.shape[2] > 1:
+        if self.ids.shape[2] > 1 or self.ids.shape[3] > LONG:
             return self.spread().squares()
-        shares = Lookup(self.table, self.ids.flatten(2), self.shares.flatten(2).unsqueeze(-1))
-        return shares.squares() * self.gradient.square().sum((2, 3))
+        same = (self.ids.unsqueeze(-1) == self.ids.unsqueeze(-2)).to(self.shares.dtype)
+        reach = self.shares.unsqueeze(-2) @ same @ self.shares.unsqueeze(-1)  # Σ_r (Σ_{t: id_t = r} share_t)²
+        return reach.sum((2, 3, 4)) * self.gradient.square().sum((2, 3))
 
     def spread(self) -> Lookup:
         """Return the gradients of all tokens."""
