@@ -269,15 +269,15 @@ class Trainer:
         """Return the weighted sum of the devices' changes [K, ...], on the CPU."""
         total = {}
         for name, change in changes.items():
-            factors = weights.to(change.dtype).view(-1, *[1] * (change.dim() - 1))
+            factors = weights.to(change.dtype)
             if name in chunk.table_rows:
                 whole = torch.zeros_like(start[name], dtype=change.dtype)
                 parts = (x.split(TOGETHER) for x in (chunk.table_rows[name], change, factors))
                 for rows, some, factor in zip(*parts, strict=True):
-                    whole.index_add_(0, rows.flatten(), (some * factor).flatten(0, 1))
+                    whole.index_add_(0, rows.flatten(), (some * factor.view(-1, 1, 1)).flatten(0, 1))
                 total[name] = whole.cpu()
             else:
-                total[name] = (change * factors).sum(0).cpu()
+                total[name] = (factors @ change.flatten(1)).view(change.shape[1:]).cpu()
         return total
 
     def _sum_in_secret(

@@ -253,11 +253,11 @@ def shares(ids: Tensor, table: Tensor) -> Tensor:
 
 def weighted(ids: Tensor, shares: Tensor, table: Tensor) -> Tensor:
     """Rows as of `lookup`, summed over the last axis of ids [..., T] with `shares` of its shape."""
-    if table.requires_grad:  # the kernel below has no rule for vmap
+    if table.requires_grad or not ids.numel():  # the kernel below has no rule for vmap, nor for no ids
         return (shares.unsqueeze(-2) @ lookup(ids, table)).squeeze(-2)
     each, time = places(ids, table), ids.shape[-1]
     sums = nn.functional.embedding_bag(
-        each.view(-1, time), table.flatten(0, -2), mode="sum", per_sample_weights=shares.view(-1, time)
+        each.reshape(-1, time), table.flatten(0, -2), mode="sum", per_sample_weights=shares.view(-1, time)
     )
     return sums.view(*ids.shape[:-1], -1)
 
