@@ -30,6 +30,9 @@ from fedsim.privacy.noise import NoiseSource
 from fedsim.seeds import Name, generator
 from fedsim.types import DeviceId, Examples, Params, Update
 
+TOGETHER = 4
+"""Devices whose table rows are added at a time: so few that they stay in the cache."""
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -199,16 +202,18 @@ class Lane:
         }
 
     def _sum(self, start: Params, changes: Params, weights: Tensor, chunk: Chunk) -> Params:
-        """Return the weighted sum of the devices' changes [K, ...], on the CPU. Uses up `changes`."""
+        """Return the weighted sum of the devices' changes [K, ...], on the CPU."""
         total = {}
         for name, change in changes.items():
-            change *= weights.to(change.dtype).view(-1, *[1] * (change.dim() - 1))
+            factors = weights.to(change.dtype)
             if name in chunk.table_rows:
                 whole = torch.zeros_like(start[name], dtype=change.dtype)
-                whole.index_add_(0, chunk.table_rows[name].flatten(), change.flatten(0, 1))
+                parts = (x.split(TOGETHER) for x in (chunk.table_rows[name], change, factors))
+                for rows, some, factor in zip(*parts, strict=True):
+                    whole.index_add_(0, rows.flatten(), (some * factor.view(-1, 1, 1)).flatten(0, 1))
                 total[name] = whole.cpu()
             else:
-                total[name] = change.sum(0).cpu()
+                total[name] = (factors @ change.flatten(1)).view(change.shape[1:]).cpu()
         return total
 
     def _sum_in_secret(

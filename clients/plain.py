@@ -6,7 +6,7 @@ from torch.func import functional_call
 
 from clients.local import LocalModel
 from clients.packing import Chunk
-from clients.records import Grads, Lookup, Rows
+from clients.records import Grads, Lookup, Pooled, Rows
 from clients.tape import Tape, recording
 from fedsim.types import Params
 
@@ -40,6 +40,6 @@ class PlainGradients:
             if n not in rows_only
         }
         for record in records:
-            assert isinstance(record, Lookup), "only tables are watched"
-            grads[record.table] = Rows(record.ids.flatten(1), record.gradient.flatten(1, 2))
+            assert isinstance(record, Lookup | Pooled), "only tables are watched"
+            grads[record.table] = record.rows()
         return {name: grads[name] for name in params}, losses.detach()

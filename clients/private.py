@@ -1,6 +1,7 @@
 """Gradients of a local step of DP-SGD: clipped by example, noised, over a public divisor."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ def _added(found: Tensor | Rows | None, noise: Tensor | None, like: Tensor) -> T
 
 def _over(grad: Tensor | Rows, divisor: Tensor) -> Tensor | Rows:
     if isinstance(grad, Rows):
-        return Rows(grad.ids, grad.values.div_(divisor.to(grad.values.dtype).view(-1, 1, 1)))
+        return replace(grad, values=grad.values.div_(divisor.to(grad.values.dtype).view(-1, 1, 1)))
     return grad.div_(divisor.to(grad.dtype).view(-1, *[1] * (grad.dim() - 1)))
 
 

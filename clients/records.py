@@ -19,10 +19,22 @@ from fedsim.types import Params
 
 @dataclass(frozen=True)
 class Rows:
-    """The gradient of a table of which only some rows were read: `values` [K, n, width] at `ids` [K, n]."""
+    """The gradient of a table of which only some rows were read: `values` [K, n, width] at `ids` [K, n].
+
+    With `shares` [K, n] the values are fewer, [K, m, width]: each is that of n / m neighbouring ids, times
+    their shares.
+    """
 
     ids: Tensor
     values: Tensor
+    shares: Tensor | None = None
+
+    def each(self, scale: float) -> Tensor:
+        """Return `scale` times the value of each id, [K, n, width]."""
+        if self.shares is None:
+            return self.values if scale == 1.0 else self.values * scale
+        parts = (self.shares * scale).view(*self.values.shape[:2], -1, 1)
+        return (parts * self.values.unsqueeze(2)).flatten(1, 2)
 
     def dense(self, shape: Sequence[int]) -> Tensor:
         """Return the gradient of a whole stacked table [K, rows, width]."""
@@ -39,9 +51,7 @@ def add_rows(table: Tensor, rows: Rows, scale: float) -> None:
     models, count, width = table.shape
     first = torch.arange(models, device=table.device).unsqueeze(1) * count
     flat = table.view(models * count, width)
-    values = (
-        rows.values if scale == 1.0 else rows.values * scale
-    )  # the kernel is several times slower with alpha
+    values = rows.each(scale)  # the kernel is several times slower with alpha
     flat.index_add_(0, (rows.ids + first).flatten(), values.flatten(0, 1))
 
 
@@ -215,14 +225,59 @@ class Lookup:
         return torch.zeros_like(g).scatter_add_(1, run, rows).square().sum((1, 2))
 
     def sums(self, factors: Tensor) -> dict[str, Tensor | Rows]:
-        values = self.gradient * factors[:, :, None, None]
-        return {self.table: Rows(self.ids.flatten(1), values.flatten(1, 2))}
+        return {self.table: replace(self, gradient=self.gradient * factors[:, :, None, None]).rows()}
+
+    def rows(self) -> Rows:
+        return Rows(self.ids.flatten(1), self.gradient.flatten(1, 2))
 
     def keep(self, good: Tensor) -> "Lookup":
         return Lookup(self.table, self.ids, self.gradient.masked_fill(~good[:, :, None, None], 0.0))
 
     def grouped(self, size: int) -> "Lookup":
         return Lookup(self.table, _grouped(self.ids, 1, size), _grouped(self.gradient, 1, size))
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Weighted sums of S sets of a table's rows: the gradient of row r is Σ_{s,t: id_st = r} share_st · g_s.
+
+    ids, shares: [K, B, S, T], gradient: [K, B, S, width]. Shares are not negative, so that none cancels
+    another in a norm.
+    """
+
+    table: str
+    ids: Tensor
+    shares: Tensor
+    gradient: Tensor
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return (self.table,)
+
+    def squares(self) -> Tensor:
+        if self.ids.shape[2] > 1 or self.ids.shape[3] > LONG:
+            return self.spread().squares()
+        same = (self.ids.unsqueeze(-1) == self.ids.unsqueeze(-2)).to(self.shares.dtype)
+        reach = self.shares.unsqueeze(-2) @ same @ self.shares.unsqueeze(-1)  # Σ_r (Σ_{t: id_t = r} share_t)²
+        return reach.sum((2, 3, 4)) * self.gradient.square().sum((2, 3))
+
+    def spread(self) -> Lookup:
+        """Return the gradients of all tokens."""
+        each = self.shares.unsqueeze(-1) * self.gradient.unsqueeze(-2)
+        return Lookup(self.table, self.ids.flatten(2), each.flatten(2, 3))
+
+    def sums(self, factors: Tensor) -> dict[str, Tensor | Rows]:
+        return {self.table: replace(self, gradient=self.gradient * factors[:, :, None, None]).rows()}
+
+    def rows(self) -> Rows:
+        return Rows(self.ids.flatten(1), self.gradient.flatten(1, 2), self.shares.flatten(1))
+
+    def keep(self, good: Tensor) -> "Pooled":
+        return replace(self, gradient=self.gradient.masked_fill(~good[:, :, None, None], 0.0))
+
+    def grouped(self, size: int) -> "Pooled":
+        ids, shares, gradient = (_grouped(x, 1, size) for x in (self.ids, self.shares, self.gradient))
+        return Pooled(self.table, ids, shares, gradient)
 
 
 LONG = 256
@@ -363,6 +418,7 @@ def joined(records: Sequence[Record]) -> list[Record]:
 
 def _join(one: Record, two: Record) -> Record:
     """Join two uses of the same weights: more rows of one product, more ids, or a tied table."""
+    one, two = (r.spread() if isinstance(r, Pooled) else r for r in (one, two))
     if isinstance(one, Product) and isinstance(two, Product) and one.weights == two.weights:
         inputs = {name: torch.cat([a, two.inputs[name]], dim=3) for name, a in one.inputs.items()}
         return Product(inputs, one.bias, torch.cat([one.gradient, two.gradient], dim=3), one.shapes)

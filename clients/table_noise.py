@@ -51,15 +51,18 @@ class LateNoise:
     """
 
     positions: list[Tensor]
-    """For each step the held rows that its batches read, [devices at work, rows], filled with 0."""
+    """For each step the rows that its batches read and that lack noise, [devices at work, rows], filled
+    with 0."""
     stddevs: list[Tensor]
     """The stddev of what they get before it, the same shape; 0 at filling."""
-    left: list[NDArray[np.float64]]
-    """For each device the variances that its held rows still lack after its last step."""
+    left: NDArray[np.float64]
+    """The variances that a device's held rows still lack after its last step, [K, held]."""
 
     def apply(self, table: Tensor, step: int, noise: NoiseSource, names: Sequence[tuple[Name, ...]]) -> None:
         """Bring the rows that a step reads up to date, in place. table: [devices at work, rows, width]."""
         where, stddev = self.positions[step], self.stddevs[step]
+        if not where.shape[1]:
+            return
         models, count, width = table.shape
         flat = noise.normals(torch.empty(models, where.shape[1] * width), names)
         fresh = flat.view(models, -1, width).to(table) * stddev.to(table).unsqueeze(-1)
@@ -69,39 +72,43 @@ class LateNoise:
 
 def late_noise(chunk: Chunk, table: str, field: str, optimizer: Optimizer) -> LateNoise:
     """Return when the rows of a table get their noise. `field` holds the positions that examples read."""
-    ids = chunk.fields[field].cpu().numpy()
-    rows, mask = chunk.rows.flatten(2).cpu().numpy(), chunk.mask.flatten(2).cpu().numpy()
-    reads: list[Reads] = []
-    left = []
+    devices, held = chunk.table_rows[table].shape
+    read = _reads(chunk, field, held)
+    variances = np.zeros((devices, read.shape[1] + 1))
     for k, work in enumerate(chunk.works):
-        held = int(chunk.table_counts[table][k])
-        variances = step_variances(work, optimizer)
-        until = np.concatenate([[0.0], np.cumsum(variances)])  # of the noise of all steps before each
-        read = np.zeros((work.steps, held), dtype=bool)
-        step, place = np.nonzero(mask[k, : work.steps])
-        seen = ids[k, rows[k][step, place]].reshape(len(step), -1)
-        read[step[:, None], seen] = True
-        last = np.maximum.accumulate(np.where(read, np.arange(work.steps)[:, None], 0), axis=0)
-        before = np.concatenate([np.zeros((1, held), dtype=last.dtype), last[:-1]])
-        steps, where = np.nonzero(read)
-        reads.append((steps, where, np.sqrt(until[steps] - until[before[steps, where]])))
-        left.append(until[-1] - until[last[-1]])
-    filled = [_filled(reads[:active], number) for number, active in enumerate(chunk.active)]
-    device = chunk.rows.device
-    return LateNoise([rows.to(device) for rows, _ in filled], [s.to(device) for _, s in filled], left)
+        variances[k, 1 : 1 + work.steps] = step_variances(work, optimizer)
+    until = variances.cumsum(1)  # of the noise of all steps before each
+    lacking = np.broadcast_to(until[:, -1:], (devices, held))
+    positions, stddevs = [], []
+    caught_up = np.zeros((devices, held))
+    for step, active in enumerate(chunk.active):
+        now = until[:active, step : step + 1]
+        due = np.where(read[:active, step], now - caught_up[:active], 0.0)
+        caught_up[:active] = np.where(read[:active, step], now, caught_up[:active])
+        where, stddev = _filled(due)
+        positions.append(where.to(chunk.rows.device))
+        stddevs.append(stddev.to(chunk.rows.device))
+    return LateNoise(positions, stddevs, lacking - caught_up)
 
 
-Reads = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
-"""Of one device: steps, the rows that they read and the stddevs that these get before it."""
+def _reads(chunk: Chunk, field: str, held: int) -> NDArray[np.bool_]:
+    """Return which rows a device reads in each step, [K, steps, held]."""
+    ids, rows = chunk.fields[field].cpu().numpy(), chunk.rows.flatten(2).cpu().numpy()
+    read = np.zeros((*rows.shape[:2], held), dtype=bool)
+    device, step, place = chunk.mask.flatten(2).cpu().numpy().nonzero()
+    seen = ids[device, rows[device, step, place]].reshape(len(device), -1)
+    read[device[:, None], step[:, None], seen] = True
+    return read
 
 
-def _filled(reads: Sequence[Reads], step: int) -> tuple[Tensor, Tensor]:
-    """Return the rows of a step and their stddevs, [devices, rows], filled up with zeros."""
-    here = [(where[steps == step], stddev[steps == step]) for steps, where, stddev in reads]
-    size = max(max(len(where) for where, _ in here), 1)
-    rows, stddevs = np.zeros((len(here), size), dtype=np.int64), np.zeros((len(here), size))
-    for k, (where, stddev) in enumerate(here):
-        rows[k, : len(where)], stddevs[k, : len(where)] = where, stddev
+def _filled(due: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+    """Return the rows whose variance [devices, held] is not zero and their stddevs, [devices, rows], filled
+    up with zeros."""
+    device, row = due.nonzero()
+    counts = np.bincount(device, minlength=len(due))
+    place = np.arange(len(device)) - np.repeat(counts.cumsum() - counts, counts)
+    rows, stddevs = np.zeros((len(due), counts.max()), dtype=np.int64), np.zeros((len(due), counts.max()))
+    rows[device, place], stddevs[device, place] = row, np.sqrt(due[device, row])
     return torch.from_numpy(rows), torch.from_numpy(stddevs)
 
 
@@ -127,7 +134,7 @@ class Summed:
             for k, work in enumerate(chunk.works):
                 mine = held[k, : int(chunk.table_counts[table][k])].cpu().numpy()
                 own = float(step_variances(work, optimizer).sum())
-                lacking = late[table].left[k] if table in late else 0.0
+                lacking = late[table].left[k, : len(mine)] if table in late else 0.0
                 variance += work.weight**2 * own
                 variance[mine] -= work.weight**2 * (own - lacking)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import group_norm, layer_norm
 
-from clients.records import Columns, Convolution, Lookup, Product, Record, Small, joined
+from clients.records import Columns, Convolution, Lookup, Pooled, Product, Record, Small, joined
 from fedsim.errors import WrongInput
 from fedsim.models import layers
 from fedsim.models.layers import pair
@@ -191,6 +191,14 @@ def _embedding(tape: Tape, layer: nn.Embedding, path: str, own: Own, ids: Tensor
     return tape.watch(out, finish)
 
 
+def _mean_embedding(tape: Tape, layer: layers.MeanEmbedding, path: str, own: Own, ids: Tensor) -> Tensor:
+    table = layer.weight.detach()
+    shares = layers.shares(ids, table)
+    out = layers.weighted(ids, shares, table)
+    where, parts = (tape.shaped(x, path, 1) for x in (ids, shares))
+    return tape.watch(out, lambda g: Pooled(own["weight"], where, parts, tape.shaped(g, path, 1)))
+
+
 def _layer_norm(tape: Tape, layer: nn.LayerNorm, path: str, own: Own, x: Tensor) -> Tensor:
     normal = layer_norm(x, layer.normalized_shape, eps=layer.eps)
     return _scaled(tape, layer, path, own, normal, len(layer.normalized_shape))
@@ -284,6 +292,7 @@ RULES: dict[type[nn.Module], Callable[..., Tensor]] = {
     layers.Conv2d: _convolution,
     nn.Embedding: _embedding,
     layers.Embedding: _embedding,
+    layers.MeanEmbedding: _mean_embedding,
     nn.LayerNorm: _layer_norm,
     layers.LayerNorm: _layer_norm,
     nn.GroupNorm: _group_norm,

@@ -5,6 +5,7 @@ that reads another column; columns of frozen weights left in the norms; an LSTM 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from clients.clipping import Clip, Clipped, clipped_gradients
-from clients.records import Lookup
+from clients.records import Lookup, Pooled, Record, Rows, joined
 from fedsim.config import Model
 from fedsim.errors import WrongInput
 from fedsim.models import build_model, layers
@@ -24,6 +25,7 @@ LENGTH, WORDS = 7, 20
 MODELS = [
     ("bag", "intent_slots"),
     ("bag", "classification"),
+    ("mean", "classification"),
     ("projection", "classification"),
     ("bilstm", "intent_slots"),
     ("transformer", "intent_slots"),
@@ -54,8 +56,10 @@ def fields(task: str, models: int, batch: int, seed: int = 0) -> dict[str, Tenso
 
 
 def model(name: str, task: str) -> nn.Module:
+    """Return one of our models; `mean` is a bag without tags."""
+    spec, name = (replace(spec_of(task), tags=()), "bag") if name == "mean" else (spec_of(task), name)
     settings = Model(name=name, embedding=8, hidden=6, layers=2, heads=2)
-    return build_model(spec_of(task), settings, seed=1).double()
+    return build_model(spec, settings, seed=1).double()
 
 
 def several(module: nn.Module, models: int, seed: int = 3) -> Params:
@@ -188,6 +192,34 @@ def test_long_texts_sort_their_tokens_and_short_ones_compare_them(monkeypatch: p
     exact = torch.zeros(2, 3, 5, 4).double()
     exact.scatter_add_(2, ids.unsqueeze(-1).expand_as(grad), grad)
     torch.testing.assert_close(short, exact.square().sum((2, 3)), rtol=1e-12, atol=1e-12)
+
+
+def exactly(record: Record, factors: Tensor) -> tuple[Tensor, Tensor]:
+    (rows,) = record.sums(factors).values()
+    assert isinstance(rows, Rows)
+    return record.squares(), rows.dense((len(factors), 5, 4))
+
+
+@pytest.mark.parametrize("long", [256, 4])
+def test_a_mean_s_gradient_in_factors_is_that_of_its_tokens(
+    long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, without some examples, two as one, and used twice or beside a lookup."""
+    monkeypatch.setattr("clients.records.LONG", long)
+    g = torch.Generator().manual_seed(0)
+    ids, shares = torch.randint(0, 5, (2, 6, 1, 9), generator=g), torch.rand(2, 6, 1, 9, generator=g).double()
+    mean = Pooled("table", ids, shares, torch.randn(2, 6, 1, 4, generator=g).double())
+    each, factors = mean.spread(), torch.rand(2, 6, generator=g).double()
+    good, (twice,), (both,) = factors > 0.5, joined([mean, mean]), joined([mean, each])
+    halves = torch.rand(2, 3, generator=g).double()
+    pairs = [
+        (exactly(mean, factors), exactly(each, factors)),
+        (exactly(mean.keep(good), factors), exactly(each.keep(good), factors)),
+        (exactly(mean.grouped(2), halves), exactly(each.grouped(2), halves)),
+        (exactly(twice, factors), tuple(c * x for c, x in zip((4, 2), exactly(each, factors), strict=True))),
+        (exactly(both, factors), exactly(twice, factors)),
+    ]
+    torch.testing.assert_close([p for p, _ in pairs], [p for _, p in pairs], rtol=1e-12, atol=1e-12)
 
 
 class Tied(nn.Module):

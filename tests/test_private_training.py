@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from test_training import SIZES, TEXT, build, double, examples
+from test_training import SIZES, TEXT, build, double, examples, spec_of
 
 from clients.batches import make_poisson_schedule
 from clients.bookkeeping import book_keeping
@@ -45,7 +45,7 @@ def assignments() -> list[Assignment]:
 
 
 def trainer(name: str, train: Train, dp: Dp, memory: int = 2**30, run: str = "") -> Trainer:
-    return Trainer(build(name), make_task(TEXT), train, memory, dp, Seeded(5, run))
+    return Trainer(build(name), make_task(spec_of(name)), train, memory, dp, Seeded(5, run))
 
 
 def run(name: str, train: Train, dp: Dp, assigned: list[Assignment], **more: Any) -> Update:
@@ -54,7 +54,7 @@ def run(name: str, train: Train, dp: Dp, assigned: list[Assignment], **more: Any
 
 def slow_delta(name: str, train: Train, dp: Dp, a: Assignment) -> Params:
     """One device by torch's own optimiser on gradients clipped one example (or micro-batch) after another."""
-    module, task, plan = build(name), make_task(TEXT), local_plan(dp, train, a.activity)
+    module, task, plan = build(name), make_task(spec_of(name)), local_plan(dp, train, a.activity)
     local = copy.deepcopy(module)
     optimizer = (
         torch.optim.Adam(local.parameters(), lr=train.lr)
@@ -88,7 +88,7 @@ def slow_delta(name: str, train: Train, dp: Dp, a: Assignment) -> Params:
     return {n: (p - before[n]).detach() * a.weight for n, p in local.named_parameters()}
 
 
-@pytest.mark.parametrize("name", ["bag", "bilstm"])
+@pytest.mark.parametrize("name", ["bag", "mean", "bilstm"])
 @pytest.mark.parametrize("method", ["exact", "edp"])
 def test_a_private_cohort_equals_devices_one_after_another(name: str, method: str) -> None:
     train = Train(batch_size=5, local_epochs=2, optimizer="adam", lr=0.01)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,16 +49,24 @@ def assignments(sizes: list[int] = SIZES) -> list[Assignment]:
 
 
 def build(name: str = "bag", dropout: float = 0.0) -> nn.Module:
-    return build_model(TEXT, Model(name=name, embedding=5, hidden=4, dropout=dropout), seed=1).double()
+    model = Model(name="bag" if name == "mean" else name, embedding=5, hidden=4, dropout=dropout)
+    return build_model(spec_of(name), model, seed=1).double()
+
+
+def spec_of(name: str) -> Spec:
+    """Return labels and tags; labels alone for `mean`, a bag that keeps no word."""
+    return replace(TEXT, task="classification", tags=()) if name == "mean" else TEXT
 
 
 def double(params: Params) -> Params:
     return {name: p.double() for name, p in params.items()}
 
 
-def slow_delta(module: nn.Module, a: Assignment, train: Train, seed: int, round: int) -> Params:
+def slow_delta(
+    module: nn.Module, a: Assignment, train: Train, seed: int, round: int, spec: Spec = TEXT
+) -> Params:
     """One device by torch's own optimiser, one step after another."""
-    local, task = copy.deepcopy(module), make_task(TEXT)
+    local, task = copy.deepcopy(module), make_task(spec)
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     momentum = {"momentum": train.momentum} if train.optimizer == "sgd" else {}
     optimizer = kinds[train.optimizer](
@@ -73,15 +82,15 @@ def slow_delta(module: nn.Module, a: Assignment, train: Train, seed: int, round:
     return {n: (p - before[n]).detach() * a.weight for n, p in local.named_parameters()}
 
 
-@pytest.mark.parametrize("name", ["bag", "bilstm"])
+@pytest.mark.parametrize("name", ["bag", "mean", "bilstm"])
 @pytest.mark.parametrize("settings", OPTIMIZERS, ids=lambda s: "-".join(map(str, s.values())))
 def test_a_stacked_cohort_equals_devices_one_after_another(name: str, settings: dict[str, object]) -> None:
     train = Train.model_validate({"batch_size": 5, "local_epochs": 2} | settings)
     module = build(name)
-    update = Trainer(module, make_task(TEXT), train).train(
+    update = Trainer(module, make_task(spec_of(name)), train).train(
         double(parameters_of(module)), assignments(), seed=3, round=2
     )
-    slow = [slow_delta(module, a, train, 3, 2) for a in assignments()]
+    slow = [slow_delta(module, a, train, 3, 2, spec_of(name)) for a in assignments()]
     for parameter, delta in update.delta.items():
         expected = sum(s[parameter] for s in slow)
         torch.testing.assert_close(delta, expected, rtol=1e-8, atol=1e-10)
@@ -90,9 +99,9 @@ def test_a_stacked_cohort_equals_devices_one_after_another(name: str, settings: 
     assert update.metrics["steps"] == sum(count_steps(train, n) for n in SIZES)
 
 
-@pytest.mark.parametrize("name", ["bag", "bilstm"])
+@pytest.mark.parametrize("name", ["bag", "mean", "bilstm"])
 def test_the_sum_depends_neither_on_chunks_nor_on_nodes(name: str) -> None:
-    train, module, task = Train(batch_size=5, lr=0.5), build(name, dropout=0.4), make_task(TEXT)
+    train, module, task = Train(batch_size=5, lr=0.5), build(name, dropout=0.4), make_task(spec_of(name))
     params, all_devices = double(parameters_of(module)), assignments()
     whole = Trainer(module, task, train).train(params, all_devices, 1, 1)
     one_by_one = Trainer(module, task, train, memory=0).train(params, all_devices, 1, 1)

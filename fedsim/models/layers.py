@@ -11,6 +11,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from fedsim.types import PAD
+
 
 class Linear(nn.Linear):
     """`x @ weight.T + bias`. x: [..., in], or [K, ..., in] for weight [K, out, in]."""
@@ -24,6 +26,13 @@ class Embedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         return lookup(input, self.weight, self.padding_idx)
+
+
+class MeanEmbedding(Embedding):
+    """The mean of the rows of ids that are not PAD, zero where there are none. [..., T] -> [..., width]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return weighted(input, shares(input, self.weight), self.weight)
 
 
 class Watch(Protocol):
@@ -203,7 +212,8 @@ def set_dropout_keys(
     """Give each Dropout of `model` its keys for this step: a hash of (model key, step, layer)."""
     layers = [module for module in model.modules() if isinstance(module, Dropout)]
     for number, layer in enumerate(layers):
-        layer.keys, layer.stacked, layer.rows = _mix(_mix(keys + step) + number), stacked, rows
+        if layer.p:
+            layer.keys, layer.stacked, layer.rows = _mix(_mix(keys + step) + number), stacked, rows
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -229,13 +239,36 @@ def lookup(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
     """Rows of `table` [rows, width], or of [K, rows, width] for ids [K, ...]; `padding` learns nothing."""
     if table.dim() == 2:
         return nn.functional.embedding(ids, table, padding)
-    models, rows, _ = table.shape
-    first = torch.arange(models, device=ids.device) * rows
-    flat = ids + first.view(-1, *[1] * (ids.dim() - 1))
-    out = nn.functional.embedding(flat, table.flatten(0, 1))
+    out = nn.functional.embedding(places(ids, table), table.flatten(0, 1))
     if padding is None:
         return out
     return torch.where((ids == padding).unsqueeze(-1), out.detach(), out)
+
+
+def shares(ids: Tensor, table: Tensor) -> Tensor:
+    """Return what each id counts in the mean over the last axis, in the table's precision; PAD nothing."""
+    mask = (ids != PAD).to(table.dtype)
+    return mask / mask.sum(-1, keepdim=True).clamp(min=1)
+
+
+def weighted(ids: Tensor, shares: Tensor, table: Tensor) -> Tensor:
+    """Rows as of `lookup`, summed over the last axis of ids [..., T] with `shares` of its shape."""
+    if table.requires_grad or not ids.numel():  # the kernel below has no rule for vmap, nor for no ids
+        return (shares.unsqueeze(-2) @ lookup(ids, table)).squeeze(-2)
+    each, time = places(ids, table), ids.shape[-1]
+    sums = nn.functional.embedding_bag(
+        each.reshape(-1, time), table.flatten(0, -2), mode="sum", per_sample_weights=shares.view(-1, time)
+    )
+    return sums.view(*ids.shape[:-1], -1)
+
+
+def places(ids: Tensor, table: Tensor) -> Tensor:
+    """Return ids as rows of the tables [K, rows, width] below each other, or of one."""
+    if table.dim() == 2:
+        return ids
+    models, rows, _ = table.shape
+    first = torch.arange(models, device=ids.device) * rows
+    return ids + first.view(-1, *[1] * (ids.dim() - 1))
 
 
 def convolve(

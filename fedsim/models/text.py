@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from fedsim.config import Model
 from fedsim.models.characters import FEATURES, Characters
-from fedsim.models.layers import LSTM, BiLSTM, Dropout, Embedding, Linear
+from fedsim.models.layers import LSTM, BiLSTM, Dropout, Embedding, Linear, MeanEmbedding
 from fedsim.types import PAD, Params, Spec
 
 
@@ -38,19 +38,19 @@ class Bag(nn.Module):
     def __init__(self, spec: Spec, model: Model) -> None:
         super().__init__()
         width = model.embedding
-        self.embedding = Embedding(spec.vocabulary, width)
+        self.embedding = (Embedding if spec.tags else MeanEmbedding)(spec.vocabulary, width)
         nn.init.normal_(self.embedding.weight, std=0.3)
         self.dropout = Dropout(model.dropout)
         self.heads = TextHeads(width, 4 * width, spec)
 
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
         """tokens: [..., B, T] -> label logits [..., B, labels], tag logits [..., B, T, tags]."""
+        if self.heads.tag is None:
+            mean = self.dropout(self.embedding(tokens))
+            return self.heads(mean, mean)
         mask = (tokens != PAD).unsqueeze(-1)
         words = self.embedding(tokens) * mask
-        mean = words.sum(-2) / mask.sum(-2).clamp(min=1)
-        mean = self.dropout(mean)
-        if self.heads.tag is None:
-            return self.heads(mean, mean)
+        mean = self.dropout(words.sum(-2) / mask.sum(-2).clamp(min=1))
         gap = torch.zeros_like(words[..., :1, :])
         before = torch.cat([gap, words[..., :-1, :]], dim=-2)
         after = torch.cat([words[..., 1:, :], gap], dim=-2)
