@@ -113,7 +113,7 @@ class Lane:
         names = attempt.names
         if self.dp is None:
             seed, round = attempt.seed, names[-1]
-            key = int(generator(seed, "dropout", round, a.device).integers(2**62))
+            key = int(generator(seed, "dropout", round, a.device).integers(2**62)) if self.local.draws else 0
             rng = generator(seed, "batches", round, a.device)
             return Work(
                 a.examples, a.weight, make_schedule(self.settings, len(a.examples), rng), key, a.device

@@ -8,17 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from fedsim.models.layers import STACKABLE, set_dropout_keys
+from fedsim.models.layers import STACKABLE, Dropout, set_dropout_keys
 from fedsim.models.tasks import Task
 from fedsim.types import Params
 
 
 class LocalModel:
-    """A module, its task and the arithmetic of its forward."""
+    """A module, its task and the arithmetic of its forward; `draws` says whether that is random."""
 
     def __init__(self, module: nn.Module, task: Task, precision: str = "fp32", alone: bool = False) -> None:
         self.module, self.task, self.precision = module, task, precision
         self.stacked = is_stackable(module) and not alone
+        self.draws = any(isinstance(m, Dropout) and m.p for m in module.modules()) or not draws_by_keys(
+            module
+        )
         self.place = next(module.parameters()).device
         self.tables: Mapping[str, str] = getattr(module, "tables", {}) if self.stacked else {}
 

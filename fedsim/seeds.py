@@ -9,13 +9,30 @@ import hashlib
 
 import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import NDArray
 
 Name = str | int
 
 
 def generator(seed: int, *names: Name) -> np.random.Generator:
     """Return the NumPy generator of these names: a counter-based Philox under a hashed key."""
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(_digest(seed, names), "little")))
+    return keyed_generator(_digest(seed, names))
+
+
+def keyed_generator(key: bytes) -> np.random.Generator:
+    """Return the stream of `Philox(key=...)` for 16 bytes, which would first ask the system for entropy."""
+    return np.random.Generator(np.random.Philox(_Key(key)))  # type: ignore[arg-type]
+
+
+class _Key(ISeedSequence):
+    """Gives Philox its key as it is."""
+
+    def __init__(self, key: bytes) -> None:
+        self.words = np.frombuffer(key, dtype="<u8")
+
+    def generate_state(self, n_words: int, dtype: object = np.uint64) -> NDArray[np.uint64]:
+        return self.words
 
 
 def torch_generator(seed: int, *names: Name) -> torch.Generator:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedsim.seeds import generator, torch_generator
+from fedsim.seeds import generator, keyed_generator, torch_generator
 
 
 def test_the_same_names_give_the_same_numbers() -> None:
@@ -22,3 +22,9 @@ def test_streams_of_neighbouring_names_do_not_correlate() -> None:
     # with a false alarm rate under 2e-3.
     means = [generator(0, "noise", i).standard_normal(50).mean() for i in range(2000)]
     assert np.abs(means).max() < 5 / np.sqrt(50)
+
+
+def test_a_key_gives_the_stream_that_numpy_gives_it() -> None:
+    for key in (bytes(16), bytes(range(16)), b"\xff" * 16):
+        wanted = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+        assert (keyed_generator(key).random(9) == wanted.random(9)).all()

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from torch import Tensor
 
 from fedsim.config import Config
-from fedsim.seeds import Name
+from fedsim.seeds import Name, keyed_generator
 
 BLOCK = 1 << 10
 """Values that are made together: half of them cosines, half sines."""
@@ -68,8 +68,7 @@ class NoiseSource:
 
     def generator(self, *names: Name) -> np.random.Generator:
         """Return a generator for coins, slots and batches, seeded with 128 bits that the secret keys."""
-        key = int.from_bytes(self._key(("generator", *names))[:16], "little")
-        return np.random.Generator(np.random.Philox(key=key))
+        return keyed_generator(self._key(("generator", *names))[:16])
 
     def _key(self, names: tuple[Name, ...]) -> bytes:
         text = "\x1f".join(f"{type(name).__name__}:{name}" for name in names)
