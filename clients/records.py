@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
+from fedsim.models.products import product
 from fedsim.types import Params
 
 
@@ -171,7 +172,9 @@ class Columns:
         a, g = (x.permute(0, 1, 3, 2, 4) for x in (self.rows, self.gradient))  # [K, D, T, B, ...]
         scaled = torch.mul(a, factors[:, None, None, :, None], out=a.new_empty(a.shape))
         left, right = (x.reshape(-1, a.shape[2] * a.shape[3], x.shape[-1]) for x in (g, scaled))
-        found = torch.bmm(left.transpose(1, 2), right).unflatten(0, (models, -1))  # [K, D, out, in]
+        found = a.new_empty(len(left), left.shape[-1], right.shape[-1])
+        product(left.transpose(1, 2), right.transpose(1, 2), found)
+        found = found.unflatten(0, (models, -1))  # [K, D, out, in]
         return {name: found[..., at].reshape(models, *self.shapes[name]) for name, at in self.columns.items()}
 
     def keep(self, good: Tensor) -> "Columns":
