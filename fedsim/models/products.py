@@ -13,7 +13,7 @@ def product(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     x: [M, ..., in], weight: [M, out, in], out: [M, ..., out]; all of any strides. In float32 on a CPU oneDNN
     multiplies where that pays: torch's own products are MKL's, which uses AVX-512 on Intel's CPUs alone.
     """
-    if not _pays(x, weight):
+    if not _pays(x, weight.shape[1]):
         found = torch.bmm(x.reshape(len(x), -1, x.shape[-1]), weight.transpose(1, 2))
         return out.copy_(found.view(out.shape))
     for one, w, o in zip(x.unbind(0), weight.unbind(0), out.unbind(0), strict=True):
@@ -23,17 +23,33 @@ def product(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
 
 def add_product(base: Tensor, x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     """Write base + x @ weightᵀ to `out`, which may be `base`, and return that. x: [M, R, in], as above."""
-    if not _pays(x, weight):
+    if not _pays(x, weight.shape[1]):
         return torch.baddbmm(base, x, weight.transpose(1, 2), out=out)
     for b, one, w, o in zip(base.unbind(0), x.unbind(0), weight.unbind(0), out.unbind(0), strict=True):
         torch.add(b, _by_onednn(one, w), out=o)
     return out
 
 
-def _pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product of these is large enough for oneDNN, and may be its."""
-    able = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and ONEDNN
-    return able and x[0].numel() * weight.shape[1] >= LEAST
+def sum_of_products(g: Tensor, a: Tensor, factors: Tensor) -> Tensor:
+    """Return Σ factor · gᵀ a over all rows, [M, out, in], in any strides.
+
+    g: [M, T, B, out], a: [M, T, B, in], factors: [M, B].
+    """
+    weights = factors[:, None, :, None]
+    if not _pays(a, g.shape[-1]):
+        left, right = (x.reshape(len(x), -1, x.shape[-1]) for x in (g, a * weights))
+        return torch.bmm(left.transpose(1, 2), right)
+    found = g.new_empty(len(g), a.shape[-1], g.shape[-1])
+    for one, w, other, o in zip(a.unbind(0), weights.unbind(0), g.unbind(0), found.unbind(0), strict=True):
+        rows = (one * w).flatten(0, 1)  # of one model they stay in the cache
+        o.copy_(_by_onednn(rows.t(), other.flatten(0, 1).t()))
+    return found.transpose(1, 2)
+
+
+def _pays(x: Tensor, width: int) -> bool:
+    """Whether products of x [M, ...] with `width` columns are large enough for oneDNN, and may be its."""
+    able = ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"
+    return able and x[0].numel() * width >= LEAST
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> Tensor:
