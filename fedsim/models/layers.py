@@ -429,9 +429,9 @@ sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 def _of_input(slopes: Tensor, into: Tensor) -> Tensor:
     """Return the gradient [M, B, T, in] of an LSTM's input."""
     time, models, batch, _ = slopes.shape
-    found = slopes.new_empty(models, batch, time, into.shape[-1])
-    product(slopes.transpose(0, 1), into.transpose(1, 2), found.transpose(1, 2))
-    return found
+    found = slopes.new_empty(time, models, batch, into.shape[-1])
+    product(slopes.transpose(0, 1), into.transpose(1, 2), found.transpose(0, 1))
+    return found.permute(1, 2, 0, 3)
 
 
 def _of_weights(ctx: Any, rows: Tensor, slopes: Tensor, width: int) -> tuple[Tensor | None, ...]:

@@ -4,25 +4,29 @@ import torch
 from torch import Tensor
 
 LEAST = 1_500_000
-"""Multiplications of one model from which on oneDNN pays: each call of it costs some microseconds more."""
+"""Multiplications of one model from which on oneDNN pays on one thread: its calls cost microseconds more."""
 
 
 def product(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
-    """Write x @ weightᵀ to `out`, model by model, and return that.
+    """Write x @ weightᵀ to `out`, and return that: model by model where oneDNN pays, else step by step.
 
-    x: [M, ..., in], weight: [M, out, in], out: [M, ..., out]; all of any strides. In float32 on a CPU oneDNN
-    multiplies where that pays: torch's own products are MKL's, which uses AVX-512 on Intel's CPUs alone.
+    x: [M, T, B, in], weight: [M, out, in], out: [M, T, B, out], of any strides. In float32 on a CPU oneDNN
+    multiplies large ones: torch's own products are MKL's, which uses AVX-512 on Intel's CPUs alone.
     """
     if not _pays(x, weight.shape[1]):
-        found = torch.bmm(x.reshape(len(x), -1, x.shape[-1]), weight.transpose(1, 2))
-        return out.copy_(found.view(out.shape))
+        for now, o in zip(x.unbind(1), out.unbind(1), strict=True):
+            torch.bmm(now, weight.transpose(1, 2), out=o)
+        return out
     for one, w, o in zip(x.unbind(0), weight.unbind(0), out.unbind(0), strict=True):
-        o.copy_(_by_onednn(one.reshape(-1, one.shape[-1]), w).view(o.shape))
+        o.copy_(_by_onednn(one.flatten(0, 1), w).view(o.shape))
     return out
 
 
 def add_product(base: Tensor, x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
-    """Write base + x @ weightᵀ to `out`, which may be `base`, and return that. x: [M, R, in], as above."""
+    """Write base + x @ weightᵀ to `out`, which may be `base`, and return that.
+
+    base, out: [M, B, out], x: [M, B, in], weight: [M, out, in].
+    """
     if not _pays(x, weight.shape[1]):
         return torch.baddbmm(base, x, weight.transpose(1, 2), out=out)
     for b, one, w, o in zip(base.unbind(0), x.unbind(0), weight.unbind(0), out.unbind(0), strict=True):
@@ -49,7 +53,8 @@ def sum_of_products(g: Tensor, a: Tensor, factors: Tensor) -> Tensor:
 def _pays(x: Tensor, width: int) -> bool:
     """Whether products of x [M, ...] with `width` columns are large enough for oneDNN, and may be its."""
     able = ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"
-    return able and x[0].numel() * width >= LEAST
+    least = LEAST * torch.get_num_threads() ** 2  # threads meet in each call; torch gives each its own models
+    return able and x[0].numel() * width >= least
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> Tensor:
