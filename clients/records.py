@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
+from fedsim.models.products import sum_of_products
 from fedsim.types import Params
 
 
@@ -178,10 +179,9 @@ class Columns:
 
     def sums(self, factors: Tensor) -> dict[str, Tensor | Rows]:
         models = len(factors)
-        a, g = (x.permute(0, 1, 3, 2, 4) for x in (self.rows, self.gradient))  # [K, D, T, B, ...]
-        scaled = torch.mul(a, factors[:, None, None, :, None], out=a.new_empty(a.shape))
-        left, right = (x.reshape(-1, a.shape[2] * a.shape[3], x.shape[-1]) for x in (g, scaled))
-        found = torch.bmm(left.transpose(1, 2), right).unflatten(0, (models, -1))  # [K, D, out, in]
+        copies = self.rows.shape[1]
+        a, g = (x.flatten(0, 1).transpose(1, 2) for x in (self.rows, self.gradient))  # [K·D, T, B, ...]
+        found = sum_of_products(g, a, factors.repeat_interleave(copies, 0)).unflatten(0, (models, copies))
         return {name: found[..., at].reshape(models, *self.shapes[name]) for name, at in self.columns.items()}
 
     def keep(self, good: Tensor) -> "Columns":

@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from fedsim.models.products import add_product, product
 from fedsim.types import PAD
 
 
@@ -410,12 +411,13 @@ class Recurrence(torch.autograd.Function):
         rows[0, ..., :width], rows[..., -1] = 0, 1
         rows[:-1, ..., width:-1] = x.permute(2, 0, 1, 3)
         active = x.new_empty(time, models, batch, 4 * width)
+        product(rows[:-1, ..., width:].transpose(0, 1), weight[..., width:], active.transpose(0, 1))
         doubles, cells, bent = (x.new_empty(time, models, batch, width) for _ in range(3))
         states = rows[1:, ..., :width]
-        parts = (rows[:-1], active, *active.chunk(4, dim=-1), doubles, cells, bent, states)
-        transposed, before = weight.transpose(1, 2), x.new_zeros(models, batch, width)
-        for row, a, i, f, s, o, g, c, tanh, h in zip(*(p.unbind(0) for p in parts), strict=True):
-            torch.bmm(row, transposed, out=a).sigmoid_()
+        parts = (rows[:-1, ..., :width], active, *active.chunk(4, dim=-1), doubles, cells, bent, states)
+        again, before = weight[..., :width].contiguous(), x.new_zeros(models, batch, width)
+        for last, a, i, f, s, o, g, c, tanh, h in zip(*(p.unbind(0) for p in parts), strict=True):
+            add_product(a, last, again, out=a).sigmoid_()
             torch.mul(s, 4, out=g).sub_(2)
             torch.mul(f, before, out=c).addcmul_(i, g)
             torch.sigmoid(c, out=tanh).mul_(2).sub_(1)
@@ -428,17 +430,15 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, active, doubles, cells, bent, into, hidden = ctx.saved_tensors
-        time, models, batch, width = cells.shape
-        back = torch.cat([hidden, into], dim=-1) if ctx.needs_input_grad[0] else hidden
-        found = grad.new_empty(time, models, batch, back.shape[-1])  # of the state before, and of the input
-        slopes = torch.empty_like(active)
+        width = cells.shape[-1]
+        slopes, back = torch.empty_like(active), hidden.transpose(1, 2)
         of_c, spare = torch.zeros_like(cells[0]), torch.empty_like(cells[0])
         of_h = grad[:, :, -1]
         earlier = [torch.zeros_like(cells[0]), *cells[:-1].unbind(0)]
         above = [torch.zeros_like(cells[0]), *grad[:, :, :-1].unbind(2)]
-        parts = (slopes, *slopes.chunk(4, dim=-1), active, *active.chunk(4, dim=-1), doubles, bent, found)
+        parts = (slopes, *slopes.chunk(4, dim=-1), active, *active.chunk(4, dim=-1), doubles, bent)
         steps = zip(*(p.unbind(0) for p in parts), earlier, above, strict=True)
-        for z, zi, zf, zg, zo, a, i, f, _, o, g, tanh, both, c, dh in reversed(list(steps)):
+        for z, zi, zf, zg, zo, a, i, f, _, o, g, tanh, c, dh in reversed(list(steps)):
             torch.mul(of_h, o, out=spare)
             of_c.add_(tanh_backward(spare, tanh, grad_input=spare), alpha=0.5)
             torch.mul(of_c, g, out=zi)
@@ -446,17 +446,24 @@ class Recurrence(torch.autograd.Function):
             torch.mul(of_c, i, out=zg).mul_(8)
             torch.mul(of_h, tanh, out=zo)
             sigmoid_backward(z, a, grad_input=z)
-            torch.bmm(z, back, out=both)
-            of_h = both[..., :width].add_(dh)
+            of_h = add_product(dh, z, back, out=torch.empty_like(dh))
             of_c.mul_(f)
         if ctx.watch is not None:
             ctx.watch.gates(rows[:-1], slopes)
-        of_x = found[..., width:].permute(1, 2, 0, 3) if ctx.needs_input_grad[0] else None
+        of_x = _of_input(slopes, into) if ctx.needs_input_grad[0] else None
         return of_x, *_of_weights(ctx, rows[:-1], slopes, width), None, None
 
 
 tanh_backward = torch.ops.aten.tanh_backward.grad_input
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+
+
+def _of_input(slopes: Tensor, into: Tensor) -> Tensor:
+    """Return the gradient [M, B, T, in] of an LSTM's input."""
+    time, models, batch, _ = slopes.shape
+    found = slopes.new_empty(time, models, batch, into.shape[-1])
+    product(slopes.transpose(0, 1), into.transpose(1, 2), found.transpose(0, 1))
+    return found.permute(1, 2, 0, 3)
 
 
 def _of_weights(ctx: Any, rows: Tensor, slopes: Tensor, width: int) -> tuple[Tensor | None, ...]:

@@ -117,9 +117,16 @@ def _fill(out: Tensor, streams: Sequence[CipherContext]) -> Tensor:
         stream.update_into(memoryview(_ZEROS)[: 4 * width], view[4 * width * row :])
     bits = torch.frombuffer(keystream, dtype=torch.int32, count=width * len(streams))
     first, second = bits.view(-1, 2, BLOCK // 2).unbind(1)
-    radius = (first & 0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-31).log_().mul_(-2.0).sqrt_()
+    radius = (first & 0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-31)
+    _apply(np.log, radius, radius).mul_(-2.0).sqrt_()
     angle = second.to(torch.float32).mul_(2 * math.pi * 2.0**-32)
     cosines, sines = out.view(-1, 2, BLOCK // 2).unbind(1)
-    torch.mul(radius, angle.cos(), out=cosines)
-    torch.mul(radius, angle.sin_(), out=sines)
+    _apply(np.cos, angle, cosines).mul_(radius)
+    _apply(np.sin, angle, sines).mul_(radius)
+    return out
+
+
+def _apply(function: np.ufunc, x: Tensor, out: Tensor) -> Tensor:
+    """Fill `out`: log, cos and sin by numpy take a third of the time of torch's."""
+    function(x.numpy(), out=out.numpy())
     return out

@@ -1,0 +1,69 @@
+"""Matrix products of many models side by side, by the fastest kernel of a CPU."""
+
+import torch
+from torch import Tensor
+
+LEAST = 1_500_000
+"""Multiplications of one model from which on oneDNN pays on one thread: its calls cost microseconds more."""
+
+
+def product(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    """Write x @ weightᵀ to `out`, and return that: model by model where oneDNN pays, else step by step.
+
+    x: [M, T, B, in], weight: [M, out, in], out: [M, T, B, out], of any strides. In float32 on a CPU oneDNN
+    multiplies large ones: torch's own products are MKL's, which uses AVX-512 on Intel's CPUs alone.
+    """
+    if not _pays(x, weight.shape[1]):
+        for now, o in zip(x.unbind(1), out.unbind(1), strict=True):
+            torch.bmm(now, weight.transpose(1, 2), out=o)
+        return out
+    for one, w, o in zip(x.unbind(0), weight.unbind(0), out.unbind(0), strict=True):
+        o.copy_(_by_onednn(one.flatten(0, 1), w).view(o.shape))
+    return out
+
+
+def add_product(base: Tensor, x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    """Write base + x @ weightᵀ to `out`, which may be `base`, and return that.
+
+    base, out: [M, B, out], x: [M, B, in], weight: [M, out, in].
+    """
+    if not _pays(x, weight.shape[1]):
+        return torch.baddbmm(base, x, weight.transpose(1, 2), out=out)
+    for b, one, w, o in zip(base.unbind(0), x.unbind(0), weight.unbind(0), out.unbind(0), strict=True):
+        torch.add(b, _by_onednn(one, w), out=o)
+    return out
+
+
+def sum_of_products(g: Tensor, a: Tensor, factors: Tensor) -> Tensor:
+    """Return Σ factor · gᵀ a over all rows, [M, out, in], in any strides.
+
+    g: [M, T, B, out], a: [M, T, B, in], factors: [M, B].
+    """
+    weights = factors[:, None, :, None]
+    if not _pays(a, g.shape[-1]):
+        left, right = (x.reshape(len(x), -1, x.shape[-1]) for x in (g, a * weights))
+        return torch.bmm(left.transpose(1, 2), right)
+    found = g.new_empty(len(g), a.shape[-1], g.shape[-1])
+    for one, w, other, o in zip(a.unbind(0), weights.unbind(0), g.unbind(0), found.unbind(0), strict=True):
+        rows = (one * w).flatten(0, 1)  # of one model they stay in the cache
+        o.copy_(_by_onednn(rows.t(), other.flatten(0, 1).t()))
+    return found.transpose(1, 2)
+
+
+def _pays(x: Tensor, width: int) -> bool:
+    """Whether products of x [M, ...] with `width` columns are large enough for oneDNN, and may be its."""
+    able = ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"
+    least = LEAST * torch.get_num_threads() ** 2  # threads meet in each call; torch gives each its own models
+    return able and x[0].numel() * width >= least
+
+
+def _by_onednn(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), None, "none", [], "")
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Return a matrix without gaps: for other strides oneDNN has only its slow reference kernel."""
+    return x if x.is_contiguous() or x.t().is_contiguous() else x.contiguous()
+
+
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -1,0 +1,68 @@
+"""Products of many models side by side: by oneDNN and by torch's own kernel they are those of float64.
+
+Seen to fail: sums without the factors, `add_product` without its base, oneDNN asked whatever the size.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedsim.models import products
+from fedsim.models.products import add_product, product, sum_of_products
+
+MODELS, TIME, EXAMPLES, INPUTS, OUTPUTS = 3, 4, 5, 7, 6
+
+
+@pytest.fixture(params=[0, 1 << 60], ids=["onednn", "torch"])
+def least(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "LEAST", request.param)
+
+
+def made(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.mark.usefixtures("least")
+def test_a_product_is_written_to_any_strides() -> None:
+    x, wide = made(TIME, MODELS, EXAMPLES, INPUTS + 2), made(MODELS, OUTPUTS, INPUTS + 2)
+    x, weight = x[..., 2:].transpose(0, 1), wide[..., 2:]
+    out = torch.empty(TIME, MODELS, EXAMPLES, OUTPUTS).transpose(0, 1)
+    expected = torch.einsum("mtbi,moi->mtbo", x.double(), weight.double())
+    torch.testing.assert_close(product(x, weight, out).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("least")
+@pytest.mark.parametrize("here", [True, False])
+def test_a_product_is_added_to_its_base(here: bool) -> None:
+    base, x = made(MODELS, EXAMPLES, OUTPUTS), made(MODELS, EXAMPLES, INPUTS)
+    weight = made(MODELS, INPUTS, OUTPUTS).transpose(1, 2)
+    expected = base.double() + torch.einsum("mbi,moi->mbo", x.double(), weight.double())
+    out = add_product(base, x, weight, out=base if here else torch.empty_like(base))
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("least")
+def test_a_sum_of_products_weighs_each_example() -> None:
+    g = made(TIME, MODELS, EXAMPLES, OUTPUTS).transpose(0, 1)
+    a = made(TIME, MODELS, EXAMPLES, INPUTS).transpose(0, 1)
+    factors = made(MODELS, EXAMPLES)
+    expected = torch.einsum("mtbo,mb,mtbi->moi", g.double(), factors.double(), a.double())
+    found = sum_of_products(g, a, factors)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_only_large_products_in_float32_are_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def note(x: Tensor, weight: Tensor) -> Tensor:
+        asked.append((x.dtype, len(x)))
+        return x @ weight.t()
+
+    monkeypatch.setattr(products, "_by_onednn", note)
+    monkeypatch.setattr(products, "ONEDNN", True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    for dtype in (torch.float32, torch.float64):
+        for rows in (2, 300):
+            x, weight = made(2, 1, rows, 64).to(dtype), made(2, 256, 64).to(dtype)
+            product(x, weight, x.new_empty(2, 1, rows, 256))
+    assert asked == [(torch.float32, 300)] * 2
