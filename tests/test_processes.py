@@ -2,7 +2,7 @@
 
 Seen to fail: the number of the attempt left at 0 (equal noise twice), sums handed back without a copy (the
 next chunk overwrites them), parameters not written again for the next cohort, a process that stays when its
-pipe closes, errors sent without a note.
+pipe closes, errors sent without a note, nodes kept after their run.
 """
 
 import gc
@@ -18,12 +18,14 @@ import pytest
 import torch
 from test_private_training import assignments as public
 from test_private_training import private
+from test_rounds import config, final
 from test_training import SIZES, TEXT, assignments, build, double
 from torch import nn
 
 from clients.device_clip import DeviceClip
 from clients.processes import RemoteLane, can_travel
 from clients.training import Trainer
+from fedsim.app.local import run_local
 from fedsim.app.place import FEWEST_IN_PROCESSES, lanes
 from fedsim.config import Config, Train, from_flat
 from fedsim.errors import RunFailed
@@ -34,6 +36,7 @@ from fedsim.privacy.secure_sum import SecureSum
 from fedsim.types import Params
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
 TRAIN = Train(batch_size=5, lr=0.5)
 
 
@@ -149,6 +152,27 @@ def alive(pid: int) -> bool:
         return False
 
 
+def test_a_run_takes_processes_to_the_same_model_and_ends_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    launch = RemoteLane._launch
+
+    def noted(lane: RemoteLane, start: Params) -> None:
+        launch(lane, start)
+        begun.append(lane._process.pid)
+
+    monkeypatch.setattr(RemoteLane, "_launch", noted)
+    small = {"place__threads": 2, "place__memory_gib": 1e-4, "train__rounds": 2}
+    runs = [
+        run_local(config(tmp_path / kind, place__lanes=kind, **small)) for kind in ("processes", "threads")
+    ]
+    assert [run.manifest["plan"]["lanes"] for run in runs] == ["processes", "threads"]
+    assert same(*(final(run) for run in runs))
+    assert len(begun) == 2
+    assert not any(alive(pid) for pid in begun)
+
+
 def test_one_chunk_is_trained_without_a_process() -> None:
     t = trainer(True)
     t.train(start(), assignments()[:1], 1, 1)
@@ -164,11 +188,11 @@ def test_what_a_script_defines_is_trained_in_threads() -> None:
 
 
 def test_long_runs_on_one_node_take_processes_and_the_config_may_say_otherwise() -> None:
-    def config(rounds: int, named: str = "auto") -> Config:
+    def planned(rounds: int, named: str = "auto") -> Config:
         return from_flat({"train.rounds": rounds, "selection.cohort": 100, "place.lanes": named})
 
     long = FEWEST_IN_PROCESSES // 100
-    assert lanes(config(long), 1) == "processes"
-    assert lanes(config(long - 1), 1) == lanes(config(long), 2) == "threads"
-    assert lanes(config(long, "threads"), 1) == "threads"
-    assert lanes(config(1, "processes"), 2) == "processes"
+    assert lanes(planned(long), 1) == "processes"
+    assert lanes(planned(long - 1), 1) == lanes(planned(long), 2) == "threads"
+    assert lanes(planned(long, "threads"), 1) == "threads"
+    assert lanes(planned(1, "processes"), 2) == "processes"

@@ -1,6 +1,7 @@
 """An experiment on this machine, in this process."""
 
 from fedsim.app.client import app as client_app
+from fedsim.app.client import make_node
 from fedsim.app.local_grid import LocalGrid
 from fedsim.app.manifest import with_plan
 from fedsim.app.rounds import Watch
@@ -18,4 +19,7 @@ def run_local(config: Config, nodes: int = 1, fresh: bool = False, watch: Watch 
     if run.exists and not fresh:
         plan = run.manifest["plan"]
         nodes, config = plan["nodes"], config.model_copy(update={"place": with_plan(config.place, plan)})
-    return serve(LocalGrid(client_app, to_flat(config), nodes), config, {}, watch, fresh)
+    try:
+        return serve(LocalGrid(client_app, to_flat(config), nodes), config, {}, watch, fresh)
+    finally:
+        make_node.cache_clear()  # the processes that train end with the nodes that began them
