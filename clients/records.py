@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from fedsim.models.products import sum_of_products
+from fedsim.models.products import outer, sum_of_products
 from fedsim.types import Params
 
 
@@ -131,9 +131,7 @@ class Product:
             weighing = g.new_ones(1, 1, 1).expand(len(g) * g.shape[1], 1, g.shape[2] * g.shape[3])
         rows = g.flatten(0, 1).flatten(1, 2)  # [K·D, B·T, out]
         found: dict[str, Tensor | Rows] = {
-            name: torch.bmm(rows.transpose(1, 2), a.flatten(0, 1).flatten(1, 2)).view(
-                len(factors), *self.shapes[name]
-            )
+            name: outer(rows, a.flatten(0, 1).flatten(1, 2)).view(len(factors), *self.shapes[name])
             for name, a in inputs.items()
         }
         if self.bias:

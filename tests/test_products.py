@@ -1,6 +1,8 @@
 """Products of many models side by side: by oneDNN and by torch's own kernel they are those of float64.
 
-Seen to fail: sums without the factors, `add_product` without its base, oneDNN asked whatever the size.
+Seen to fail: sums without the factors, `add_product` without its base, oneDNN asked whatever the size, under
+vmap or under autocast, a bias left out, the gradient of the weights doubled, that of the input by another
+model's weights.
 """
 
 import pytest
@@ -8,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fedsim.models import products
-from fedsim.models.products import add_product, product, sum_of_products
+from fedsim.models.layers import linear
+from fedsim.models.products import add_product, outer, product, sum_of_products
 
 MODELS, TIME, EXAMPLES, INPUTS, OUTPUTS = 3, 4, 5, 7, 6
 
@@ -51,10 +54,52 @@ def test_a_sum_of_products_weighs_each_example() -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("least")
+@pytest.mark.parametrize("models", [0, 1, MODELS])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_and_its_gradients_are_those_of_float64(models: int, bias: bool) -> None:
+    stack = [models] if models else []
+    given = [made(*stack, EXAMPLES, TIME, INPUTS), made(*stack, OUTPUTS, INPUTS)]
+    given += [made(*stack, OUTPUTS)] if bias else []
+    weights = made(*stack, EXAMPLES, TIME, OUTPUTS)
+
+    def run(x: Tensor, weight: Tensor, b: Tensor | None = None) -> Tensor:
+        return linear(x, weight, b)
+
+    def slow(x: Tensor, weight: Tensor, b: Tensor | None = None) -> Tensor:
+        out = torch.einsum("...bti,...oi->...bto", x, weight)
+        return out if b is None else out + (b.view(models, 1, 1, -1) if models else b)
+
+    found, expected = (
+        [out.detach(), *torch.autograd.grad((out * weights.to(out)).sum(), leaves)]
+        for function, dtype in ((run, torch.float32), (slow, torch.float64))
+        for leaves in [[x.to(dtype).requires_grad_() for x in given]]
+        for out in [function(*leaves)]
+    )
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), two, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("least")
+def test_an_outer_product_sums_over_rows() -> None:
+    g, a = made(MODELS, EXAMPLES, OUTPUTS), made(MODELS, EXAMPLES, INPUTS)
+    expected = torch.einsum("mro,mri->moi", g.double(), a.double())
+    torch.testing.assert_close(outer(g, a).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("least")
+def test_vmap_and_autocast_see_torch_s_own_products() -> None:
+    x, weight = made(EXAMPLES, TIME, INPUTS), made(OUTPUTS, INPUTS)
+    each = torch.func.vmap(torch.func.grad(lambda w, one: linear(one, w, None).square().sum()), (None, 0))
+    torch.testing.assert_close(each(weight, x), 2 * torch.einsum("bto,bti->boi", x @ weight.t(), x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight, None).dtype == torch.bfloat16
+
+
 def test_only_large_products_in_float32_are_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def note(x: Tensor, weight: Tensor) -> Tensor:
+    def note(x: Tensor, weight: Tensor, bias: None = None) -> Tensor:
         asked.append((x.dtype, len(x)))
         return x @ weight.t()
 

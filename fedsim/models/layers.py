@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from fedsim.models import products
 from fedsim.models.products import add_product, product
 from fedsim.types import PAD
 
@@ -226,14 +227,12 @@ def _mix(x: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x @ weight.T + bias for weight [out, in], or x [K, ..., in] with weight [K, out, in]."""
-    if weight.dim() == 2:
+    if weight.dim() == 3:
+        out = products.linear(x.flatten(1, -2), weight, bias)
+        return out.view(*x.shape[:-1], out.shape[-1])
+    if x.dim() == 1 or not products.pays(x.unsqueeze(0), len(weight)):
         return nn.functional.linear(x, weight, bias)
-    rows = x.flatten(1, -2)
-    if bias is None:
-        out = torch.bmm(rows, weight.transpose(1, 2))
-    else:
-        out = torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2))
-    return out.view(*x.shape[:-1], out.shape[-1])
+    return linear(x.unsqueeze(0), weight.unsqueeze(0), None if bias is None else bias.unsqueeze(0)).squeeze(0)
 
 
 def lookup(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
