@@ -76,7 +76,7 @@ class PrivateGradients:
             return self.noise.normals(flat, [(*each, *more) for each in names])
 
         def scaled(part: Tensor, p: Tensor) -> Tensor:
-            return part.mul_(stddev).to(like.device, like.dtype).view(p.shape)
+            return part.mul_(stddev).to(like.device, like.dtype).view(p.shape).contiguous()
 
         whole = {name: p for name, p in params.items() if name not in chunk.table_rows}
         parts = draw(sum(p[0].numel() for p in whole.values())).split(
