@@ -76,7 +76,7 @@ class PrivateGradients:
             return self.noise.normals(flat, [(*each, *more) for each in names])
 
         def scaled(part: Tensor, p: Tensor) -> Tensor:
-            return part.mul_(stddev).to(like.device, like.dtype).view(p.shape).contiguous()
+            return part.mul_(stddev).to(like.device, like.dtype).view(p.shape)
 
         whole = {name: p for name, p in params.items() if name not in chunk.table_rows}
         parts = draw(sum(p[0].numel() for p in whole.values())).split(
@@ -95,6 +95,7 @@ def _added(found: Tensor | Rows | None, noise: Tensor | None, like: Tensor) -> T
     if noise is None:
         return torch.zeros_like(like) if found is None else found
     if isinstance(found, Rows):
+        noise = noise.contiguous()
         add_rows(noise, found, 1.0)
     elif found is not None:
         noise.add_(found)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from fedsim.models.products import outer, sum_of_products
+from fedsim.models.products import linear, outer, sum_of_products
 from fedsim.types import Params
 
 
@@ -106,11 +106,9 @@ class Product:
 
     def _by_rows(self) -> Tensor:
         g = self.gradient.flatten(0, 2)
-        rows = [a.flatten(0, 2) for a in self.inputs.values()]
-        near = g.new_zeros(len(g), g.shape[1], g.shape[1]) + (1.0 if self.bias else 0.0)
-        for a in rows:
-            near.baddbmm_(a, a.transpose(1, 2))
-        each = _gram_norm(near, torch.bmm(g, g.transpose(1, 2)))
+        grams = [linear(a, a, None) for a in (a.flatten(0, 2) for a in self.inputs.values())]
+        near = sum(grams[1:], start=grams[0]) if grams else g.new_zeros(len(g), g.shape[1], g.shape[1])
+        each = _gram_norm(near.add_(1.0) if self.bias else near, linear(g, g, None))
         return each.view(self.gradient.shape[:3]).sum(1)
 
     def _by_gradient(self) -> Tensor:

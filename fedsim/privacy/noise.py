@@ -14,6 +14,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.config import Config
@@ -50,17 +51,17 @@ class NoiseSource:
         """
         assert out.dtype == torch.float32, f"noise is float32, got {out.dtype}"
         assert len(set(names)) == len(out), "each row has names of its own, or two would share their noise"
-        width = -(-out.shape[1] // BLOCK) * BLOCK
+        values, width = out.numpy(), -(-out.shape[1] // BLOCK) * BLOCK
         together = max(CHUNK // max(width, 1), 1)
         for first in range(0, len(out), together):
-            rows = out[first : first + together]
+            rows = values[first : first + together]
             streams = [self._stream(name) for name in names[first : first + together]]
             for start in range(0, out.shape[1], CHUNK):
                 part, made = rows[:, start : start + CHUNK], min(CHUNK, width - start)
-                if part.is_contiguous() and part.shape[1] == made:
+                if part.flags.c_contiguous and part.shape[1] == made:
                     _fill(part, streams)
                 else:
-                    part.copy_(_fill(torch.empty(len(part), made), streams)[:, : part.shape[1]])
+                    part[:] = _fill(np.empty((len(part), made), np.float32), streams)[:, : part.shape[1]]
         return out
 
     def _stream(self, names: tuple[Name, ...]) -> CipherContext:
@@ -104,29 +105,28 @@ def noise_source(config: Config, real: bool) -> NoiseSource:
     return Seeded(config.seed, config.hash)
 
 
-def _fill(out: Tensor, streams: Sequence[CipherContext]) -> Tensor:
-    """Fill each row of a tensor [K, width] with the next normals of its stream; width a multiple of BLOCK.
+def _fill(out: NDArray[np.float32], streams: Sequence[CipherContext]) -> NDArray[np.float32]:
+    """Fill each row of [K, width] with the next normals of its stream; width a multiple of BLOCK.
 
     Each block takes its first half of uniform int32 bits for radii and its second for angles (Box and
     Muller, 1958). The radius comes from u = (m + 1/2) / 2^31, m of 31 bits: fine near 0, so tails reach 6.6.
+    numpy's logarithm and cosine take a third of the time of torch's.
     """
     width = out.shape[1]
     keystream = bytearray(4 * width * len(streams) + 16)  # update_into wants room for a block more
     view = memoryview(keystream)
     for row, stream in enumerate(streams):
         stream.update_into(memoryview(_ZEROS)[: 4 * width], view[4 * width * row :])
-    bits = torch.frombuffer(keystream, dtype=torch.int32, count=width * len(streams))
-    first, second = bits.view(-1, 2, BLOCK // 2).unbind(1)
-    radius = (first & 0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-31)
-    _apply(np.log, radius, radius).mul_(-2.0).sqrt_()
-    angle = second.to(torch.float32).mul_(2 * math.pi * 2.0**-32)
-    cosines, sines = out.view(-1, 2, BLOCK // 2).unbind(1)
-    _apply(np.cos, angle, cosines).mul_(radius)
-    _apply(np.sin, angle, sines).mul_(radius)
-    return out
-
-
-def _apply(function: np.ufunc, x: Tensor, out: Tensor) -> Tensor:
-    """Fill `out`: log, cos and sin by numpy take a third of the time of torch's."""
-    function(x.numpy(), out=out.numpy())
+    bits = np.frombuffer(keystream, np.int32, width * len(streams)).reshape(-1, 2, BLOCK // 2)
+    radius = (bits[:, 0] & 0x7FFFFFFF).astype(np.float32)
+    radius += 0.5
+    radius *= 2.0**-31
+    np.log(radius, out=radius)
+    radius *= -2.0
+    np.sqrt(radius, out=radius)
+    angle = bits[:, 1].astype(np.float32)
+    angle *= 2 * math.pi * 2.0**-32
+    blocks = out.reshape(-1, 2, BLOCK // 2)
+    np.multiply(np.cos(angle, out=blocks[:, 0]), radius, out=blocks[:, 0])
+    np.multiply(np.sin(angle, out=blocks[:, 1]), radius, out=blocks[:, 1])
     return out
