@@ -49,7 +49,7 @@ def test_the_rarest_bits_give_the_farthest_values() -> None:
             buffer[: len(data)] = data
             return len(data)
 
-    found = _fill(torch.empty(1, BLOCK), [Zeros()])  # type: ignore[list-item]
+    found = _fill(np.empty((1, BLOCK), np.float32), [Zeros()])  # type: ignore[list-item]
     assert float(found.max()) == pytest.approx(math.sqrt(2 * 32 * math.log(2)), rel=1e-6)
 
 
