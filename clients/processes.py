@@ -12,7 +12,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 import traceback
 import weakref
 from collections.abc import Sequence
@@ -54,34 +53,48 @@ class RemoteLane:
         try:
             self._pipe.send_bytes(_dump((assigned, attempt)))
             answer = pickle.loads(self._pipe.recv_bytes())
-        except (EOFError, OSError) as error:
-            code = self._process.wait()
-            raise RunFailed(
-                f"a training process ended with exit code {code}; too little memory is a usual reason: lower "
-                'place.threads, or use place.lanes = "threads"'
-            ) from error
+        except (EOFError, OSError):
+            answer = self._last_words()
         if isinstance(answer, BaseException):
             raise answer
         update, left = answer
         return replace(update, delta={name: d.clone() for name, d in self._memory.sums.items()}), left
 
+    def _last_words(self) -> BaseException:
+        """Return what a process said before it ended, or how it ended. The next chunk starts another."""
+        said = code = self._start = None
+        with suppress(EOFError, OSError):
+            if self._pipe.poll():
+                said = pickle.loads(self._pipe.recv_bytes())
+        with suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(timeout=5)
+        self._leave()
+        if isinstance(said, BaseException):
+            return said
+        return RunFailed(
+            f"a training process ended with exit code {code}; too little memory is a usual reason: lower "
+            'place.threads, or use place.lanes = "threads"'
+        )
+
     def _launch(self, start: Params) -> None:
         shapes: Shapes = {name: (p.dtype, tuple(p.shape)) for name, p in start.items()}
-        shared = _anonymous_file(_Memory.size(shapes))
+        shared = os.memfd_create("fedsim")
+        os.ftruncate(shared, _Memory.size(shapes))
         self._pipe, theirs = Pipe()
         given = (theirs.fileno(), shared)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "clients.processes", *map(str, given)],
+            [sys.executable, "-P", "-m", "clients.processes", *map(str, given)],  # -P: nothing of this folder
             pass_fds=given,
             env=os.environ
             | dict.fromkeys(THREAD_VARIABLES, "1")
-            | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
         )
+        self._leave = weakref.finalize(self, _end, self._pipe, self._process)
         theirs.close()
         self._memory = _Memory(shared, shapes)
-        self._pipe.send_bytes(self._spec)
-        self._pipe.send_bytes(pickle.dumps(shapes))
-        weakref.finalize(self, _end, self._pipe, self._process)
+        with suppress(OSError):  # a process that is gone already is noticed by whoever asks it first
+            self._pipe.send_bytes(self._spec)
+            self._pipe.send_bytes(pickle.dumps(shapes))
 
 
 class _Memory:
@@ -115,21 +128,13 @@ def _room(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     return -(-torch.Size(shape).numel() * dtype.itemsize // 64) * 64
 
 
-def _anonymous_file(size: int) -> int:
-    """Return a descriptor of memory that has no name, or of a file that has none where there is no such."""
-    if hasattr(os, "memfd_create"):
-        file = os.memfd_create("fedsim")
-    else:
-        with tempfile.TemporaryFile() as named:
-            file = os.dup(named.fileno())
-    os.ftruncate(file, size)
-    return file
-
-
 def can_travel(lane: Lane) -> bool:
-    """Whether a new process could load what the lane is made of: not what a script or a notebook defines."""
+    """Whether a new process could load what the lane is made of: not what a script or a notebook defines.
+
+    Nor where there is no memory without a name: Linux has it.
+    """
     try:
-        return os.name == "posix" and b"__main__" not in _dump(lane)
+        return hasattr(os, "memfd_create") and b"__main__" not in _dump(lane)
     except (pickle.PicklingError, AttributeError, TypeError):
         return False
 

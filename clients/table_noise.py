@@ -96,7 +96,7 @@ def _reads(chunk: Chunk, field: str, held: int) -> NDArray[np.bool_]:
     ids, rows = chunk.fields[field].cpu().numpy(), chunk.rows.flatten(2).cpu().numpy()
     read = np.zeros((*rows.shape[:2], held), dtype=bool)
     device, step, place = chunk.mask.flatten(2).cpu().numpy().nonzero()
-    seen = ids[device, rows[device, step, place]].reshape(len(device), -1)
+    seen = ids[device, rows[device, step, place]].reshape(len(device), math.prod(ids.shape[2:]))
     read[device[:, None], step[:, None], seen] = True
     return read
 

@@ -482,7 +482,7 @@ class Place(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="torch device")
     threads: int = Field(0, ge=0, le=1024, description="torch threads; 0 = one a core")
     lanes: Literal["auto", "threads", "processes"] = Field(
-        "auto", description="what trains chunks side by side; processes pay in long runs"
+        "auto", description="chunks side by side; processes pay in long runs, 0.3 GiB each"
     )
     memory_gib: NonNegative = Field(
         0.0, description="GiB for stacked devices; 0 = 1/16 a thread, 1/4 on CUDA"

@@ -377,3 +377,13 @@ def test_an_example_without_a_number_takes_only_itself_out() -> None:
 def test_privacy_without_a_noise_source_is_refused() -> None:
     with pytest.raises(WrongInput, match="needs a noise source"):
         Trainer(build("bag"), make_task(TEXT), Train(), dp=private())
+
+
+@pytest.mark.parametrize("layout", ["dense", "summed"])
+def test_a_chunk_in_which_no_example_is_drawn_trains_like_any_other(layout: str) -> None:
+    """Whether it fails would tell of private coins."""
+    dp = private(noise_layout=layout, trust="central", sampling_rate=1e-6)
+    update = run("bag", Train(lr=0.3, local_steps=2), dp, assignments())
+    assert update.devices == len(SIZES)
+    assert update.metrics["loss_examples"] == 0
+    assert all(delta.abs().min() > 0 for delta in update.delta.values()), "there is noise everywhere"

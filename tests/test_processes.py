@@ -2,7 +2,8 @@
 
 Seen to fail: the number of the attempt left at 0 (equal noise twice), sums handed back without a copy (the
 next chunk overwrites them), parameters not written again for the next cohort, a process that stays when its
-pipe closes, errors sent without a note, nodes kept after their run.
+pipe closes, errors sent without a note, nodes kept after their run, a process that takes code from where it
+stands, its last words not read, its place not taken by another, a script's own classes sent to it.
 """
 
 import gc
@@ -19,12 +20,13 @@ import torch
 from test_private_training import assignments as public
 from test_private_training import private
 from test_rounds import config, final
-from test_training import SIZES, TEXT, assignments, build, double
+from test_training import SIZES, TEXT, assignments, build, double, examples
 from torch import nn
 
 from clients.device_clip import DeviceClip
+from clients.lane import Lane
 from clients.processes import RemoteLane, can_travel
-from clients.training import Trainer
+from clients.training import Assignment, Trainer
 from fedsim.app.local import run_local
 from fedsim.app.place import FEWEST_IN_PROCESSES, lanes
 from fedsim.config import Config, Train, from_flat
@@ -105,6 +107,21 @@ def test_a_process_that_is_killed_ends_the_run_in_one_sentence() -> None:
     os.kill(pids(t)[0], signal.SIGKILL)
     with pytest.raises(RunFailed, match=r"ended with exit code -9; .* lower place\.threads"):
         t.train(start(), assignments(), 1, 2)
+    assert t.train(start(), assignments(), 1, 2).devices == len(SIZES), "another takes its place"
+
+
+def test_code_that_a_process_does_not_find_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the request was too large to wait in the pipe."""
+    hidden = type(sys)("hidden")
+    hidden.Strange = type("Strange", (nn.Module,), {"__module__": "hidden"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "hidden", hidden)
+    module = build("bag")
+    module.more, module.keyed = hidden.Strange(), True  # type: ignore[attr-defined, assignment]
+    t = Trainer(module, make_task(TEXT), TRAIN, workers=2, processes=True)
+    many = [Assignment(f"d{i}", examples(2000, i, width=60), 1.0) for i in range(4)]
+    t.memory = 2**20
+    with pytest.raises(ModuleNotFoundError, match="hidden"):
+        t.train(start(), many, 1, 1)
 
 
 def test_processes_leave_with_their_trainer() -> None:
@@ -173,18 +190,29 @@ def test_a_run_takes_processes_to_the_same_model_and_ends_them(
     assert not any(alive(pid) for pid in begun)
 
 
+def test_a_folder_of_the_same_name_where_one_stands_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clients").mkdir()
+    (tmp_path / "clients" / "__init__.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    assert trainer(True).train(start(), assignments(), 1, 1).devices == len(SIZES)
+
+
 def test_one_chunk_is_trained_without_a_process() -> None:
     t = trainer(True)
     t.train(start(), assignments()[:1], 1, 1)
     assert all(lane._start is None for lane in t.lanes if isinstance(lane, RemoteLane))
 
 
-def test_what_a_script_defines_is_trained_in_threads() -> None:
+def test_what_a_script_defines_is_trained_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     module = build("bag")
     assert can_travel(Trainer(module, make_task(TEXT), TRAIN).lane)
-    module.more = type("Own", (nn.Module,), {"__module__": "__main__", "keyed": True})()
+    own = type("Own", (nn.Module,), {"__module__": "__main__"})
+    monkeypatch.setattr(sys.modules["__main__"], "Own", own, raising=False)
+    module.more, module.keyed = own(), True  # type: ignore[assignment]
     t = Trainer(module, make_task(TEXT), TRAIN, workers=2, processes=True)
-    assert not any(isinstance(lane, RemoteLane) for lane in t.lanes)
+    assert [type(lane) for lane in t.lanes] == [Lane, Lane]
 
 
 def test_long_runs_on_one_node_take_processes_and_the_config_may_say_otherwise() -> None:

@@ -92,8 +92,14 @@ def test_vmap_and_autocast_see_torch_s_own_products() -> None:
     x, weight = made(EXAMPLES, TIME, INPUTS), made(OUTPUTS, INPUTS)
     each = torch.func.vmap(torch.func.grad(lambda w, one: linear(one, w, None).square().sum()), (None, 0))
     torch.testing.assert_close(each(weight, x), 2 * torch.einsum("bto,bti->boi", x @ weight.t(), x))
+    one = torch.func.grad(lambda w: linear(x, w, None).square().sum())(weight)  # x itself is not traced
+    torch.testing.assert_close(one, 2 * torch.einsum("bto,bti->oi", x @ weight.t(), x))
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight, None).dtype == torch.bfloat16
+
+
+def test_this_torch_has_the_products_that_are_tested_here() -> None:
+    assert products.ONEDNN or not torch.backends.mkldnn.is_available(), "the op has another name now"
 
 
 def test_only_large_products_in_float32_are_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:

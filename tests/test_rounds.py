@@ -17,11 +17,12 @@ from flwr.clientapp import ClientApp
 from fedsim.app.client import app as client_app
 from fedsim.app.local import run_local
 from fedsim.app.local_grid import LocalGrid
+from fedsim.app.manifest import with_plan
 from fedsim.app.nodes import Nodes
 from fedsim.app.rounds import Watch, stopped_early
 from fedsim.app.rundir import RunDir
 from fedsim.app.server import app as server_app
-from fedsim.config import Config, from_flat, to_flat
+from fedsim.config import Config, Place, from_flat, to_flat
 from fedsim.data.federation import load_federation
 from fedsim.errors import RunFailed, WrongInput
 from fedsim.models import build_model, parameters_of
@@ -185,6 +186,17 @@ def test_a_resume_keeps_the_plan(tmp_path: Path) -> None:
     }
     assert torch.get_num_threads() == 1
     assert all(torch.equal(final(run)[n], p) for n, p in final(undisturbed).items())
+
+
+def test_a_plan_from_before_there_were_lanes_is_one_of_threads(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run_local(config(tmp_path), watch=stop_after(2))
+    begun = RunDir.of(config(tmp_path))
+    manifest = begun.manifest
+    del manifest["plan"]["lanes"]
+    begun.write_manifest(manifest)
+    assert run_local(config(tmp_path, place__lanes="processes")).summary is not None
+    assert with_plan(Place(lanes="processes"), manifest["plan"]).lanes == "threads"
 
 
 def test_two_processes_do_not_share_a_run_and_the_first_one_s_folder_stays(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import patch
 
@@ -24,14 +25,15 @@ from experiments.benchmarks.peers.figures import RESULTS, Row, short, table, wri
 from experiments.benchmarks.peers.settings import SETTINGS, Setting, smaller
 from experiments.benchmarks.peers.steps import Engine, lstm_by_autograd
 from fedsim.app.allocator import keep_freed_memory
-from fedsim.models import layers
+from fedsim.models import layers, products
 from fedsim.privacy.noise import Seeded
 
 CORES = os.cpu_count() or 1
 LARGE = 2048
 SMALL = (32, 10, 128, 256)
 """Devices, rows, inputs and outputs."""
-VALUES = 1 << 21
+VALUES = 1 << 20
+DRAWS = 20
 
 
 def main() -> None:
@@ -81,9 +83,9 @@ def seconds(run: Callable[[], object], repeats: int) -> float:
 
 
 def large_products(repeats: int) -> float:
-    """Return GFLOP/s of one large product."""
-    a, b = torch.randn(LARGE, LARGE), torch.randn(LARGE, LARGE)
-    return 2 * LARGE**3 / seconds(lambda: a @ b, repeats) / 1e9
+    """Return GFLOP/s of one large product, by the engine's kernel."""
+    a, b = torch.randn(1, LARGE, LARGE), torch.randn(1, LARGE, LARGE)
+    return 2 * LARGE**3 / seconds(lambda: products.linear(a, b, None), repeats) / 1e9
 
 
 def small_products(repeats: int) -> float:
@@ -100,17 +102,17 @@ def small_products(repeats: int) -> float:
 
 
 def noise(repeats: int) -> float:
-    """Return normal values a second, each core drawing its own devices'."""
-    source = Seeded(0)
-
-    def draw(number: int) -> None:
-        torch.set_num_threads(1)
-        source.normal(torch.empty(VALUES), "ceiling", number)
-
-    with ThreadPoolExecutor(CORES) as pool:
+    """Return normal values a second, each core drawing its own devices' in a process."""
+    with ProcessPoolExecutor(CORES, mp_context=get_context("spawn")) as pool:
         found = seconds(lambda: list(pool.map(draw, range(CORES))), repeats)
-    torch.set_num_threads(CORES)
-    return CORES * VALUES / found
+    return CORES * DRAWS * VALUES / found
+
+
+def draw(number: int) -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    for device in range(DRAWS):
+        Seeded(0).normal(torch.empty(VALUES), "ceiling", number, device)
 
 
 def copying(repeats: int) -> float:
@@ -123,8 +125,9 @@ def copying(repeats: int) -> float:
 def row(setting: Setting, limits: dict[str, float], results: list[Path]) -> Row:
     steps = -(-setting.examples // setting.batch)
     one = Engine(smaller(setting), 1)
-    with patch.object(layers, "lstm", lstm_by_autograd), FlopCounterMode(display=False) as counter:
-        one.step()  # the recurrence by products that are counted
+    plain = patch.object(layers, "lstm", lstm_by_autograd), patch.object(products, "ONEDNN", False)
+    with plain[0], plain[1], FlopCounterMode(display=False) as counter:
+        one.step()  # by products that are counted
     flops = steps * counter.get_total_flops()
     sizes = {name: p.numel() for name, p in one.params.items()}
     values = steps * sum(sizes.values())

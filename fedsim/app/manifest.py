@@ -61,9 +61,9 @@ def make_plan(config: Config, nodes: int) -> dict[str, Any]:
 
 
 def with_plan(place: Place, plan: dict[str, Any]) -> Place:
-    """Return the place that gives `plan` again."""
-    memory = plan["chunk_bytes"] / 2**30
-    return place.model_copy(update={"threads": plan["threads"], "lanes": plan["lanes"], "memory_gib": memory})
+    """Return the place that gives `plan` again; one without lanes is of the time when all were threads."""
+    kind, memory = plan.get("lanes", "threads"), plan["chunk_bytes"] / 2**30
+    return place.model_copy(update={"threads": plan["threads"], "lanes": kind, "memory_gib": memory})
 
 
 def fingerprint(config: Config, federation: FederatedDataset) -> dict[str, str]:

@@ -41,8 +41,10 @@ def threads(place: Place) -> int:
 def lanes(config: Config, nodes: int) -> Literal["threads", "processes"]:
     """Return what trains chunks side by side, by the devices that a run is planned to train.
 
-    Nodes that share a machine share its cores, so they keep to threads.
+    Nodes that share a machine share its cores, so they keep to threads; a GPU has one lane.
     """
+    if torch_device(config.place).type != "cpu":
+        return "threads"
     if config.place.lanes != "auto":
         return config.place.lanes
     many = config.train.rounds * config.selection.cohort >= FEWEST_IN_PROCESSES

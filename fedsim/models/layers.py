@@ -230,7 +230,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if weight.dim() == 3:
         out = products.linear(x.flatten(1, -2), weight, bias)
         return out.view(*x.shape[:-1], out.shape[-1])
-    if x.dim() == 1 or not products.pays(x.unsqueeze(0), len(weight)):
+    if x.dim() == 1 or products.traced(weight) or not products.pays(x.unsqueeze(0), len(weight)):
         return nn.functional.linear(x, weight, bias)
     return linear(x.unsqueeze(0), weight.unsqueeze(0), None if bias is None else bias.unsqueeze(0)).squeeze(0)
 
@@ -253,11 +253,11 @@ def shares(ids: Tensor, table: Tensor) -> Tensor:
 
 def weighted(ids: Tensor, shares: Tensor, table: Tensor) -> Tensor:
     """Rows as of `lookup`, summed over the last axis of ids [..., T] with `shares` of its shape."""
-    if table.requires_grad or not ids.numel():  # the kernel below has no rule for vmap, nor for no ids
-        return (shares.unsqueeze(-2) @ lookup(ids, table)).squeeze(-2)
+    if table.requires_grad or products.traced(table):  # the kernel below has no rule for vmap
+        return (shares.unsqueeze(-1) * lookup(ids, table)).sum(-2)
     each, time = places(ids, table), ids.shape[-1]
     sums = nn.functional.embedding_bag(
-        each.reshape(-1, time), table.flatten(0, -2), mode="sum", per_sample_weights=shares.view(-1, time)
+        each.reshape(-1, time), table.flatten(0, -2), mode="sum", per_sample_weights=shares.reshape(-1, time)
     )
     return sums.view(*ids.shape[:-1], -1)
 

@@ -13,7 +13,7 @@ LEAST = 1_500_000
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x @ weightᵀ + bias, [M, R, out], for x [M, R, in], weight [M, out, in] and bias [M, out]."""
-    if pays(x, weight.shape[1]) and x.dtype == weight.dtype:
+    if pays(x, weight.shape[1]) and x.dtype == weight.dtype and not traced(weight):
         return cast(Tensor, Large.apply(x, weight, bias))  # type: ignore[no-untyped-call]
     if bias is None:
         return torch.bmm(x, weight.transpose(1, 2))
