@@ -230,7 +230,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if weight.dim() == 3:
         out = products.linear(x.flatten(1, -2), weight, bias)
         return out.view(*x.shape[:-1], out.shape[-1])
-    if x.dim() == 1 or products.traced(weight) or not products.pays(x.unsqueeze(0), len(weight)):
+    if x.dim() == 1 or not products.pays(x.unsqueeze(0), len(weight)):
         return nn.functional.linear(x, weight, bias)
     return linear(x.unsqueeze(0), weight.unsqueeze(0), None if bias is None else bias.unsqueeze(0)).squeeze(0)
 
