@@ -213,16 +213,16 @@ def test_a_device_whose_own_update_is_not_finite_falls_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node finds the device that spoils its sum; the others' sum is what it would be without it."""
-    from clients.training import Assignment, Trainer
+    from clients.lane import Assignment, Lane
 
-    whole, bad = Trainer._work, "d00"
+    whole, bad = Lane._work, "d00"
 
-    def spoiled(self: Trainer, a: Assignment, *how: object) -> object:
+    def spoiled(self: Lane, a: Assignment, *how: object) -> object:
         work = whole(self, a, *how)  # type: ignore[arg-type]
         return replace(work, weight=float("nan")) if a.device.endswith(bad) else work
 
     settings = config(tmp_path, selection__rule="uniform", selection__cohort=30, train__rounds=2)
-    monkeypatch.setattr(Trainer, "_work", spoiled)
+    monkeypatch.setattr(Lane, "_work", spoiled)
     rows = run_local(settings).rows()
     devices = np.load(RunDir.of(settings).path / "devices.npz")["devices"]
     wanted = sum(str(d).endswith(bad) for d in devices)

@@ -1,6 +1,6 @@
 """Device-level DP in the real server and client code: sensitivity, noise, clip rule, limits, secure sum.
 
-Seen to fail: factors left out of `Trainer._train_chunk`, a clip of 2C, example weights let through (`weights`
+Seen to fail: factors left out of `Lane._train_chunk`, a clip of 2C, example weights let through (`weights`
 without its DP branch), divisor = the realised weight, `Private.step` returning early for an empty cohort, no
 noise, an uncentred count, `may_release` without the -1, shares of stddev / survivors, `column_norm` of 1,
 `correlated` with the wrong sign, `Limits` joined by or, a cap that is not applied, retirement by a mask
