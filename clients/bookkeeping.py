@@ -37,6 +37,7 @@ def book_keeping(
     With `group` > 1 each so many neighbouring examples count as one, a micro-batch whose gradient is that
     of the sum of its losses over `divisors` [K, B / group]. Without `clip` nothing is clipped.
     """
+    check_precision(inputs[0].device)
     models, examples = (inputs[0].shape[:2]) if stacked else (1, len(inputs[0]))
     tape = Tape(models, examples, stacked, inputs[0].device)
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
@@ -64,6 +65,18 @@ def book_keeping(
             real = real.unflatten(1, (-1, group)).any(2)
         layers = len({name.rpartition(".")[0] for name in trained})
         return _clip(records, clip, layers, real, divisors, each.detach().view(models, examples))
+
+
+def check_precision(device: torch.device) -> None:
+    """Refuse float32 products that round their factors: norms and sums come from other products of the same
+    factors, and would miss each other by more than the clip's margin. Raises WrongInput."""
+    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    found = backend.matmul.fp32_precision
+    if found not in ("none", "ieee"):
+        raise WrongInput(
+            f"per-example clipping needs exact float32 products, and torch rounds their factors to {found}; "
+            'call torch.set_float32_matmul_precision("highest")'
+        )
 
 
 def _clip(

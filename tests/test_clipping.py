@@ -1,7 +1,8 @@
 """Per-example clipping by book-keeping equals the definition: autograd, example after example, in float64.
 
 Seen to fail: clip factors left out of the narrower side of a product, or of an LSTM's columns; an LSTM's bias
-that reads another column; columns of frozen weights left in the norms; an LSTM run twice counted once.
+that reads another column; columns of frozen weights left in the norms; an LSTM run twice counted once; products
+that round their factors let through.
 """
 
 from collections.abc import Callable
@@ -430,6 +431,22 @@ def test_an_input_without_the_axis_of_examples_is_refused() -> None:
 def test_a_clip_norm_that_bounds_nothing_is_refused(bound: float) -> None:
     with pytest.raises(WrongInput, match="must be positive"):
         Clip(bound)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_that_round_their_factors_are_refused(precision: str) -> None:
+    """Guarantee of `Clip`: an example's part stays within the bound, also in its last digits."""
+    module, kind = model("mlp", "image"), make_task(spec_of("image"))
+    batch = {n: f[0] for n, f in fields("image", 1, 3).items()}
+    try:
+        torch.set_float32_matmul_precision(precision)
+        with pytest.raises(
+            WrongInput, match=r"exact float32 products.*set_float32_matmul_precision\(\"highest\"\)"
+        ):
+            clip_task(module, kind, batch, Clip(0.3))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert clip_task(module, kind, batch, Clip(0.3)).norms.isfinite().all()
 
 
 def test_losses_without_one_value_an_example_are_refused() -> None:
