@@ -1,8 +1,8 @@
 """Per-example clipping by book-keeping equals the definition: autograd, example after example, in float64.
 
-Seen to fail: clip factors left out of the narrower side of a product, or of an LSTM's columns; an LSTM's bias
-that reads another column; columns of frozen weights left in the norms; an LSTM run twice counted once; products
-that round their factors let through.
+Seen to fail: clip factors left out of the narrower side of a product, or of an LSTM's columns; an LSTM's
+bias that reads another column; columns of frozen weights left in the norms; an LSTM run twice counted once;
+products that round their factors let through.
 """
 
 from collections.abc import Callable
