@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.config import Train
-from fedsim.privacy.local import LocalPlan
+from fedsim.privacy.local_plan import LocalPlan
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clients.clip import Clip, Clipped
-from clients.records import Record, Rows
+from clients.example_clip import Clip, Clipped
+from clients.layer_records import Record
+from clients.rows import Rows
 from clients.tape import Tape, recording
 from fedsim.errors import WrongInput
 from fedsim.types import Params

@@ -9,9 +9,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from clients.bookkeeping import Losses, book_keeping
-from clients.clip import Clip, Clipped
-from clients.records import Rows
-from clients.slow import loop, opacus_hooks
+from clients.example_clip import Clip, Clipped
+from clients.reference_clipping import loop, opacus_hooks
+from clients.rows import Rows
 from fedsim.types import Params
 
 __all__ = ["Clip", "Clipped", "clipped_gradients"]

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from clients.records import Grads, Rows, add_rows
+from clients.rows import Grads, Rows, add_rows
 from fedsim.config import Train
 from fedsim.types import Params
 

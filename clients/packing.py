@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clients.batches import Schedule
-from fedsim.privacy.local import LocalPlan
+from fedsim.privacy.local_plan import LocalPlan
 from fedsim.seeds import Name
 from fedsim.types import PAD, DeviceId, Examples, Params, same_width, trim
 

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from clients.local import LocalModel
+from clients.layer_records import Lookup, Pooled
 from clients.packing import Chunk
-from clients.records import Grads, Lookup, Pooled, Rows
+from clients.rows import Grads, Rows
+from clients.stacked_model import LocalModel
 from clients.tape import Tape, recording
 from fedsim.types import Params
 

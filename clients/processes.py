@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clients.lane import Assignment, Attempt, Lane
+from clients.chunk import Assignment, Attempt, Lane
 from clients.table_noise import Summed
 from fedsim.errors import RunFailed
 from fedsim.types import Params, Update

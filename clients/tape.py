@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import group_norm, layer_norm
 
-from clients.records import Columns, Convolution, Lookup, Pooled, Product, Record, Small, joined
+from clients.layer_records import Columns, Convolution, Lookup, Pooled, Product, Record, Small, joined
 from fedsim.errors import WrongInput
 from fedsim.models import layers
 from fedsim.models.layers import pair

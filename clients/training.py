@@ -6,18 +6,18 @@ from dataclasses import replace
 from torch import nn
 
 from clients.batches import count_steps
+from clients.chunk import Assignment, Attempt, Lane
 from clients.device_clip import DeviceClip
-from clients.lane import Assignment, Attempt, Lane
-from clients.lanes import in_lanes
-from clients.local import draws_by_keys
 from clients.packing import device_cost, plan_chunks
+from clients.parallel import in_lanes
 from clients.processes import RemoteLane, can_travel
+from clients.stacked_model import draws_by_keys
 from clients.table_noise import Summed
 from fedsim.config import Dp, Train
 from fedsim.errors import WrongInput
 from fedsim.models.memory import activation_floats
 from fedsim.models.tasks import Task
-from fedsim.privacy.local import local_plan
+from fedsim.privacy.local_plan import local_plan
 from fedsim.privacy.noise import NoiseSource, Seeded
 from fedsim.types import Examples, Params, Update, no_update
 

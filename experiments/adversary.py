@@ -9,7 +9,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.training import Assignment, Trainer
-from fedsim.app.client import announce, evaluate, node_of, reply_of
+from fedsim.app.node.app import announce, evaluate
+from fedsim.app.node.node import node_of, reply_of
 from fedsim.seeds import generator
 from fedsim.types import DeviceId, Params, Update, no_update
 from fedsim.wire import pack_reply

@@ -47,6 +47,22 @@ def import_object(key: str, name: str) -> Any:
     return found
 
 
+def listed(text: str) -> list[str]:
+    """Return the parts of a setting that lists names with commas between."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def check_names(key: str, text: str, known: Iterable[str]) -> list[str]:
+    """Return the names that a setting lists. Raises WrongInput for an unknown one."""
+    names, known = listed(text), list(known)
+    for name in names:
+        if name not in known:
+            raise WrongInput(
+                f"{key} names {name!r}; choose among {', '.join(known)}{suggestion(name, known)}"
+            )
+    return names
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)

@@ -188,7 +188,7 @@ class Update:
 
 
 @dataclass(frozen=True)
-class Form:
+class Asked:
     """What a node is asked to tell beyond the sum of its devices' updates."""
 
     single: bool = False
@@ -229,3 +229,6 @@ class Snapshot:
 
 Evaluator = Callable[[Snapshot], dict[str, float]]
 """Measures a snapshot; accuracy, attacks and fairness all have this shape."""
+
+
+Evaluate = Callable[[Examples], dict[str, float]]

@@ -12,12 +12,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from numpy.typing import NDArray
 
 from fedsim.errors import RunFailed, WrongInput
-from fedsim.types import Cohort, Form, Params, Reply, Update
+from fedsim.types import Asked, Cohort, Params, Reply, Update
 
 WIRE_VERSION = 1
 EVER = 0
 """In the place of a period: all that devices hold in any of them."""
-ONLY_SUMS = Form()
+ONLY_SUMS = Asked()
 NOT_FINITE = "it holds NaN or infinity"
 """Why an update was left out; when it holds for all of a round, training has diverged."""
 
@@ -72,7 +72,7 @@ def unpack_announcement(content: RecordDict) -> Announcement:
     return Announcement(_names(config), activity, bool(config["real"]))
 
 
-def pack_task(arrays: ArrayRecord, cohort: Cohort, form: Form = ONLY_SUMS) -> RecordDict:
+def pack_task(arrays: ArrayRecord, cohort: Cohort, form: Asked = ONLY_SUMS) -> RecordDict:
     """Pack the current parameters, a node's part of the cohort and what it shall answer."""
     config = ConfigRecord(
         {
@@ -104,9 +104,9 @@ def unpack_task(content: RecordDict) -> tuple[Params, Cohort]:
     return unpack_params(content.array_records["params"]), cohort
 
 
-def unpack_form(content: RecordDict) -> Form:
+def unpack_asked(content: RecordDict) -> Asked:
     config = _versioned(content, "cohort")
-    return Form(single=bool(config["single"]), figures=bool(config["figures"]))
+    return Asked(single=bool(config["single"]), figures=bool(config["figures"]))
 
 
 def pack_reply(reply: Reply) -> RecordDict:

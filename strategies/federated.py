@@ -15,20 +15,20 @@ from fedsim.config import Config
 from fedsim.data.availability import Clock
 from fedsim.data.stream import period_of_round
 from fedsim.errors import RunFailed, WrongInput
-from fedsim.privacy.cap import privacy_cap
+from fedsim.privacy.inclusion_cap import privacy_cap
 from fedsim.privacy.noise import NoiseSource, noise_source
 from fedsim.seeds import generator
 from fedsim.types import Cohort, Params, Reply, Update, View, no_update
 from fedsim.wire import NOT_FINITE, failure, pack_evaluation, pack_params, pack_task, unpack_scores
 from strategies.aggregation import Aggregator, State, make_aggregator
-from strategies.forms import form_of
-from strategies.guards import Guard, guarded
-from strategies.limits import Limits
-from strategies.private import Private, noise_survivors, with_privacy
+from strategies.device_metrics import spread
+from strategies.disclosure import asked_of
+from strategies.noised_sum import Private, noise_survivors, with_privacy
+from strategies.participation_limits import Limits
+from strategies.reply_checks import Guard, guarded
 from strategies.robust import combine
 from strategies.roster import Roster
 from strategies.selection import select
-from strategies.spread import spread
 from strategies.weights import weights, with_divisor
 
 logger = getLogger(__name__)
@@ -64,7 +64,7 @@ class Federated(Strategy):
         noise: NoiseSource | None = None,
     ) -> None:
         self.config, self.roster = config, roster
-        self.form = form_of(config)
+        self.form = asked_of(config)
         self.clock = Clock(config.availability, config.seed, len(roster.devices), active_hours)
         devices = int((roster.activity > 0).sum())
         self.noise = noise or noise_source(config, real=False)

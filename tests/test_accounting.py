@@ -28,7 +28,7 @@ from fedsim.privacy.accounting import (
     joint_multiplier,
     power,
 )
-from fedsim.privacy.table import ORDERS, Table, quantise, renyi_epsilons
+from fedsim.privacy.renyi_table import ORDERS, RenyiTable, quantise, renyi_epsilons
 
 # noise multiplier, rate, releases, delta, epsilon to two places, where the figure comes from
 GOLDEN = [
@@ -168,7 +168,7 @@ def test_epsilon_falls_with_noise_and_rises_with_rate_and_count(
     z: float, q: float, count: int, more: float
 ) -> None:
     def at(*event: float) -> float:
-        return Table((Event(event[0], event[1]),)).epsilons(np.array([[int(event[2])]]), 1e-5)[0]
+        return RenyiTable((Event(event[0], event[1]),)).epsilons(np.array([[int(event[2])]]), 1e-5)[0]
 
     here = at(z, q, count)
     assert at(z * more, q, count) <= here + 1e-9
@@ -179,16 +179,16 @@ def test_epsilon_falls_with_noise_and_rises_with_rate_and_count(
 def test_a_table_gives_what_the_library_gives_one_by_one() -> None:
     events = (Event(1.0, 0.01), Event(1.0, 0.1), Event(2.0, 1.0))
     counts = np.array([[500, 0, 0], [0, 20, 3], [10, 10, 10], [0, 0, 0], [1, 0, 0]])
-    found = Table(events).epsilons(counts, 1e-5)
+    found = RenyiTable(events).epsilons(counts, 1e-5)
     for row, eps in zip(counts.tolist(), found, strict=True):
         one_by_one = [Event(e.noise_multiplier, e.sampling_rate, n) for e, n in zip(events, row, strict=True)]
         assert eps == pytest.approx(epsilon_rdp(one_by_one, 1e-5), abs=1e-9)
-    sparse = Table(events).epsilons(csr_array(counts), 1e-5)
+    sparse = RenyiTable(events).epsilons(csr_array(counts), 1e-5)
     np.testing.assert_allclose(sparse, found, rtol=1e-12)  # other orders of addition
 
 
 def test_a_table_is_infinite_where_noise_was_off() -> None:
-    found = Table((Event(0.0, 0.1), Event(1.0, 0.1))).epsilons(np.array([[1, 0], [0, 1]]), 1e-5)
+    found = RenyiTable((Event(0.0, 0.1), Event(1.0, 0.1))).epsilons(np.array([[1, 0], [0, 1]]), 1e-5)
     assert found[0] == math.inf
     assert 0 < found[1] < 10
 

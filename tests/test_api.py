@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.app import RunDir, load_runs, run
-from fedsim.app.loading import load_holdings
+from fedsim.app.experiment.loading import load_holdings
 from fedsim.app.place import data_dir
 from fedsim.config import from_flat
 from fedsim.errors import WrongInput

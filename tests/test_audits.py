@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.app.audits import FILE
-from fedsim.app.finished import audit_finished
-from fedsim.app.loading import load_holdings
-from fedsim.app.local import run_local
-from fedsim.app.rundir import RunDir
-from fedsim.app.shadows import shadow_config
+from fedsim.app.audits.findings import FILE
+from fedsim.app.audits.finished_run import audit_finished
+from fedsim.app.audits.membership.shadows import shadow_config
+from fedsim.app.engines.local import run_local
+from fedsim.app.experiment.loading import load_holdings
+from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Config, from_flat
 from fedsim.data.canary_devices import canary_names, with_canary_devices
 from fedsim.data.coins import Coins
@@ -135,7 +135,7 @@ def test_a_run_that_learns_by_heart_is_attacked_and_told_so(attacked: RunDir) ->
 def test_the_shadows_are_trained_once_and_used_again(attacked: RunDir) -> None:
     before = {p: p.stat().st_mtime_ns for p in (attacked.path / "shadows").rglob("summary.json")}
     assert len(before) == 6
-    audit_finished(attacked.path, {"audit.attacks": "lira_offline"})
+    audit_finished(attacked.path, {"audit.attacks": "lira_offline"}, run_local)
     assert {p: p.stat().st_mtime_ns for p in (attacked.path / "shadows").rglob("summary.json")} == before
     assert attacked.summary is not None
     names = [row["attack"] for row in attacked.summary["attacks"]["membership"]]
@@ -143,17 +143,17 @@ def test_the_shadows_are_trained_once_and_used_again(attacked: RunDir) -> None:
 
 
 def test_a_finished_run_is_audited_twice_without_doubling_rows(attacked: RunDir) -> None:
-    audit_finished(attacked.path, {"audit.attacks": "loss"})
+    audit_finished(attacked.path, {"audit.attacks": "loss"}, run_local)
     once = attacked.rows(FILE)
-    audit_finished(attacked.path, {"audit.attacks": "loss"})
+    audit_finished(attacked.path, {"audit.attacks": "loss"}, run_local)
     assert attacked.rows(FILE) == once
 
 
 def test_what_was_trained_cannot_be_changed_by_an_audit(attacked: RunDir) -> None:
     with pytest.raises(WrongInput, match=r"audit\.coins was settled"):
-        audit_finished(attacked.path, {"audit.coins": "device"})
+        audit_finished(attacked.path, {"audit.coins": "device"}, run_local)
     with pytest.raises(WrongInput, match=r"train\.lr was settled"):
-        audit_finished(attacked.path, {}, ["train.lr=1.0"])
+        audit_finished(attacked.path, {}, run_local, ["train.lr=1.0"])
 
 
 def test_a_run_without_coins_is_attacked_with_fresh_records_of_the_same_labels(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from experiments.deployment.processes import LONG_S, ROOT, Federation, descendants, send, until
-from fedsim.app.backends import Backend
-from fedsim.app.local import run_local
-from fedsim.app.rundir import RunDir
+from fedsim.app.engines.flower import Backend
+from fedsim.app.engines.local import run_local
+from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Config, from_flat, to_flat, to_toml
 from fedsim.errors import WrongInput
 

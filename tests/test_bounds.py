@@ -7,7 +7,7 @@ import pytest
 
 from fedsim.audit.bounds import Bound, gaussian_worlds, profile_worlds, two_worlds
 from fedsim.audit.intervals import proportion_high
-from fedsim.audit.one_run import certified, one_run, p_value
+from fedsim.audit.one_run import certified, guesses_p_value, one_run
 from fedsim.audit.one_shot import epsilon_of_normals, one_shot, one_shot_bound
 from fedsim.audit.region import gaussian, gaussian_epsilon, gaussian_mu
 from fedsim.errors import WrongInput
@@ -130,9 +130,9 @@ def test_a_perfect_attacker_guesses_as_many_right_as_published(epsilon: float, p
 
 
 def test_the_p_value_without_delta_is_the_binomial_tail() -> None:
-    assert p_value(10, 10, 10, 0.0, 0.0) == pytest.approx(2**-10)
-    assert p_value(10, 10, 10, np.log(3), 0.0) == pytest.approx(0.75**10)
-    assert p_value(10, 10, 10, 0.0, 1e-3) > 2**-10
+    assert guesses_p_value(10, 10, 10, 0.0, 0.0) == pytest.approx(2**-10)
+    assert guesses_p_value(10, 10, 10, np.log(3), 0.0) == pytest.approx(0.75**10)
+    assert guesses_p_value(10, 10, 10, 0.0, 1e-3) > 2**-10
 
 
 def test_the_epsilon_of_two_normals_is_the_gaussian_one_where_their_widths_agree() -> None:

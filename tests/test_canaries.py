@@ -6,27 +6,27 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedsim.audit.canaries import (
+from fedsim.audit.canary_patterns import (
     Canary,
     check_inputs,
     completions,
-    draw,
+    draw_canaries,
     make_pattern,
     position,
-    references,
+    reference_codes,
 )
+from fedsim.audit.canary_plan import plan, plan_rows
 from fedsim.audit.exposure import (
     exposure,
     exposure_by_fit,
+    exposure_standard_error,
     joint_p_value,
     largest_mean,
     null_mean,
-    null_standard_error,
     p_value,
     rank,
     rank_among,
 )
-from fedsim.audit.planting import plan, plan_rows
 from fedsim.errors import WrongInput
 from fedsim.seeds import generator
 
@@ -52,17 +52,17 @@ def test_what_is_no_pattern_is_refused() -> None:
 
 
 def test_codes_are_uniform_independent_and_named() -> None:
-    drawn = draw(PIN, 2500, seed=5)
+    drawn = draw_canaries(PIN, 2500, seed=5)
     counts = np.bincount(np.concatenate([c.code for c in drawn]), minlength=10)
     assert stats.chisquare(counts).pvalue > 1e-4  # false alarms: 1 in 10,000 seeds
     assert len({c.word for c in drawn[:24]}) == 24
-    assert (draw(PIN, 3, seed=5)[2].code == drawn[2].code).all()
+    assert (draw_canaries(PIN, 3, seed=5)[2].code == drawn[2].code).all()
 
 
 def test_a_canary_stands_at_its_position_among_the_completions() -> None:
     listed = completions(PIN)
     assert listed.shape == (10_000, 4)
-    for canary in draw(PIN, 5, seed=1):
+    for canary in draw_canaries(PIN, 5, seed=1):
         assert (listed[position(canary)] == canary.code).all()
     with pytest.raises(WrongInput, match="1,000,000 completions"):
         completions(make_pattern("pin", 6))
@@ -99,7 +99,7 @@ def test_exposure_of_random_losses_has_the_nulls_mean_and_p_values_with_ties_too
         ranks.append(rank(np.round(losses, 1) if tied else losses, int(rng.integers(100)), rng))
     found = np.array([exposure(r, 100) for r in ranks])
     # 3 standard errors of a mean of 2,000: .3 % false alarms
-    assert found.mean() == pytest.approx(null_mean(100), abs=3 * null_standard_error(2000))
+    assert found.mean() == pytest.approx(null_mean(100), abs=3 * exposure_standard_error(2000))
     assert np.mean([p_value(r, 100) <= 0.05 for r in ranks]) == pytest.approx(0.05, abs=3 * 0.0049)
 
 
@@ -109,7 +109,7 @@ def test_ties_in_the_canarys_favour_would_be_seen() -> None:
     for _ in range(500):
         losses = np.round(rng.random(100), 1)
         optimistic.append(exposure(1 + int((losses < losses[0]).sum()), 100))
-    assert np.mean(optimistic) > null_mean(100) + 3 * null_standard_error(500)
+    assert np.mean(optimistic) > null_mean(100) + 3 * exposure_standard_error(500)
 
 
 def test_joint_p_values_are_valid_and_shrink_with_leakage() -> None:
@@ -129,7 +129,7 @@ def test_a_canary_that_leaks_has_the_largest_exposure() -> None:
 
 def test_among_references_the_exposure_is_capped() -> None:
     rng = generator(0, "references")
-    codes = references(make_pattern("pin", 8), 1023, rng)
+    codes = reference_codes(make_pattern("pin", 8), 1023, rng)
     assert codes.shape == (1023, 8)
     assert exposure(rank_among(-1.0, codes.sum(1).astype(float), rng), 1024) == 10.0
 
@@ -155,7 +155,7 @@ def test_a_private_choice_of_the_code_stays_under_the_bound_on_the_mean() -> Non
 def test_plans_choose_light_median_and_heavy_devices_by_name() -> None:
     devices = np.array([f"d{i:03}" for i in range(100)])
     activity = np.arange(100)
-    canaries: list[Canary] = draw(PIN, 3, seed=1)
+    canaries: list[Canary] = draw_canaries(PIN, 3, seed=1)
     bounds = {"light": (1, 10), "median": (45, 55), "heavy": (90, 99)}
     for holders, (low, high) in bounds.items():
         rows = plan(canaries, devices, activity, holders, each=2, copies=5, period=1, seed=1)
@@ -173,7 +173,7 @@ def test_plans_choose_light_median_and_heavy_devices_by_name() -> None:
 
 def test_a_joined_code_is_one_token_and_takes_one_place() -> None:
     pattern = make_pattern("number")
-    canary = draw(pattern, 1, 3)[0]
+    canary = draw_canaries(pattern, 1, 3)[0]
     code = "".join(str(int(i)) for i in canary.code)
     assert canary.sentence == ("my", canary.word, "number", "is", code)
     assert (pattern.gap, pattern.width, pattern.space) == (4, 1, 10_000)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from test_rounds import config as run_config
 
-from fedsim.app.local import run_local
+from fedsim.app.engines.local import run_local
 from fedsim.config import Config, from_flat
 from fedsim.errors import WrongInput
 from fedsim.privacy.accounting import epsilon
-from fedsim.privacy.cap import inclusion_within_target, privacy_cap
 from fedsim.privacy.claims import target_delta
+from fedsim.privacy.inclusion_cap import inclusion_within_target, privacy_cap
 from fedsim.privacy.mechanism import device_mechanism
 from fedsim.privacy.planning import guaranteed
 from strategies.federated import Federated

@@ -8,7 +8,7 @@ from torch.func import functional_call
 from clients.clipping import Clip, clipped_gradients
 from clients.training import Assignment, Trainer
 from fedsim.audit.extraction import one_hot
-from fedsim.audit.openbox import relaxed_loss
+from fedsim.audit.whitebox import relaxed_loss
 from fedsim.config import Dp, Model, Train
 from fedsim.errors import WrongInput
 from fedsim.models import build_model, parameters_of

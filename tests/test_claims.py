@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsim.app.plan import calibrated
+from fedsim.app.budget.plan import calibrated
 from fedsim.config import Config, from_flat
 from fedsim.errors import WrongInput
 from fedsim.privacy.accounting import Event, epsilon

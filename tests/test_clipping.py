@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from clients.clipping import Clip, Clipped, clipped_gradients
-from clients.records import Lookup, Pooled, Record, Rows, joined
+from clients.layer_records import Lookup, Pooled, Record, joined
+from clients.rows import Rows
 from fedsim.config import Model
 from fedsim.errors import WrongInput
 from fedsim.models import build_model, layers
@@ -188,7 +189,7 @@ def test_long_texts_sort_their_tokens_and_short_ones_compare_them(monkeypatch: p
     ids, grad = torch.randint(0, 5, (2, 3, 9), generator=g), torch.randn(2, 3, 9, 4, generator=g).double()
     record = Lookup("table", ids, grad)
     short = record.squares()
-    monkeypatch.setattr("clients.records.LONG", 4)
+    monkeypatch.setattr("clients.layer_records.LONG", 4)
     torch.testing.assert_close(record.squares(), short, rtol=1e-12, atol=1e-12)
     exact = torch.zeros(2, 3, 5, 4).double()
     exact.scatter_add_(2, ids.unsqueeze(-1).expand_as(grad), grad)
@@ -206,7 +207,7 @@ def test_a_mean_s_gradient_in_factors_is_that_of_its_tokens(
     long: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alone, without some examples, two as one, and used twice or beside a lookup."""
-    monkeypatch.setattr("clients.records.LONG", long)
+    monkeypatch.setattr("clients.layer_records.LONG", long)
     g = torch.Generator().manual_seed(0)
     ids, shares = torch.randint(0, 5, (2, 6, 1, 9), generator=g), torch.rand(2, 6, 1, 9, generator=g).double()
     mean = Pooled("table", ids, shares, torch.randn(2, 6, 1, 4, generator=g).double())

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from test_rounds import Killed, config, final, plain_rows, stop_after
 
-from fedsim.app.continual import period_matrix, transfer
-from fedsim.app.loading import load_holdings
-from fedsim.app.local import run_local
-from fedsim.app.rundir import RunDir
+from fedsim.app.engines.local import run_local
+from fedsim.app.experiment.loading import load_holdings
+from fedsim.app.rundir.metrics import period_matrix, transfer
+from fedsim.app.rundir.run_dir import RunDir
 from fedsim.errors import RunFailed, WrongInput
-from strategies.spread import spread
+from strategies.device_metrics import spread
 
 CONTINUAL = {
     "stream__mode": "continual",

@@ -10,22 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from clients import private as private_steps
-from clients.clip import Clip
-from fedsim.app.crafted import Prey, audit_devices, audit_examples
+from clients import dp_sgd as private_steps
+from clients.example_clip import Clip
+from fedsim.app.audits.bounds.crafted_canary import AuditedCode, audit_devices, audit_examples
 from fedsim.config import from_flat
 from fedsim.models import build_model, parameters_of
 from fedsim.models.tasks import make_task
 from fedsim.privacy import noise as noise_module
 from fedsim.types import Examples, Spec
-from strategies.private import Private
+from strategies.noised_sum import Private
 
 RUNS, DELTA = 400, 1e-5
 SPEC = Spec("classification", vocabulary=30, labels=("a", "b", "c"), length=6)
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
-def prey(unit: str, trust: str, method: str = "exact") -> Prey:
+def audited_code(unit: str, trust: str, method: str = "exact") -> AuditedCode:
     settings = from_flat(
         {
             "model.embedding": 4,
@@ -43,7 +43,7 @@ def prey(unit: str, trust: str, method: str = "exact") -> Prey:
         }
     )
     module = build_model(SPEC, settings.model, 1)
-    return Prey(settings, module, make_task(SPEC), parameters_of(module), DELTA, RUNS)
+    return AuditedCode(settings, module, make_task(SPEC), parameters_of(module), DELTA, RUNS)
 
 
 def records() -> Examples:
@@ -53,14 +53,14 @@ def records() -> Examples:
 
 @pytest.mark.parametrize("method", ["exact", "edp"])
 def test_the_right_build_of_example_level_dp_keeps_its_epsilon(method: str) -> None:
-    found = audit_examples(prey("example", "local", method), records())
+    found = audit_examples(audited_code("example", "local", method), records())
     assert found.epsilon == pytest.approx(1.0, abs=0.02)
     assert found.bound.epsilon_low <= found.epsilon
     assert found.bound.ceiling > 3.6
 
 
 def test_the_right_build_of_device_level_dp_keeps_its_epsilon() -> None:
-    found = audit_devices(prey("device", "central"))
+    found = audit_devices(audited_code("device", "central"))
     assert found.epsilon == pytest.approx(1.0, abs=0.02)
     assert found.bound.epsilon_low <= found.epsilon
 
@@ -88,7 +88,7 @@ def test_a_broken_build_of_example_level_dp_is_caught(
     sabotage: Patch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sabotage(monkeypatch)
-    found = audit_examples(prey("example", "local"), records())
+    found = audit_examples(audited_code("example", "local"), records())
     assert found.bound.epsilon_low > 2 * found.epsilon
 
 
@@ -97,6 +97,6 @@ def test_a_broken_build_of_device_level_dp_is_caught(monkeypatch: pytest.MonkeyP
         return dict(total.delta)
 
     monkeypatch.setattr(Private, "_noised", silent)
-    found = audit_devices(prey("device", "central"))
+    found = audit_devices(audited_code("device", "central"))
     assert found.bound.epsilon_low == pytest.approx(found.bound.ceiling)
     assert found.bound.epsilon_low > 2 * found.epsilon

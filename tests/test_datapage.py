@@ -6,7 +6,7 @@ import pytest
 from conftest import Cli
 from test_report import Page
 
-from fedsim.app.datapage import write_data_page
+from fedsim.app.report.dataset_page import write_data_page
 from fedsim.config import Config, from_flat, load
 
 ROOT = Path(__file__).parents[1]

@@ -16,9 +16,9 @@ from test_real_nodes import EXAMPLE, USERS, config, write
 
 from experiments.deployment.processes import LONG_S, Federation, commands, send, until
 from experiments.deployment.relay import Relay
-from fedsim.app.deploy import write_deployment
-from fedsim.app.own_ledger import OwnLedger
-from fedsim.app.rundir import RunDir
+from fedsim.app.engines.deployment import write_deployment
+from fedsim.app.node.node_ledger import NodeLedger
+from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Config, to_toml
 from fedsim.privacy.ledger import Ledger
 
@@ -65,13 +65,13 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
 
 def events(home: Path, i: int) -> int:
     """How many steps node i has written down for its first device."""
-    own = OwnLedger(home / f"state{i}", np.array(USERS[i]))
+    own = NodeLedger(home / f"state{i}", np.array(USERS[i]))
     return sum(e.count for e in own.events(USERS[i][0]))
 
 
 def rates(home: Path, i: int, noise: float) -> dict[float, int]:
     """How many steps node i has written down for its first device at a noise multiplier, by sampling rate."""
-    own = OwnLedger(home / f"state{i}", np.array(USERS[i]))
+    own = NodeLedger(home / f"state{i}", np.array(USERS[i]))
     return {e.sampling_rate: e.count for e in own.events(USERS[i][0]) if e.noise_multiplier == noise}
 
 

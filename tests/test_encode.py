@@ -4,7 +4,7 @@ import pytest
 
 from fedsim.config import Data
 from fedsim.data.encode import character_ngrams, encode_tokens, label_tokens, make_vocabulary
-from fedsim.data.requests import Requests
+from fedsim.data.synthetic_requests import Requests
 from fedsim.errors import WrongInput
 
 HASHED = Data(vocabulary="hashed", task="classification", ngrams="3, 4")

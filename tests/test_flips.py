@@ -8,9 +8,10 @@ from test_continual import CONTINUAL
 from test_rounds import Killed, config, stop_after
 from torch import Tensor, nn
 
-from fedsim.app.loading import load_holdings
-from fedsim.app.local import run_local
-from fedsim.app.releases import mean_flips, read_release
+from fedsim.app.engines.local import run_local
+from fedsim.app.experiment.loading import load_holdings
+from fedsim.app.rundir.metrics import mean_flips
+from fedsim.app.rundir.releases import read_release
 from fedsim.config import Config
 from fedsim.models import build_model, parameters_of
 from fedsim.models.evaluation import evaluate

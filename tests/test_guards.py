@@ -14,18 +14,18 @@ from flwr.clientapp import ClientApp
 from test_rounds import config, final, plain_rows
 
 from experiments.adversary import adversarial, flipped, is_bad, poisoned
-from fedsim.app.client import app as client_app
-from fedsim.app.local import run_local
-from fedsim.app.local_grid import LocalGrid
-from fedsim.app.rundir import RunDir
-from fedsim.app.server import serve
+from fedsim.app.engines.local import run_local
+from fedsim.app.engines.local_grid import LocalGrid
+from fedsim.app.node.app import app as client_app
+from fedsim.app.rundir.run_dir import RunDir
+from fedsim.app.server.serve import serve
 from fedsim.config import Aggregation, from_flat, to_flat
 from fedsim.errors import RunFailed
-from fedsim.types import Cohort, Form, Reply, Update
+from fedsim.types import Asked, Cohort, Reply, Update
 from fedsim.wire import pack_reply, unpack_reply
-from strategies.guards import Guard, skips_rounds
+from strategies.reply_checks import Guard, skips_rounds
 
-SUMS = Form()
+SUMS = Asked()
 PARAMS = {"w": torch.zeros(2)}
 ASKED = {
     7: Cohort(4, np.array(["a", "b"]), None, np.array([1.0, 3.0])),
@@ -55,7 +55,7 @@ def _a_server(tmp_path: Path) -> None:
 
 
 def accepted(
-    *messages: Message, form: Form = SUMS, **settings: object
+    *messages: Message, form: Asked = SUMS, **settings: object
 ) -> tuple[list[list[str]], dict[str, str]]:
     guard = Guard(4, ASKED, PARAMS, form, Aggregation.model_validate(settings))
     return [reply.devices.tolist() for reply in guard.accepted(messages)], guard.rejected
@@ -132,7 +132,7 @@ def test_a_node_that_was_not_asked_is_rejected() -> None:
 def test_of_single_updates_only_the_bad_device_falls() -> None:
     rows = {"w": torch.tensor([[1.0, 0.0], [torch.nan, 0.0]])}
     figures = {"loss_sum": np.array([0.25, 0.75])}
-    guard = Guard(4, ASKED, PARAMS, Form(single=True), Aggregation())
+    guard = Guard(4, ASKED, PARAMS, Asked(single=True), Aggregation())
     sent = pack_reply(answer(7, single=True, delta=rows, figures=figures))
     (found,) = guard.accepted([message(7, sent)])
     assert found.devices.tolist() == ["a"]
@@ -144,7 +144,7 @@ def test_of_single_updates_only_the_bad_device_falls() -> None:
 def test_single_updates_without_their_figures_are_rejected() -> None:
     rows = {"w": torch.ones(2, 2)}
     sent = message(7, pack_reply(answer(7, single=True, delta=rows)))
-    assert "no figures" in accepted(sent, form=Form(single=True))[1]["a"]
+    assert "no figures" in accepted(sent, form=Asked(single=True))[1]["a"]
 
 
 def test_only_a_minimum_of_updates_skips_rounds() -> None:
@@ -156,7 +156,7 @@ def test_only_a_minimum_of_updates_skips_rounds() -> None:
 
 
 def run(settings: object, app: ClientApp, nodes: int = 2) -> RunDir:
-    return serve(LocalGrid(app, to_flat(settings), nodes), settings, {})  # type: ignore[arg-type]
+    return serve(LocalGrid(app, to_flat(settings), nodes), settings, {}, run_local)  # type: ignore[arg-type]
 
 
 def app_that(change: Callable[[Reply, Context], Reply]) -> ClientApp:
@@ -213,7 +213,7 @@ def test_a_device_whose_own_update_is_not_finite_falls_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node finds the device that spoils its sum; the others' sum is what it would be without it."""
-    from clients.lane import Assignment, Lane
+    from clients.chunk import Assignment, Lane
 
     whole, bad = Lane._work, "d00"
 

@@ -8,8 +8,8 @@ import jsonschema
 import pytest
 from conftest import Cli
 
-from fedsim.app.config_command import commented, json_schema
-from fedsim.app.doctor import data_check, disk_check, package_check, shadow_check
+from fedsim.app.cli.commands.config import commented, json_schema
+from fedsim.app.cli.commands.doctor import data_check, disk_check, package_check, shadow_check
 from fedsim.config import Config, Section
 
 

@@ -8,15 +8,15 @@ from test_replay import audited_of
 from test_rounds import config
 from test_update_attacks import found, one
 
-from fedsim.app.fresh_records import NAME, device_rows, device_trial, fresh_game
-from fedsim.app.game import play
-from fedsim.app.kept_models import _attacks, release_rows
-from fedsim.app.local import run_local
-from fedsim.app.releases import read_release
-from fedsim.app.rundir import RunDir
+from fedsim.app.audits.membership.game import membership_game
+from fedsim.app.audits.membership.several_models import _attacks, release_rows
+from fedsim.app.audits.membership.user_inference import NAME, device_rows, device_trial, fresh_game
+from fedsim.app.engines.local import run_local
+from fedsim.app.rundir.releases import read_release
+from fedsim.app.rundir.run_dir import RunDir
 from fedsim.audit.predict import predict
+from fedsim.audit.roc import auc
 from fedsim.audit.scores import Predictions, Target
-from fedsim.audit.statistics import auc
 
 MOVING: dict[str, object] = {
     "data__task": "classification",
@@ -61,7 +61,7 @@ def test_who_kept_the_releases_finds_what_the_last_model_forgot(moving: RunDir) 
 def test_the_final_model_is_judged_on_kept_and_deleted_records_and_by_period(moving: RunDir) -> None:
     arrivals = audited_of(moving).holdings.arrivals
     assert arrivals is not None
-    game = play(audited_of(moving))
+    game = membership_game(audited_of(moving))
     gone = arrivals.deleted[game.rows] <= 3
     rows = {row["value"]: row for row in found(moving, kind="slice", slice="kept", view="final")}
     assert rows[False]["records"] == gone.sum()
@@ -73,7 +73,7 @@ def test_the_final_model_is_judged_on_kept_and_deleted_records_and_by_period(mov
 
 def test_the_difference_equals_a_direct_computation(moving: RunDir) -> None:
     audited = audited_of(moving)
-    game, arrivals = play(audited), audited.holdings.arrivals
+    game, arrivals = membership_game(audited), audited.holdings.arrivals
     assert arrivals is not None
     which = arrivals.period[game.rows] == 2
     params = [read_release(moving, period) for period in (1, 2)]
@@ -87,7 +87,7 @@ def test_the_difference_equals_a_direct_computation(moving: RunDir) -> None:
 def test_an_audit_within_a_run_asks_only_about_what_has_arrived(moving: RunDir) -> None:
     audited = audited_of(moving)
     early = type(audited)(**{**vars(audited), "round": 2, "ended": False})
-    game, arrivals = play(early), audited.holdings.arrivals
+    game, arrivals = membership_game(early), audited.holdings.arrivals
     assert arrivals is not None
     assert set(arrivals.period[game.rows]) == {1}
     assert {row["attack"] for row in release_rows(early)} == {

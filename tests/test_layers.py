@@ -9,19 +9,9 @@ from torch.func import functional_call
 
 from fedsim.config import Model
 from fedsim.models import build_model
-from fedsim.models.layers import (
-    LSTM,
-    Attention,
-    BiLSTM,
-    Conv2d,
-    Dropout,
-    Embedding,
-    GroupNorm,
-    LayerNorm,
-    Linear,
-    pool,
-    set_dropout_keys,
-)
+from fedsim.models.dropout import Dropout, set_dropout_keys
+from fedsim.models.layers import Attention, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, pool
+from fedsim.models.recurrent import LSTM, BiLSTM
 from fedsim.models.tasks import make_task
 from fedsim.types import PAD, Params, Spec
 

@@ -18,17 +18,17 @@ import numpy as np
 import pytest
 from flwr.app import Message, MessageType
 
-from fedsim.app.client import app as client_app
-from fedsim.app.local import run_local
-from fedsim.app.local_grid import LocalGrid
-from fedsim.app.rundir import RunDir
-from fedsim.app.server import serve
+from fedsim.app.engines.local import run_local
+from fedsim.app.engines.local_grid import LocalGrid
+from fedsim.app.node.app import app as client_app
+from fedsim.app.rundir.run_dir import RunDir
+from fedsim.app.server.serve import serve
 from fedsim.config import Config, from_flat, to_flat
 from fedsim.errors import RunFailed
 from fedsim.privacy.accounting import Event, epsilon, epsilon_rdp
 from fedsim.privacy.claims import target_delta
+from fedsim.privacy.entries import local_events, scheduled_entry
 from fedsim.privacy.ledger import NOBODY, Entry, Ledger, row_events
-from fedsim.privacy.rounds import local_events, scheduled_entry
 
 A, B = Event(1.0, 0.1), Event(2.0, 1.0)
 TINY = {
@@ -240,7 +240,7 @@ def test_a_round_stands_in_the_ledger_before_any_device_is_asked(tmp_path: Path,
                 known.append(len(Ledger.open(RunDir.of(settings).path, 30).entries))
             return super().push_messages(asked)
 
-    serve(Spy(client_app, to_flat(settings), 1), settings, {})
+    serve(Spy(client_app, to_flat(settings), 1), settings, {}, run_local)
     assert known == [1, 2, 3, 4, 5]
 
 
@@ -250,7 +250,7 @@ def test_kill_minus_nine_never_makes_epsilon_smaller(tmp_path: Path, source: str
     (tmp_path / "x.toml").touch()
     settings = [f"--set={k}={v}" for k, v in TINY.items() if k != "train.rounds"]
     settings += ["--set=train.rounds=40", f"--set=dp.noise_source={source}"]
-    command = [sys.executable, "-m", "fedsim.app.cli", "run", "x.toml", *settings]
+    command = [sys.executable, "-m", "fedsim.app.cli.main", "run", "x.toml", *settings]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, "--out=killed"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 120

@@ -6,7 +6,7 @@ import pytest
 
 from fedsim.config import Dp, Train
 from fedsim.errors import WrongInput
-from fedsim.privacy.local import local_plan
+from fedsim.privacy.local_plan import local_plan
 
 
 def test_a_plan_by_hand() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.app.local import run_local
+from fedsim.app.engines.local import run_local
 from fedsim.config import load
 from fedsim.data.activity import gini
 from fedsim.data.federation import load_federation

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fedsim.audit.membership import ATTACKS, calibrated_loss, choose, lira, lira_offline, ratio, relative
+from fedsim.audit.attacks import ATTACKS, calibrated_loss, choose, lira, lira_offline, ratio, relative
 from fedsim.audit.quantile import quantile_regression
 from fedsim.audit.scores import Predictions, Scores, Target, fair_coins, load_scores, predictions
 from fedsim.errors import WrongInput

@@ -8,7 +8,8 @@ from torch.func import functional_call
 from fedsim.config import Model
 from fedsim.errors import WrongInput
 from fedsim.models import build_model, parameters_of
-from fedsim.models.layers import BiLSTM, Dropout, set_dropout_keys
+from fedsim.models.dropout import Dropout, set_dropout_keys
+from fedsim.models.recurrent import BiLSTM
 from fedsim.types import Spec
 
 TEXT = Spec("intent_slots", 30, labels=("a", "b", "c"), tags=("O", "B-x", "I-x"))

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from fedsim.audit.extraction import Guess, Loss, beam, exhaustive, one_hot, success
 from fedsim.audit.modiva import Search, modiva, modiva_each
-from fedsim.audit.openbox import next_log_probs, relaxed_loss
+from fedsim.audit.whitebox import next_log_probs, relaxed_loss
 from fedsim.config import Model
 from fedsim.errors import WrongInput
 from fedsim.models import build_model, parameters_of

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from clients.training import Assignment, Trainer
-from fedsim.app.continual import period_matrix
-from fedsim.app.local import run_local
+from fedsim.app.engines.local import run_local
+from fedsim.app.rundir.metrics import period_matrix
 from fedsim.config import Data, Model, Partition, Train, from_flat, load, to_flat
 from fedsim.data.federation import load_federation
 from fedsim.errors import WrongInput

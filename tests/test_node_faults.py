@@ -14,7 +14,7 @@ import pytest
 from test_deployment import charged, node_terms, settings
 
 from experiments.deployment.processes import LONG_S, ROOT, Federation, commands, send_all, until
-from fedsim.app.rundir import RunDir
+from fedsim.app.rundir.run_dir import RunDir
 
 pytestmark = pytest.mark.slow
 SLEEP = """

@@ -17,9 +17,10 @@ import pytest
 from flwr.app import Array, Message
 from test_real_nodes import DEVICE, RealGrid, config, nodes, write
 
-from fedsim.app.nodes import Nodes
-from fedsim.app.rundir import RunDir
-from fedsim.app.server import serve
+from fedsim.app.engines.local import run_local
+from fedsim.app.rundir.run_dir import RunDir
+from fedsim.app.server.nodes import Nodes
+from fedsim.app.server.serve import serve
 from fedsim.config import Config
 from fedsim.errors import RunFailed, WrongInput
 from fedsim.privacy.ledger import Ledger
@@ -62,7 +63,7 @@ def run(grid: Unsteady, settings: Config, steps: dict[int, Any]) -> RunDir:
     def watch(row: dict[str, Any]) -> None:
         steps.get(row["round"], lambda: None)()
 
-    return serve(grid, settings, {}, watch)
+    return serve(grid, settings, {}, run_local, watch)
 
 
 def test_a_node_that_goes_and_comes_back_costs_only_its_own_answers(tmp_path: Path, settings: Config) -> None:
@@ -197,7 +198,7 @@ def test_a_disk_that_is_really_full_ends_a_run_in_a_sentence_and_more_room_lets_
         'selection.cohort = 5\nselection.rule = "uniform"\naggregation.rule = "fedavg"\nplace.threads = 1\n'
         'dp.unit = "device"\n'
     )
-    command = f"{sys.executable} -m fedsim.app.cli run small.toml --json"
+    command = f"{sys.executable} -m fedsim.app.cli.main run small.toml --json"
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def shell(line: str) -> "subprocess.CompletedProcess[str]":

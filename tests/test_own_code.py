@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsim.app.local import run_local
-from fedsim.app.manifest import check_resume
-from fedsim.app.rundir import RunDir
+from fedsim.app.engines.local import run_local
+from fedsim.app.rundir.manifest import check_resume
+from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Config, Data, Selection, load
 from fedsim.data.federation import load_federation
 from fedsim.errors import WrongInput

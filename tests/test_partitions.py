@@ -24,9 +24,9 @@ from fedsim.data.partitions import (
     QuantityPartitioner,
     Tail,
 )
-from fedsim.data.partitions.assign import RULES, Assignment, assign_devices, device_names
+from fedsim.data.partitions.assign import RULES, OwnerAssignment, assign_devices, device_names
 from fedsim.data.partitions.clusters import embed, find_clusters
-from fedsim.data.partitions.flower import rows_of
+from fedsim.data.partitions.flower_partitions import rows_of
 from fedsim.data.partitions.labels import _draw, _hand_out, draw_by_label
 from fedsim.data.partitions.owners import dirichlet
 from fedsim.data.partitions.tails import gini_range
@@ -59,7 +59,7 @@ def made_up(examples: int = 240, labels: int = 4) -> Records:
     return Records(columns, examples, "train (t.jsonl)", tuple(columns))
 
 
-def assign(name: str, records: Records | None = None, **choices: Any) -> Assignment:
+def assign(name: str, records: Records | None = None, **choices: Any) -> OwnerAssignment:
     chosen = {"devices": 12, "seed": 0} | POSSIBLE.get(name, {}) | choices
     data = Data(devices=chosen.pop("devices"), seed=chosen.pop("seed"))
     return assign_devices(data, Partition.model_validate({"name": name} | chosen), records or made_up())

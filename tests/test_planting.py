@@ -9,12 +9,13 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
-from fedsim.app.audits import FILE as AUDITS
-from fedsim.app.client import node_of
-from fedsim.app.loading import load_holdings
-from fedsim.app.local import run_local
-from fedsim.app.planting import FILE, Cell, cells, plan_of
-from fedsim.app.rundir import Row, RunDir
+from fedsim.app.audits.findings import FILE as AUDITS
+from fedsim.app.engines.local import run_local
+from fedsim.app.experiment.loading import load_holdings
+from fedsim.app.experiment.planting import FILE, Cell, cells, plan_of
+from fedsim.app.node.node import node_of
+from fedsim.app.rundir.files import Row
+from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Canary, Config, from_flat, to_flat
 from fedsim.data.federation import load_federation
 from fedsim.data.pool import Pool, pooled
@@ -112,7 +113,7 @@ def test_a_canary_may_have_a_label_and_tags_of_the_data() -> None:
 
 
 def test_labels_and_tags_unseen_in_training_move_behind_those_of_canaries() -> None:
-    from fedsim.app.planting import plant
+    from fedsim.app.experiment.planting import plant
 
     wanted = config()
     plain = pooled(load_federation(wanted.data, None))
@@ -175,7 +176,7 @@ def test_what_cannot_be_sought_is_refused_before_anything_is_written(
 
 def test_a_bag_that_tags_each_token_from_its_neighbours_may_be_attacked() -> None:
     run_ready = config(model__name="bag", data__task="tagging")
-    from fedsim.app.planting import check_canaries
+    from fedsim.app.experiment.checks import check_canaries
 
     check_canaries(run_ready, planted(run_ready).spec)
     with pytest.raises(WrongInput, match="sees order"):

@@ -29,8 +29,8 @@ from fedsim.types import Cohort, Examples, Params, Spec, Update, View, no_update
 from strategies.aggregation import AGGREGATORS, make_aggregator
 from strategies.federated import Federated
 from strategies.inclusion import inclusion
-from strategies.limits import Limits
-from strategies.private import Private, with_privacy
+from strategies.noised_sum import Private, with_privacy
+from strategies.participation_limits import Limits
 from strategies.roster import Roster
 from strategies.weights import weights
 

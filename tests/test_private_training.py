@@ -19,9 +19,9 @@ from clients.training import Assignment, Trainer
 from fedsim.config import Dp, Train
 from fedsim.errors import WrongInput
 from fedsim.models import parameters_of
-from fedsim.models.layers import Dropout, set_dropout_keys
+from fedsim.models.dropout import Dropout, set_dropout_keys
 from fedsim.models.tasks import make_task
-from fedsim.privacy.local import local_plan
+from fedsim.privacy.local_plan import local_plan
 from fedsim.privacy.noise import Os, Seeded
 from fedsim.types import Examples, Params, Update
 

@@ -23,11 +23,11 @@ from test_rounds import config, final
 from test_training import SIZES, TEXT, assignments, build, double, examples
 from torch import nn
 
+from clients.chunk import Lane
 from clients.device_clip import DeviceClip
-from clients.lane import Lane
 from clients.processes import RemoteLane, can_travel
 from clients.training import Assignment, Trainer
-from fedsim.app.local import run_local
+from fedsim.app.engines.local import run_local
 from fedsim.app.place import FEWEST_IN_PROCESSES, lanes
 from fedsim.config import Config, Train, from_flat
 from fedsim.errors import RunFailed

@@ -14,12 +14,12 @@ import pytest
 from test_nodes import Unsteady
 from test_real_nodes import DEVICE, EXAMPLE, RealGrid, config
 
-from fedsim.app import loading
-from fedsim.app.client import make_node, node_of, reply_of
-from fedsim.app.local import run_local
-from fedsim.app.own_ledger import OwnLedger
-from fedsim.app.rundir import RunDir
-from fedsim.app.server import serve
+from fedsim.app.engines.local import run_local
+from fedsim.app.experiment import loading
+from fedsim.app.node.node import make_node, node_of, reply_of
+from fedsim.app.node.node_ledger import NodeLedger
+from fedsim.app.rundir.run_dir import RunDir
+from fedsim.app.server.serve import serve
 from fedsim.config import Config
 from fedsim.data.federation import load_federation
 from fedsim.data.times import instant
@@ -73,7 +73,7 @@ def nodes(folder: Path, **terms: Any) -> list[dict[str, Any]]:
 
 
 def real(folder: Path, settings: Config, **terms: Any) -> RunDir:
-    return serve(RealGrid(settings, nodes(folder, **terms)), settings, {})
+    return serve(RealGrid(settings, nodes(folder, **terms)), settings, {}, run_local)
 
 
 def start_again() -> None:
@@ -125,9 +125,9 @@ def test_two_real_nodes_give_the_model_of_one_process(changes: dict[str, Any], t
 def test_a_period_without_records_on_a_node_leaves_its_devices_out(tmp_path: Path) -> None:
     settings = config(tmp_path, STREAM, EXAMPLE, {"stream.memory": "current"})
     grid = Unsteady(settings, nodes(tmp_path))
-    found = serve(grid, settings, {})
+    found = serve(grid, settings, {}, run_local)
     assert [row["cohort"] for row in found.rows()] == [3, 3, 2, 2, 3, 3]
-    own = OwnLedger(tmp_path / "state1", np.array(NODES[1]))
+    own = NodeLedger(tmp_path / "state1", np.array(NODES[1]))
     assert sum(e.count for e in own.events("cid")) == 4
     assert sum(e.count for e in own.events("dot")) == 2
 
@@ -152,7 +152,7 @@ def test_both_ledgers_charge_what_a_device_announced_in_each_period(tmp_path: Pa
     by_size = {"dp.sampling_rate": 0.0, "train.batch_size": 1, "train.local_steps": 1}
     settings = config(tmp_path, STREAM, EXAMPLE, by_size)
     found = real(tmp_path, settings)
-    own = OwnLedger(tmp_path / "state0", np.array(NODES[0]))
+    own = NodeLedger(tmp_path / "state0", np.array(NODES[0]))
     told = {(e.sampling_rate, e.count) for e in own.events("ann")}
     assert told == {(0.5, 2), (0.25, 4)}
     table, counts = Ledger.open(found.path, 4).counts()
@@ -210,7 +210,7 @@ def test_a_device_whose_node_is_away_is_inactive_until_the_node_says_what_it_hol
     settings = config(tmp_path, STREAM, EXAMPLE, {"train.rounds": 9, "place.deadline_s": 5.0})
     grid = Unsteady(settings, nodes(tmp_path))
     steps = {3: lambda: grid.here.remove(3), 4: lambda: grid.here.append(3)}
-    found = serve(grid, settings, {}, lambda row: steps.get(row["round"], lambda: None)())
+    found = serve(grid, settings, {}, run_local, lambda row: steps.get(row["round"], lambda: None)())
     assert [row["cohort"] for row in found.rows()] == [3, 3, 3, 2, 3, 3, 4, 4, 4]
 
 
@@ -224,7 +224,7 @@ def test_a_run_goes_on_in_the_period_in_which_it_ended(tmp_path: Path) -> None:
 
     grid = RealGrid(settings, nodes(tmp_path, insecure_noise=True))
     with pytest.raises(KeyboardInterrupt):
-        serve(grid, settings, {}, stop)
+        serve(grid, settings, {}, run_local, stop)
     found = real(tmp_path, settings, insecure_noise=True)
     assert [row["cohort"] for row in found.rows()] == [row["cohort"] for row in undisturbed.rows()]
     assert (found.summary or {})["privacy"]["epsilon_max"] == pytest.approx(
@@ -264,7 +264,7 @@ def test_what_comes_during_a_run_counts_from_its_period_on_and_a_new_device_with
         if row["round"] == 4:
             path.write_text(whole + whole.replace('"ann"', '"eve"'))
 
-    found = serve(RealGrid(settings, files), settings, {}, change)
+    found = serve(RealGrid(settings, files), settings, {}, run_local, change)
     assert [row["cohort"] for row in found.rows()] == [3, 3, 2, 2, 2, 2]
     assert "announces 'eve', whom the run did not begin with" in caplog.text
 

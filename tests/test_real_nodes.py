@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from fedsim.app.client import app as client_app
-from fedsim.app.client import node_of, reply_of
-from fedsim.app.local_grid import LocalGrid
-from fedsim.app.own_ledger import OwnLedger
-from fedsim.app.rundir import RunDir
-from fedsim.app.server import serve
-from fedsim.app.terms import least_noise, terms_of
+from fedsim.app.engines.local import run_local
+from fedsim.app.engines.local_grid import LocalGrid
+from fedsim.app.node.app import app as client_app
+from fedsim.app.node.node import node_of, reply_of
+from fedsim.app.node.node_ledger import NodeLedger
+from fedsim.app.node.terms import least_noise, terms_of
+from fedsim.app.rundir.run_dir import RunDir
+from fedsim.app.server.serve import serve
 from fedsim.config import Config, from_flat, to_flat
 from fedsim.errors import RunFailed, WrongInput
 from fedsim.privacy.accounting import Event, epsilon
@@ -94,7 +95,7 @@ def config(out: Path, *changes: dict[str, Any]) -> Config:
 
 
 def run(folder: Path, settings: Config, **terms: Any) -> RunDir:
-    return serve(RealGrid(settings, nodes(folder, **terms)), settings, {})
+    return serve(RealGrid(settings, nodes(folder, **terms)), settings, {}, run_local)
 
 
 def test_the_server_needs_no_example_of_anybody(tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_noise_of_real_nodes_is_of_the_operating_system(tmp_path: Path) -> None:
 
 def test_a_node_writes_its_own_ledger_that_composes_over_runs(tmp_path: Path) -> None:
     run(tmp_path, config(tmp_path, EXAMPLE))
-    own = OwnLedger(tmp_path / "state0", np.array(["ann", "bob"]))
+    own = NodeLedger(tmp_path / "state0", np.array(["ann", "bob"]))
     assert own.events("ann") == (Event(1.0, 0.5, 2),)
     run(tmp_path, config(tmp_path, EXAMPLE, {"seed": 2}))
     assert sum(e.count for e in own.events("ann")) == 4
@@ -137,10 +138,10 @@ def test_an_event_is_on_disk_before_the_node_trains(tmp_path: Path, monkeypatch:
     def crash(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("fedsim.app.client.answer", crash)
+    monkeypatch.setattr("fedsim.app.node.node.answer", crash)
     with pytest.raises(RunFailed, match="this node failed; its own log says why"):
         run(tmp_path, config(tmp_path, DEVICE))
-    own = OwnLedger(tmp_path / "state0", np.array(["ann", "bob"]))
+    own = NodeLedger(tmp_path / "state0", np.array(["ann", "bob"]))
     assert own.events("ann") == (Event(1.0, 1.0, 1),)
 
 
@@ -150,8 +151,8 @@ def test_a_task_sent_again_counts_once_with_a_seed_and_each_time_without(
 ) -> None:
     settings = config(tmp_path, EXAMPLE, {"train.rounds": 1, "dp.noise_source": source})
     for _ in range(2):  # the same round from the same model, to nodes that were restarted
-        serve(RealGrid(settings, nodes(tmp_path, insecure_noise=True)), settings, {}, fresh=True)
-    own = OwnLedger(tmp_path / "state0", np.array(["ann", "bob"]))
+        serve(RealGrid(settings, nodes(tmp_path, insecure_noise=True)), settings, {}, run_local, fresh=True)
+    own = NodeLedger(tmp_path / "state0", np.array(["ann", "bob"]))
     assert sum(e.count for e in own.events("ann")) == counted
 
 
@@ -160,7 +161,7 @@ def test_a_node_takes_no_more_part_beyond_its_epsilon(tmp_path: Path) -> None:
     settings = config(tmp_path, DEVICE, {"train.rounds": 9, "dp.delta": 0.5})
     with pytest.raises(WrongInput, match=r"max-epsilon = .*, and this release would bring device 'ann'"):
         run(tmp_path, settings, max_epsilon=limit)
-    own = OwnLedger(tmp_path / "state0", np.array(["ann", "bob"]))
+    own = NodeLedger(tmp_path / "state0", np.array(["ann", "bob"]))
     assert own.events("ann") == (Event(1.0, 1.0, 3),)  # delta = 0.5 of the server's wish does not count
 
 
@@ -237,7 +238,7 @@ def test_a_full_disk_at_the_node_stops_the_release(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Ledger, "write", full)
     trained: list[object] = []
-    monkeypatch.setattr("fedsim.app.client.answer", lambda *a: trained.append(a))
+    monkeypatch.setattr("fedsim.app.node.node.answer", lambda *a: trained.append(a))
     with pytest.raises(RunFailed, match=r"cannot write its ledger .*No space left on device.*nothing was"):
         run(tmp_path, config(tmp_path, DEVICE))
     assert trained == []

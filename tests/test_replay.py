@@ -7,11 +7,11 @@ import pytest
 import torch
 from test_rounds import config
 
-from fedsim.app.audits import Audited
-from fedsim.app.loading import load_holdings
-from fedsim.app.local import run_local
-from fedsim.app.replay import Replay, check_single
-from fedsim.app.rundir import RunDir
+from fedsim.app.audits.audited import Audited
+from fedsim.app.audits.replay import Replay, check_single
+from fedsim.app.engines.local import run_local
+from fedsim.app.experiment.loading import load_holdings
+from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Config, from_flat, to_flat
 from fedsim.errors import WrongInput
 from fedsim.models import build_model
@@ -30,7 +30,15 @@ def audited_of(run: RunDir, config: Config | None = None) -> Audited:
     spec = holdings.dataset.spec
     module = build_model(spec, config.model, config.seed)
     return Audited(
-        config, holdings, module, make_task(spec), run, checkpoint.round, checkpoint.params, ended=True
+        config,
+        holdings,
+        module,
+        make_task(spec),
+        run,
+        checkpoint.round,
+        checkpoint.params,
+        run_local,
+        ended=True,
     )
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import Cli
 
-from fedsim.app.local import run_local
-from fedsim.app.report import report_on, write_report
-from fedsim.app.rundir import Row, RunDir
+from fedsim.app.engines.local import run_local
+from fedsim.app.report.write import report_on, write_report
+from fedsim.app.rundir.files import Row
+from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import from_flat
 from fedsim.errors import WrongInput
 

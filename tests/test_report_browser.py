@@ -15,9 +15,9 @@ from PIL import Image
 from selenium import webdriver
 from test_report import attacked, run
 
-from fedsim.app.report import report_on
-from fedsim.app.rundir import RunDir
-from fedsim.app.sweep_dir import SweepDir
+from fedsim.app.report.write import report_on
+from fedsim.app.rundir.run_dir import RunDir
+from fedsim.app.sweeps.sweep_dir import SweepDir
 
 LEGIBLE_PX = 9.0
 ARGUMENTS = (

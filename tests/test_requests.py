@@ -3,7 +3,7 @@
 import torch
 
 from fedsim.config import Data
-from fedsim.data.requests import MISHEARD, SLOTS, Requests
+from fedsim.data.synthetic_requests import MISHEARD, SLOTS, Requests
 from fedsim.types import PAD
 
 

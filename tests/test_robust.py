@@ -10,7 +10,7 @@ from fedsim.config import Aggregation, from_flat
 from fedsim.errors import WrongInput
 from fedsim.types import Params, Reply, Update, no_update
 from strategies.aggregation import make_aggregator
-from strategies.forms import form_of, form_sentences
+from strategies.disclosure import asked_of, disclosure_sentences
 from strategies.robust import COMBINERS, combine, krum_scores, median, multi_krum, trimmed_mean
 
 PARAMS = {"w": torch.zeros(2), "b": torch.zeros(())}
@@ -99,26 +99,26 @@ def test_nobody_is_no_update() -> None:
 
 def test_single_updates_are_told_and_refused_under_a_secure_sum() -> None:
     settings = from_flat({"aggregation.rule": "median"})
-    assert form_of(settings).single
-    assert "The server sees each device's update" in form_sentences(settings)[0]
+    assert asked_of(settings).single
+    assert "The server sees each device's update" in disclosure_sentences(settings)[0]
     with pytest.raises(WrongInput, match=r"secure_sum.* only sums, and aggregation\.rule = 'median' needs"):
-        form_of(from_flat({"aggregation.rule": "median", "dp.trust": "secure_sum"}))
+        asked_of(from_flat({"aggregation.rule": "median", "dp.trust": "secure_sum"}))
     losses = {"selection.rule": "loss"}
-    assert form_of(from_flat(losses)).figures
-    assert "each device's training loss" in form_sentences(from_flat(losses))[0]
+    assert asked_of(from_flat(losses)).figures
+    assert "each device's training loss" in disclosure_sentences(from_flat(losses))[0]
     with pytest.raises(WrongInput, match=r"selection\.rule = 'loss' needs each device's training loss"):
-        form_of(from_flat({**losses, "dp.trust": "secure_sum"}))
-    assert form_of(from_flat({"dp.trust": "secure_sum"})).single is False
+        asked_of(from_flat({**losses, "dp.trust": "secure_sum"}))
+    assert asked_of(from_flat({"dp.trust": "secure_sum"})).single is False
 
 
 def test_bounds_on_updates_are_told() -> None:
     bounds = {"aggregation.max_norm": 2.5, "aggregation.min_updates": 4}
-    lines = form_sentences(from_flat(bounds | {"aggregation.over_norm": "clip"}))
+    lines = disclosure_sentences(from_flat(bounds | {"aggregation.over_norm": "clip"}))
     assert "over the norm 2.5 is scaled down to it" in lines[1]
     assert "fewer than 4 valid updates" in lines[2]
-    assert "is left out" in form_sentences(from_flat(bounds))[1]
+    assert "is left out" in disclosure_sentences(from_flat(bounds))[1]
 
 
 def test_a_robust_rule_has_no_weights() -> None:
     with pytest.raises(WrongInput, match="'multi_krum' counts every device alike"):
-        form_of(from_flat({"aggregation.rule": "multi_krum", "aggregation.weights": "examples"}))
+        asked_of(from_flat({"aggregation.rule": "multi_krum", "aggregation.weights": "examples"}))

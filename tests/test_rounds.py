@@ -14,14 +14,15 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedsim.app.client import app as client_app
-from fedsim.app.local import run_local
-from fedsim.app.local_grid import LocalGrid
-from fedsim.app.manifest import with_plan
-from fedsim.app.nodes import Nodes
-from fedsim.app.rounds import Watch, stopped_early
-from fedsim.app.rundir import RunDir
-from fedsim.app.server import app as server_app
+from fedsim.app.engines.local import run_local
+from fedsim.app.engines.local_grid import LocalGrid
+from fedsim.app.engines.server_app import app as server_app
+from fedsim.app.node.app import app as client_app
+from fedsim.app.rundir.manifest import with_plan
+from fedsim.app.rundir.run_dir import RunDir
+from fedsim.app.server.nodes import Nodes
+from fedsim.app.server.rounds import stopped_early
+from fedsim.app.server.session import Watch
 from fedsim.config import Config, Place, from_flat, to_flat
 from fedsim.data.federation import load_federation
 from fedsim.errors import RunFailed, WrongInput
@@ -120,7 +121,15 @@ def test_a_run_that_ended_anywhere_resumes_to_the_same_bits(tmp_path: Path) -> N
 
 def test_kill_minus_nine_in_the_middle_changes_nothing(tmp_path: Path) -> None:
     settings = [f"--set={k}={v}" for k, v in TINY.items() if k != "train.rounds"]
-    command = [sys.executable, "-m", "fedsim.app.cli", "run", "x.toml", "--set=train.rounds=60", *settings]
+    command = [
+        sys.executable,
+        "-m",
+        "fedsim.app.cli.main",
+        "run",
+        "x.toml",
+        "--set=train.rounds=60",
+        *settings,
+    ]
     (tmp_path / "x.toml").touch()
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, "--out=killed"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)

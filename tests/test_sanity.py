@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from conftest import Cli
 
-from fedsim.audit import builds
-from fedsim.audit.blind import blind_auc
+from fedsim.audit import broken_mechanisms as builds
+from fedsim.audit.blind_baseline import blind_auc
 from fedsim.audit.bounds import Bound, gaussian_worlds, two_worlds
-from fedsim.audit.builds import Build
+from fedsim.audit.broken_mechanisms import Build
 from fedsim.audit.samplers import poisson_p_value
 from fedsim.audit.sanity import (
     at_least,

@@ -11,16 +11,16 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
-from fedsim.app.answer import Job, answer
-from fedsim.app.client import _told, node_of, obeyed
-from fedsim.app.local import run_local
+from fedsim.app.engines.local import run_local
+from fedsim.app.node.node import bounded_by_config, disclosed, node_of
+from fedsim.app.node.reply import Job, answer
 from fedsim.config import Config, Dp, from_flat, to_flat
 from fedsim.errors import WrongInput
 from fedsim.privacy.noise import Os, Seeded
 from fedsim.privacy.secure_sum import fewest_survivors
-from fedsim.types import Cohort, Form, Reply, Update
+from fedsim.types import Asked, Cohort, Reply, Update
 from strategies.federated import Federated
-from strategies.guards import guarded
+from strategies.reply_checks import guarded
 from strategies.roster import Roster
 
 NAMES = np.array([f"d{i}" for i in range(8)])
@@ -53,7 +53,7 @@ def config(*changes: dict[str, object], out: Path = Path()) -> Config:
 
 def told(dp: Dp) -> set[str]:
     metrics = {"steps": 4.0, "loss_sum": 1.0, "unclipped": 1.0}
-    return set(_told(Reply(1, NAMES[:1], Update({}, 1.0, 1, metrics)), dp).update.metrics)
+    return set(disclosed(Reply(1, NAMES[:1], Update({}, 1.0, 1, metrics)), dp).update.metrics)
 
 
 def test_numbers_of_steps_are_told_only_where_they_are_public() -> None:
@@ -97,7 +97,7 @@ def test_a_broken_update_in_a_secure_sum_of_examples_becomes_zero_and_is_not_nam
         config(SUMS),
         Cohort(1, NAMES[:3], None),
     )
-    reply = answer(job, Form())
+    reply = answer(job, Asked())
     assert reply.rejected == {}
     assert reply.devices.tolist() == ["d0", "d1", "d2"]
     assert (reply.update.weight, reply.update.devices) == (6.0, 3)
@@ -107,13 +107,13 @@ def test_a_broken_update_in_a_secure_sum_of_examples_becomes_zero_and_is_not_nam
 
 def test_a_node_obeys_no_more_than_its_own_config_allows() -> None:
     asked = Cohort(1, NAMES[:3], None, np.array([1.0, 9.0, -9.0]), survivors=100)
-    assert obeyed(asked, config({"dp.unit": "example"})).survivors == 1
-    assert obeyed(asked, config()).survivors == 1
-    assert obeyed(asked, config(SUMS)).survivors == fewest_survivors(0.5, 12)
-    assert obeyed(replace(asked, survivors=2), config(SUMS)).survivors == 2
-    bounded = obeyed(asked, config({"dp.unit": "device"})).weights
+    assert bounded_by_config(asked, config({"dp.unit": "example"})).survivors == 1
+    assert bounded_by_config(asked, config()).survivors == 1
+    assert bounded_by_config(asked, config(SUMS)).survivors == fewest_survivors(0.5, 12)
+    assert bounded_by_config(replace(asked, survivors=2), config(SUMS)).survivors == 2
+    bounded = bounded_by_config(asked, config({"dp.unit": "device"})).weights
     assert bounded.tolist() == [1.0, 1.0, 0.0]
-    free = obeyed(asked, config({"dp.unit": "example"})).weights
+    free = bounded_by_config(asked, config({"dp.unit": "example"})).weights
     assert free.tolist() == [1.0, 9.0, -9.0]
 
 

@@ -13,15 +13,15 @@ from flwr.app import Error, Message
 from test_rounds import config
 from torch import nn
 
-from fedsim.app.client import app as client_app
-from fedsim.app.describe import describe
-from fedsim.app.local import run_local
-from fedsim.app.local_grid import LocalGrid
-from fedsim.app.manifest import roster_hash
-from fedsim.app.plan import calibrated
-from fedsim.app.rundir import RunDir
-from fedsim.app.server import serve
-from fedsim.app.training import check_training
+from fedsim.app.budget.plan import calibrated
+from fedsim.app.cli.description import describe
+from fedsim.app.engines.local import run_local
+from fedsim.app.engines.local_grid import LocalGrid
+from fedsim.app.experiment.checks import check_training
+from fedsim.app.node.app import app as client_app
+from fedsim.app.rundir.manifest import roster_hash
+from fedsim.app.rundir.run_dir import RunDir
+from fedsim.app.server.serve import serve
 from fedsim.config import from_flat, to_flat
 from fedsim.errors import RunFailed, WrongInput
 
@@ -66,10 +66,10 @@ class Broken(LocalGrid):
 def test_a_round_in_which_all_nodes_fail_ends_the_run(tmp_path: Path) -> None:
     settings = config(tmp_path, train__rounds=1, selection__cohort=30)
     with pytest.raises(RunFailed, match=r"every node failed in round 1.*out of memory"):
-        serve(Broken(client_app, to_flat(settings), 2), settings, {})
+        serve(Broken(client_app, to_flat(settings), 2), settings, {}, run_local)
     some = Broken(client_app, to_flat(settings), 2)
     some.failing = (2,)
-    rows = serve(some, settings, {}, fresh=True).rows()
+    rows = serve(some, settings, {}, run_local, fresh=True).rows()
     assert 0 < rows[0]["devices"] < rows[0]["cohort"]
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedsim.audit.centralised import CentralisedProxy
+from fedsim.audit.centralised_proxy import CentralisedProxy
 from fedsim.audit.scores import Bools, Scores, fair_coins
-from fedsim.audit.shadows import cached, score_shadows
+from fedsim.audit.shadow_scores import cached, score_shadows
 from fedsim.config import Model
 from fedsim.errors import WrongInput
 from fedsim.models import build_model

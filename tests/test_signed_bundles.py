@@ -14,7 +14,7 @@ from test_backends import settings
 
 from experiments.deployment.hub import hub, load_key, write_keys
 from experiments.deployment.processes import LONG_S, ROOT, Federation, free_port, until
-from fedsim.app.connection import Connection, State, script
+from fedsim.app.engines.connection import Connection, RunState, script
 from fedsim.config import to_toml
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def serving(bundle: bytes, keys: Path, port: int) -> Iterator[None]:
         server.server_close()
 
 
-def ended(there: Connection, run_id: str) -> State:
+def ended(there: Connection, run_id: str) -> RunState:
     until(lambda: there.state(run_id).finished, LONG_S, "the end of the run")
     return there.state(run_id)
 

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedsim.app.local import run_local
-from fedsim.app.rundir import RunDir
-from fedsim.app.spending import Spending, figures
+from fedsim.app.budget.spending import Spending, privacy_figures
+from fedsim.app.engines.local import run_local
+from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import from_flat
 from fedsim.privacy.accounting import Event, epsilon
+from fedsim.privacy.entries import visible_entry
 from fedsim.privacy.ledger import Entry
-from fedsim.privacy.rounds import visible_entry
 
 TINY = {
     "name": "tiny",
@@ -68,9 +68,9 @@ def test_devices_of_any_period_count_and_no_device_gives_a_number(tmp_path: Path
     one = spending(tmp_path, [4, 0, 0, 0], [0, 0])
     one.ledger.write(Entry(1, 1, "model", "x", ((Event(1.0),),), np.array([0, -1], dtype=np.int32)))
     assert one.members.tolist() == [True, False]
-    assert figures(one, 9.0, "zero_out")["epsilon_median"] > 0
+    assert privacy_figures(one, 9.0, "zero_out")["epsilon_median"] > 0
     nobody = spending(tmp_path / "empty", [0, 0], [0, 0])
-    assert figures(nobody, 9.0, "zero_out")["epsilon_median"] == 0.0
+    assert privacy_figures(nobody, 9.0, "zero_out")["epsilon_median"] == 0.0
 
 
 def test_more_groups_than_sixteen_bits_hold_are_kept_apart() -> None:

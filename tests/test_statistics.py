@@ -6,7 +6,7 @@ from scipy import stats
 
 from fedsim.audit.intervals import over_targets, proportion_high, proportion_low
 from fedsim.audit.region import excess, gaussian, gaussian_epsilon, gaussian_mu, largest_auc, polygon
-from fedsim.audit.statistics import (
+from fedsim.audit.roc import (
     auc,
     auc_standard_error,
     balanced_accuracy,

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from fedsim.config import Data, Stream
 from fedsim.data.holdings import Holdings
-from fedsim.data.requests import Requests
 from fedsim.data.stream import DAY, Arrivals, by_poisson, by_time, period_of_round, rounds_per_period
+from fedsim.data.synthetic_requests import Requests
 from fedsim.errors import WrongInput
 
 OWNER = np.array([0, 0, 0, 0, 1, 1, 1, 1])

@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 from conftest import Cli
 
-from fedsim.app.frames import load_runs
-from fedsim.app.pareto import cheapest, frontier, t_interval
-from fedsim.app.sweep import Sweep, load_sweep, members, values
-from fedsim.app.sweep_dir import SweepDir
+from fedsim.app.rundir.runs_table import load_runs
+from fedsim.app.sweeps.grid import Sweep, load_sweep, members, values
+from fedsim.app.sweeps.pareto import cheapest, frontier, t_interval
+from fedsim.app.sweeps.sweep_dir import SweepDir
 from fedsim.config import Config
 from fedsim.errors import WrongInput
 
@@ -196,7 +196,7 @@ def test_the_tables_are_the_same_in_three_formats(fedsim: Cli, tmp_path: Path) -
 
 def begin(folder: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-m", "fedsim.app.cli", "sweep", "s.sweep.toml", "--jobs", "2"],
+        [sys.executable, "-m", "fedsim.app.cli.main", "sweep", "s.sweep.toml", "--jobs", "2"],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
@@ -268,7 +268,7 @@ selection.rule = ["uniform", "activity"]
     ],
 )
 def test_a_search_that_cannot_be_is_told(tmp_path: Path, search: str, sentence: str) -> None:
-    from fedsim.app.sweep_search import check_search
+    from fedsim.app.sweeps.search import check_search
 
     path = written(tmp_path, f'base = "tiny.toml"\n[search]\n{search}')
     with pytest.raises(WrongInput, match=re.escape(sentence)):

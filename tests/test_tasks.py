@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from clients.training import Assignment, Trainer
-from fedsim.app.measure import stopped_early
+from fedsim.app.server.early_stopping import stopped_early
 from fedsim.config import Config, Data, Model, Partition, Train
 from fedsim.data.encode import make_vocabulary, next_tokens
 from fedsim.data.federation import load_federation
 from fedsim.data.records import Records, Splits
-from fedsim.data.table import Table
+from fedsim.data.table import RecordTable
 from fedsim.errors import WrongInput
 from fedsim.models import build_model, parameters_of
 from fedsim.models.evaluation import evaluate
@@ -118,12 +118,12 @@ def test_messages_cut_to_one_token_are_refused():
         table(Data(task="language", max_length=1), train={"text": ["one two"], "device": ["a"]})
 
 
-def table(data: Data, **splits: dict[str, list]) -> Table:
+def table(data: Data, **splits: dict[str, list]) -> RecordTable:
     records = {
         name: Records(columns, len(next(iter(columns.values()))), name, tuple(columns))
         for name, columns in splits.items()
     }
-    return Table(data, Partition(), Splits(records, {}), None)
+    return RecordTable(data, Partition(), Splits(records, {}), None)
 
 
 def test_language_examples_need_two_tokens_and_no_label():

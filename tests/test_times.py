@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 
-from fedsim.app.local import run_local
+from fedsim.app.engines.local import run_local
 from fedsim.config import Data, Partition, Stream, from_flat
 from fedsim.data.federation import load_federation
 from fedsim.data.holdings import Holdings

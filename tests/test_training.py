@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from clients.batches import count_steps, make_schedule
-from clients.local import is_stackable
 from clients.packing import plan_chunks
+from clients.stacked_model import is_stackable
 from clients.training import Assignment, Trainer
 from fedsim.config import Model, Train
 from fedsim.models import build_model, parameters_of
-from fedsim.models.layers import Dropout, Embedding, Linear
+from fedsim.models.dropout import Dropout
+from fedsim.models.layers import Embedding, Linear
 from fedsim.models.tasks import make_task
 from fedsim.seeds import generator
 from fedsim.types import Examples, Params, Spec

@@ -8,19 +8,20 @@ import pytest
 from test_replay import audited_of
 from test_rounds import config
 
-from fedsim.app.audits import check_audits
-from fedsim.app.finished import audit_finished
-from fedsim.app.game import play
-from fedsim.app.leaks import Leaks
-from fedsim.app.loading import load_holdings
-from fedsim.app.local import run_local
-from fedsim.app.replay import Replay
-from fedsim.app.rundir import Row, RunDir
-from fedsim.app.update_attacks import OTHERS, SAME, asked_about, gradient_norms, items_of, update_rows, window
-from fedsim.app.views import views_of
-from fedsim.audit.blind import histogram_scores
-from fedsim.audit.statistics import auc, null_standard_error
-from fedsim.audit.updates import directional, norm_of, record_losses
+from fedsim.app.audits.finished_run import audit_finished
+from fedsim.app.audits.membership.by_device import OTHERS, SAME, asked_about, gradient_norms, window
+from fedsim.app.audits.membership.game import membership_game
+from fedsim.app.audits.membership.update_contents import Leaks
+from fedsim.app.audits.membership.updates import items_of, update_rows
+from fedsim.app.audits.replay import Replay
+from fedsim.app.audits.settings import check_audits, views_of
+from fedsim.app.engines.local import run_local
+from fedsim.app.experiment.loading import load_holdings
+from fedsim.app.rundir.files import Row
+from fedsim.app.rundir.run_dir import RunDir
+from fedsim.audit.blind_baseline import histogram_scores
+from fedsim.audit.roc import auc, null_standard_error
+from fedsim.audit.update_scores import directional, norm_of, record_losses
 from fedsim.config import Config, from_flat, to_flat
 from fedsim.errors import WrongInput
 from fedsim.seeds import generator
@@ -155,7 +156,7 @@ def test_without_coins_fresh_records_and_other_devices_records_are_two_games(tmp
 
 def test_a_finished_run_is_attacked_by_its_updates(tmp_path: Path) -> None:
     run = run_local(config(tmp_path, **HARD | {"audit__evaluators": ""}))
-    rows = audit_finished(run.path, {"audit.view": "sums", "audit.evaluators": "membership"})
+    rows = audit_finished(run.path, {"audit.view": "sums", "audit.evaluators": "membership"}, run_local)
     assert {row["view"] for row in rows} == {"sums"}
 
 
@@ -193,7 +194,7 @@ def test_a_histogram_tells_whose_record_it_is_and_leaves_the_record_out() -> Non
 
 def test_records_without_labels_are_told_by_their_words(tmp_path: Path) -> None:
     run = run_local(config(tmp_path, data__task="tagging", place__keep="all", audit__coins="record"))
-    records = play(audited_of(run)).records
+    records = membership_game(audited_of(run)).records
     counts = items_of(records)
     assert (counts.sum(1) == records.fields["tokens"].shape[1]).all()
     leaks = Leaks(audited_of(run).module, audited_of(run).holdings)

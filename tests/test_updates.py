@@ -7,14 +7,14 @@ from scipy import stats
 from torch.func import functional_call
 
 from clients.clipping import Clip, clipped_gradients
-from fedsim.audit.updates import (
+from fedsim.audit.update_scores import (
     UPDATE_ATTACKS,
     Observed,
     directional,
     hits,
     leaked_labels,
     leaked_tokens,
-    moved,
+    moved_along,
     observe,
     record_losses,
     standing,
@@ -114,7 +114,7 @@ def test_the_cosine_is_that_of_update_and_descent_direction(model: str) -> None:
     np.testing.assert_allclose(seen.cosine[1], expected, rtol=1e-6)
     with torch.no_grad():
         after = learner.losses(
-            functional_call(module, moved(start, change, 1.0), (fields["tokens"],)), fields
+            functional_call(module, moved_along(start, change, 1.0), (fields["tokens"],)), fields
         )
     np.testing.assert_allclose(UPDATE_ATTACKS["device_loss"](seen)[0], -after.numpy(), atol=1e-12)
 

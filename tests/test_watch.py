@@ -9,7 +9,7 @@ from rich.console import Console
 from test_report import SMALL
 
 from fedsim.app import run
-from fedsim.app.watch import Watcher, epsilon_so_far
+from fedsim.app.cli.progress import Watcher, epsilon_so_far
 from fedsim.config import Config, from_flat
 from fedsim.errors import WrongInput
 

@@ -6,7 +6,7 @@ import torch
 from flwr.app import RecordDict
 
 from fedsim.errors import RunFailed
-from fedsim.types import Cohort, Form, Reply, Update
+from fedsim.types import Asked, Cohort, Reply, Update
 from fedsim.wire import (
     Announcement,
     pack_announcement,
@@ -14,7 +14,7 @@ from fedsim.wire import (
     pack_reply,
     pack_task,
     unpack_announcement,
-    unpack_form,
+    unpack_asked,
     unpack_reply,
     unpack_task,
 )
@@ -53,10 +53,10 @@ def test_a_reply_arrives_in_double_precision() -> None:
     assert found.rejected == {"d": "why"}
 
 
-@pytest.mark.parametrize("form", [Form(), Form(single=True), Form(figures=True)])
-def test_a_task_declares_what_it_wants(form: Form) -> None:
+@pytest.mark.parametrize("form", [Asked(), Asked(single=True), Asked(figures=True)])
+def test_a_task_declares_what_it_wants(form: Asked) -> None:
     cohort = Cohort(4, np.array(["x"]), None, np.array([1.0]))
-    assert unpack_form(inflated(pack_task(pack_params(PARAMS), cohort, form))) == form
+    assert unpack_asked(inflated(pack_task(pack_params(PARAMS), cohort, form))) == form
 
 
 @pytest.mark.parametrize("devices", [[], ["a"], ["a", "b c", "ü"]])

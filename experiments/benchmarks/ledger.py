@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedsim.privacy.accounting import Event
 from fedsim.privacy.ledger import NOBODY, Entry, Ledger
-from fedsim.privacy.table import renyi_curve
+from fedsim.privacy.renyi_table import renyi_curve
 
 DEVICES, ROUNDS, DELTA, RUNS = 1_000_000, 1000, 1e-7, 3
 RATES = np.geomspace(1e-5, 0.05, 64)

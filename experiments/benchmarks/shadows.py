@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedsim.audit.centralised import CentralisedProxy
-from fedsim.audit.membership import ATTACKS, choose
+from fedsim.audit.attacks import ATTACKS, choose
+from fedsim.audit.centralised_proxy import CentralisedProxy
+from fedsim.audit.roc import auc
 from fedsim.audit.scores import fair_coins
-from fedsim.audit.shadows import score_shadows
-from fedsim.audit.statistics import auc
+from fedsim.audit.shadow_scores import score_shadows
 from fedsim.config import Data, Model
 from fedsim.data.encode import encode_labels, encode_tokens, make_vocabulary, tokenize
 from fedsim.models import build_model

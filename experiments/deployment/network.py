@@ -17,8 +17,8 @@ from typing import Any
 from experiments.deployment.processes import ROOT, Federation, until
 from experiments.deployment.relay import Relay
 from experiments.deployment.sample import write_samples
-from fedsim.app.deploy import superlink_command, write_deployment
-from fedsim.app.rundir import RunDir
+from fedsim.app.engines.deployment import superlink_command, write_deployment
+from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Config, load, to_toml
 
 SERVER, NODES = "fedsim-server", "fedsim-nodes"

@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.deployment.processes import Federation
 from experiments.deployment.relay import Relay
-from fedsim.app.rundir import RunDir
+from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Config, from_flat, to_toml
 
 SIZES = {"small": (8, 8), "large": (256, 1024)}

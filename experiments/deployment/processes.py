@@ -10,9 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fedsim.app.connection import NAME, QUIET, Connection, script
-from fedsim.app.deploy import node_command, superlink_command, write_deployment
-from fedsim.app.superlink import LOCALHOST, end, free_port, wait_until_healthy
+from fedsim.app.engines.connection import NAME, QUIET, Connection, script
+from fedsim.app.engines.deployment import node_command, superlink_command, write_deployment
+from fedsim.app.engines.superlink import LOCALHOST, end, free_port, wait_until_healthy
 
 ROOT = Path(__file__).parents[2]
 Process = subprocess.Popen[bytes]
@@ -137,12 +137,12 @@ class Federation:
 
     def fedsim(self, *arguments: str, **extra: str) -> "subprocess.CompletedProcess[str]":
         """Run our command line to its end."""
-        command = [sys.executable, "-m", "fedsim.app.cli", *arguments]
+        command = [sys.executable, "-m", "fedsim.app.cli.main", *arguments]
         env = self.env("user", COLUMNS="200", **extra)
         return subprocess.run(command, env=env, cwd=self.home, capture_output=True, text=True, timeout=LONG_S)
 
     def fedsim_in_background(self, name: str, *arguments: str) -> Process:
-        return self.start(name, [sys.executable, "-m", "fedsim.app.cli", *arguments])
+        return self.start(name, [sys.executable, "-m", "fedsim.app.cli.main", *arguments])
 
     def end(self, name: str) -> None:
         end(self.running.pop(name))

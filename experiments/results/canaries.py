@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from fedsim.app.figures import SERIES, STYLE
-from fedsim.app.local import run_local
-from fedsim.app.rundir import Row, RunDir
-from fedsim.audit.exposure import null_standard_error
+from fedsim.app.engines.local import run_local
+from fedsim.app.report.plots.style import SERIES, STYLE
+from fedsim.app.rundir.files import Row
+from fedsim.app.rundir.run_dir import RunDir
+from fedsim.audit.exposure import exposure_standard_error
 from fedsim.config import load
 
 HERE = Path(__file__).parent
@@ -109,7 +110,7 @@ def exposed(mine: list[Row]) -> tuple[float, float]:
     """Return the mean exposure of all seeds' canaries and its standard error, the null's for fewer than 5."""
     values = pooled(mine, "exposures")
     if len(values) < 5:
-        return float(values.mean()), null_standard_error(len(values))
+        return float(values.mean()), exposure_standard_error(len(values))
     return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
 
 

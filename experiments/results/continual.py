@@ -53,7 +53,13 @@ def main() -> None:
 
 
 def run(seed: int, settings: list[str], data_dir: str, out: str) -> dict:
-    command = [sys.executable, "-m", "fedsim.app.cli", "run", str(ROOT / "experiments/continual_star.toml")]
+    command = [
+        sys.executable,
+        "-m",
+        "fedsim.app.cli.main",
+        "run",
+        str(ROOT / "experiments/continual_star.toml"),
+    ]
     changes = [f"seed={seed}", "train.centralised=false", *settings]
     options = [part for change in changes for part in ("--set", change)]
     place = ["--data-dir", data_dir, "--out", out, "--json", "--report"]

@@ -1,8 +1,9 @@
 """How often a bound on the engine's own code is above its epsilon: `python experiments/results/crafted.py`.
 
-Independently seeded audits of one round with a crafted canary (`fedsim.app.crafted`): of builds that are
-right, whose bounds may exceed epsilon in at most 5 % + 2 standard errors of the trials, and of builds without
-noise or clip, whose bounds all should. Prints the table and writes crafted.json beside this file.
+Independently seeded audits of one round with a crafted canary (fedsim/app/audits/bounds/crafted_canary.py):
+of builds that are right, whose bounds may exceed epsilon in at most 5 % + 2 standard errors of the trials,
+and of builds without noise or clip, whose bounds all should. Prints the table and writes crafted.json
+beside this file.
 """
 
 import argparse
@@ -15,9 +16,9 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from clients import private as private_steps
-from clients.clip import Clip
-from fedsim.app.crafted import Crafted, Prey, audit_devices, audit_examples
+from clients import dp_sgd as private_steps
+from clients.example_clip import Clip
+from fedsim.app.audits.bounds.crafted_canary import AuditedCode, Crafted, audit_devices, audit_examples
 from fedsim.config import from_flat
 from fedsim.models import build_model, parameters_of
 from fedsim.models.tasks import make_task
@@ -105,11 +106,11 @@ def audited(unit: str, seed: int, runs: int) -> Crafted:
     }
     settings = from_flat(shared | UNITS[unit])
     module = build_model(SPEC, settings.model, seed)
-    prey = Prey(settings, module, make_task(SPEC), parameters_of(module), DELTA, runs)
+    code = AuditedCode(settings, module, make_task(SPEC), parameters_of(module), DELTA, runs)
     if unit == "device":
-        return audit_devices(prey)
+        return audit_devices(code)
     tokens = torch.tensor([[2, 3, 4], [5, 6, 7], [2, 5, 8], [20, 21, 22]])
-    return audit_examples(prey, Examples({"tokens": tokens, "label": torch.tensor([0, 1, 1, 2])}))
+    return audit_examples(code, Examples({"tokens": tokens, "label": torch.tensor([0, 1, 1, 2])}))
 
 
 if __name__ == "__main__":

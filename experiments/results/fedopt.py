@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from fedsim.app.local import run_local
+from fedsim.app.engines.local import run_local
 from fedsim.config import load
 from fedsim.errors import RunFailed
 

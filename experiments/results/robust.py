@@ -17,10 +17,11 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # experiments is no installed package
 
 from experiments.adversary import adversarial, flipped  # noqa: E402
-from fedsim.app.figures import SERIES, STYLE  # noqa: E402
-from fedsim.app.local_grid import LocalGrid  # noqa: E402
-from fedsim.app.rundir import RunDir  # noqa: E402
-from fedsim.app.server import serve  # noqa: E402
+from fedsim.app.engines.local import run_local  # noqa: E402
+from fedsim.app.engines.local_grid import LocalGrid  # noqa: E402
+from fedsim.app.report.plots.style import SERIES, STYLE  # noqa: E402
+from fedsim.app.rundir.run_dir import RunDir  # noqa: E402
+from fedsim.app.server.serve import serve  # noqa: E402
 from fedsim.config import load, to_flat  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -57,7 +58,7 @@ def run(settings: list[str], share: float, seed: int, out: str) -> RunDir:
     place = [f"place.out={Path(out) / f'robust-{share:g}'}", f"seed={seed}", "place.threads=1"]
     config = load(ROOT / "experiments" / "robust.toml", [*settings, *place])
     grid = LocalGrid(adversarial(share, flipped(5.0)), to_flat(config), 1)
-    return serve(grid, config, {})
+    return serve(grid, config, {}, run_local)
 
 
 def final(found: RunDir) -> float:

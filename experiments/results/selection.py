@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedsim.app.loading import load_holdings
-from fedsim.app.local import run_local
-from fedsim.app.rundir import RunDir
+from fedsim.app.engines.local import run_local
+from fedsim.app.experiment.loading import load_holdings
+from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Config, load
 from fedsim.data.activity import gini, public_activity
 from fedsim.data.stream import period_of_round

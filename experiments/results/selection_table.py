@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import t
 
-from fedsim.app.figures import SERIES, STYLE
+from fedsim.app.report.plots.style import SERIES, STYLE
 
 HERE = Path(__file__).parent
 SELECTIONS = ("uniform", "activity 0.5", "activity 1", "mixture", "threshold")

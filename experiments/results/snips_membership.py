@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.audit.centralised import CentralisedProxy
-from fedsim.audit.membership import ATTACKS
+from fedsim.audit.attacks import ATTACKS
+from fedsim.audit.centralised_proxy import CentralisedProxy
+from fedsim.audit.roc import auc, roc
 from fedsim.audit.scores import Scores, fair_coins
-from fedsim.audit.shadows import score_shadows
-from fedsim.audit.statistics import auc, roc
+from fedsim.audit.shadow_scores import score_shadows
 from fedsim.data.encode import pad, tokenize
 from fedsim.errors import WrongInput
 from fedsim.models.layers import Embedding, Linear

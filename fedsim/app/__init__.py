@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedsim.app.api import run as run
-    from fedsim.app.frames import load_runs as load_runs
-    from fedsim.app.rundir import RunDir as RunDir
+    from fedsim.app.rundir.run_dir import RunDir as RunDir
+    from fedsim.app.rundir.runs_table import load_runs as load_runs
 
-OFFERED = {"run": "fedsim.app.api", "load_runs": "fedsim.app.frames", "RunDir": "fedsim.app.rundir"}
+OFFERED = {
+    "run": "fedsim.app.api",
+    "load_runs": "fedsim.app.rundir.runs_table",
+    "RunDir": "fedsim.app.rundir.run_dir",
+}
 """What the application offers, by the module that has it; imported when it is asked for: torch is heavy."""
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedsim.app.local import run_local
-from fedsim.app.rounds import Watch
-from fedsim.app.rundir import RunDir
+from fedsim.app.engines.local import run_local
+from fedsim.app.rundir.run_dir import RunDir
+from fedsim.app.server.session import Watch
 from fedsim.config import Config, Scalar, from_flat, load, to_flat
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import stats
 
-from fedsim.audit.canaries import ENUMERABLE
+from fedsim.audit.canary_patterns import ENUMERABLE
 from fedsim.audit.scores import Floats
 from fedsim.errors import WrongInput
 
@@ -68,7 +68,7 @@ def null_mean(space: int) -> float:
     return float(np.log2(space) - np.log2(np.arange(1, space + 1)).mean())
 
 
-def null_standard_error(canaries: int) -> float:
+def exposure_standard_error(canaries: int) -> float:
     """Return the standard error of the mean exposure of so many canaries without leakage: 1.44 / sqrt(c)."""
     return 1 / float(np.log(2) * np.sqrt(canaries))
 

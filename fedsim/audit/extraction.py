@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsim.audit.canaries import ENUMERABLE
+from fedsim.audit.canary_patterns import ENUMERABLE
 from fedsim.errors import WrongInput
 
 Loss = Callable[[Tensor], Tensor]

@@ -43,14 +43,14 @@ def certified(right: int, guesses: int, canaries: int, delta: float, confidence:
     alpha = 1 - confidence
 
     def excess(epsilon: float) -> float:
-        return p_value(right, guesses, canaries, epsilon, delta) - alpha
+        return guesses_p_value(right, guesses, canaries, epsilon, delta) - alpha
 
     if excess(0.0) >= 0:
         return 0.0
     return float(brentq(excess, 0.0, LARGEST, xtol=1e-6)) if excess(LARGEST) > 0 else LARGEST
 
 
-def p_value(right: int, guesses: int, canaries: int, epsilon: float, delta: float) -> float:
+def guesses_p_value(right: int, guesses: int, canaries: int, epsilon: float, delta: float) -> float:
     """Return the chance of that many right guesses under (epsilon, delta)-DP (Steinke et al., 2023).
 
     beta + 2 m delta alpha with W ~ Bin(r, e^eps / (1 + e^eps)), beta = P(W >= v) and

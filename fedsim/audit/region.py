@@ -33,7 +33,7 @@ def gaussian(mu: float) -> Profile:
     return lambda fpr: norm.cdf(norm.ppf(fpr) + mu)
 
 
-def gaussian_delta(epsilon: float, mu: float) -> float:
+def gaussian_delta_of_mu(epsilon: float, mu: float) -> float:
     """Return delta(eps) = Phi(-eps/mu + mu/2) - e^eps Phi(-eps/mu - mu/2) (Balle and Wang, 2018)."""
     if mu <= 0:
         return 0.0
@@ -43,15 +43,17 @@ def gaussian_delta(epsilon: float, mu: float) -> float:
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Return the epsilon of a Gaussian mechanism with this mu, the inverse of `gaussian_delta`."""
-    if gaussian_delta(0.0, mu) <= delta:
+    """Return the epsilon of a Gaussian mechanism with this mu, the inverse of `gaussian_delta_of_mu`."""
+    if gaussian_delta_of_mu(0.0, mu) <= delta:
         return 0.0
-    return float(brentq(lambda e: gaussian_delta(e, mu) - delta, 0.0, mu * mu / 2 + mu * 40 + 1, xtol=1e-10))
+    return float(
+        brentq(lambda e: gaussian_delta_of_mu(e, mu) - delta, 0.0, mu * mu / 2 + mu * 40 + 1, xtol=1e-10)
+    )
 
 
 def gaussian_mu(epsilon: float, delta: float) -> float:
     """Return the mu at which a Gaussian mechanism has exactly (epsilon, delta)."""
-    return float(brentq(lambda mu: gaussian_delta(epsilon, mu) - delta, 1e-9, 1e3, xtol=1e-12))
+    return float(brentq(lambda mu: gaussian_delta_of_mu(epsilon, mu) - delta, 1e-9, 1e3, xtol=1e-12))
 
 
 def largest_auc(profile: Profile, points: int = 20_001) -> float:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.audit.intervals import FEWEST_TARGETS, over_targets, proportion_high, proportion_low
-from fedsim.audit.scores import Bools, Floats
-from fedsim.audit.statistics import (
+from fedsim.audit.roc import (
     EXPECTED_ALARMS,
     PRIORS,
     auc,
@@ -17,6 +16,7 @@ from fedsim.audit.statistics import (
     precision,
     roc,
 )
+from fedsim.audit.scores import Bools, Floats
 
 RATES = {"1pct": 0.01, "01pct": 0.001}
 POINTS = 120
@@ -40,7 +40,7 @@ class Trial:
         return min(int(self.member.sum()), int((~self.member).sum())) >= 2
 
 
-def figures(trials: Sequence[Trial], rng: np.random.Generator) -> dict[str, Any]:
+def attack_figures(trials: Sequence[Trial], rng: np.random.Generator) -> dict[str, Any]:
     """Return the figures of an attack, each a mean over its targets.
 
     From 5 targets on intervals are over targets, below that over the records of the first (DeLong et al.,

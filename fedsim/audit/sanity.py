@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.audit import builds
-from fedsim.audit.blind import blind_auc
+from fedsim.audit import broken_mechanisms as builds
+from fedsim.audit.attacks import lira, loss
+from fedsim.audit.blind_baseline import blind_auc
 from fedsim.audit.bounds import Bound, gaussian_worlds, two_worlds
-from fedsim.audit.builds import DELTA, EPSILON, Build
-from fedsim.audit.centralised import CentralisedProxy
-from fedsim.audit.membership import lira, loss
+from fedsim.audit.broken_mechanisms import DELTA, EPSILON, Build
+from fedsim.audit.centralised_proxy import CentralisedProxy
 from fedsim.audit.one_run import one_run
 from fedsim.audit.one_shot import one_shot_bound
 from fedsim.audit.region import excess, gaussian, gaussian_mu
+from fedsim.audit.roc import auc, null_standard_error
 from fedsim.audit.samplers import poisson_p_value
 from fedsim.audit.scores import Bools, Floats, Scores, fair_coins
-from fedsim.audit.shadows import score_shadows
-from fedsim.audit.statistics import auc, null_standard_error
+from fedsim.audit.shadow_scores import score_shadows
 from fedsim.models.layers import Linear
 from fedsim.seeds import generator
 

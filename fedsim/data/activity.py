@@ -56,3 +56,11 @@ def apportion(share: NDArray[np.float64], total: int) -> Counts:
     missing = total - int(whole.sum())
     whole[np.argsort(whole - exact, kind="stable")[:missing]] += 1
     return whole
+
+
+def deciles(activity: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return each device's tenth by activity, from 1 to 10; equal devices stand in the order of their ids."""
+    order = np.argsort(activity, kind="stable")
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    return 1 + 10 * place // len(order)

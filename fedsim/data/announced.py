@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fedsim.config import Data
 from fedsim.data.cleaning import COLUMNS
-from fedsim.data.files import files
+from fedsim.data.local_files import files
 from fedsim.data.table import public_part
 from fedsim.errors import WrongInput
 from fedsim.types import DeviceId, Examples, Spec

@@ -7,7 +7,8 @@ import torch
 
 from fedsim.data.pool import Pool
 from fedsim.errors import WrongInput
-from fedsim.types import Examples
+from fedsim.seeds import generator
+from fedsim.types import Examples, Params
 
 PREFIX = "canary-device-"
 FILLING = -2
@@ -53,3 +54,11 @@ def with_canary_devices(pool: Pool, count: int) -> Pool:
         mislabelled=pool.mislabelled[rows] & ~filling,
         canary=np.where(filling, FILLING, pool.canary[rows]),
     )
+
+
+def random_direction(params: Params, seed: int, *names: str | int) -> Params:
+    """Return a uniformly random direction of norm 1 over all parameters, in float64."""
+    size = sum(p.numel() for p in params.values())
+    flat = torch.from_numpy(generator(seed, "direction", *names).standard_normal(size))
+    parts = (flat / flat.norm()).split([p.numel() for p in params.values()])
+    return {name: part.view(p.shape) for (name, p), part in zip(params.items(), parts, strict=True)}

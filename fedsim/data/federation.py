@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from fedsim.config import Data, Partition
 from fedsim.data.digits import digits
-from fedsim.data.files import files
 from fedsim.data.hub import hub
+from fedsim.data.local_files import files
 from fedsim.data.records import Splits
-from fedsim.data.requests import Requests
-from fedsim.data.table import Table
+from fedsim.data.synthetic_requests import Requests
+from fedsim.data.table import RecordTable
 from fedsim.errors import WrongInput
 from fedsim.names import lookup
 from fedsim.types import DeviceId, Examples, Spec
@@ -63,7 +63,7 @@ def load_federation(data: Data, data_dir: Path | None, partition: Partition = NA
     """
     found = lookup("data.source", data.source, SOURCES)(data, data_dir)
     if isinstance(found, Splits):
-        federation: FederatedDataset = Table(data, partition, found, data_dir)
+        federation: FederatedDataset = RecordTable(data, partition, found, data_dir)
     elif partition.name == "natural":
         federation = found
     else:

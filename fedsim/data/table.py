@@ -28,7 +28,7 @@ from fedsim.errors import WrongInput
 from fedsim.types import DeviceId, Examples, Spec
 
 
-class Table:
+class RecordTable:
     """A federation from the records of each split, under natural devices or those of `[partition]`."""
 
     def __init__(self, data: Data, partition: Partition, splits: Splits, data_dir: Path | None) -> None:

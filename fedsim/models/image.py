@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from fedsim.config import Model
 from fedsim.errors import WrongInput
-from fedsim.models.layers import Conv2d, Dropout, GroupNorm, Linear, pool
+from fedsim.models.dropout import Dropout
+from fedsim.models.layers import Conv2d, GroupNorm, Linear, pool
 from fedsim.types import Spec
 
 

@@ -9,7 +9,9 @@ from torch.func import functional_call
 
 from fedsim.config import Model
 from fedsim.models.characters import FEATURES, Characters
-from fedsim.models.layers import LSTM, BiLSTM, Dropout, Embedding, Linear, MeanEmbedding
+from fedsim.models.dropout import Dropout
+from fedsim.models.layers import Embedding, Linear, MeanEmbedding
+from fedsim.models.recurrent import LSTM, BiLSTM
 from fedsim.types import PAD, Params, Spec
 
 

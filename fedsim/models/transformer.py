@@ -8,7 +8,8 @@ from torch.nn.functional import gelu
 
 from fedsim.config import Model
 from fedsim.errors import WrongInput
-from fedsim.models.layers import Attention, Dropout, Embedding, LayerNorm, Linear
+from fedsim.models.dropout import Dropout
+from fedsim.models.layers import Attention, Embedding, LayerNorm, Linear
 from fedsim.models.text import TextHeads
 from fedsim.types import PAD, Spec
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fedsim.config import Config
 from fedsim.errors import WrongInput
-from fedsim.privacy.refusals import check_example_sum, check_examples, check_norms, check_release, check_unit
+from fedsim.privacy.dp_checks import check_example_sum, check_examples, check_norms, check_release, check_unit
 
 POISSON_RULES = ("uniform", "activity", "threshold", "mixture", "schedule", "privacy_aware")
 """Rules whose coins are independent with a probability that is a public function of the roster and round."""

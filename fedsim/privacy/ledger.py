@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
 from fedsim.privacy.accounting import Event, merged
-from fedsim.privacy.table import Table
+from fedsim.privacy.renyi_table import RenyiTable
 
 NOBODY = -1
 Members = NDArray[np.int32]
@@ -132,7 +132,7 @@ class Ledger:
 
     def counts(
         self, counted: Callable[[Kept], bool] = lambda entry: True, more: Iterable[Entry] = ()
-    ) -> tuple[Table, csr_array]:
+    ) -> tuple[RenyiTable, csr_array]:
         """Return the distinct events, and how often each befell each device [devices, events].
 
         Only entries that are `counted`, and `more` entries that are about to be written.
@@ -144,10 +144,10 @@ class Ledger:
         ]
         parts += [_cells(entry.groups, entry.members, 1, columns) for entry in more]
         if not columns:
-            return Table(()), csr_array((self.devices, 0), dtype=np.int64)
+            return RenyiTable(()), csr_array((self.devices, 0), dtype=np.int64)
         who, event, often = (np.concatenate(each) for each in zip(*parts, strict=True))
         found = coo_array((often, (who, event)), shape=(self.devices, len(columns)))
-        return Table(tuple(Event(z, q) for z, q in columns)), csr_array(found)
+        return RenyiTable(tuple(Event(z, q) for z, q in columns)), csr_array(found)
 
     def _members(self, name: str) -> Members:
         found: Members = np.load(self.folder / "privacy" / f"{name}.npy", allow_pickle=False)
@@ -184,7 +184,7 @@ class Ledger:
         _sync_folder(path.parent)
 
 
-def row_events(table: Table, counts: csr_array, device: int) -> tuple[Event, ...]:
+def row_events(table: RenyiTable, counts: csr_array, device: int) -> tuple[Event, ...]:
     """Return what befell one device, from `Ledger.counts`."""
     row = counts[[device]].toarray()[0]
     found = zip(table.events, row.tolist(), strict=True)

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from fedsim.config import Config, from_flat, to_flat
 from fedsim.errors import WrongInput
 from fedsim.privacy.accounting import Event, epsilon, epsilon_rdp
-from fedsim.privacy.cap import privacy_cap
 from fedsim.privacy.claims import amplification
+from fedsim.privacy.entries import local_events
+from fedsim.privacy.inclusion_cap import privacy_cap
 from fedsim.privacy.mechanism import device_mechanism, most_participations
-from fedsim.privacy.rounds import local_events
-from fedsim.privacy.table import Table, quantise, renyi_curve, renyi_epsilons
+from fedsim.privacy.renyi_table import RenyiTable, quantise, renyi_curve, renyi_epsilons
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -128,7 +128,7 @@ def _one(config: Config, delta: float, first: float, second: float, claim: bool)
         events = (device_mechanism(config).event(first, second, config.train.rounds),)
     else:
         events = (device_mechanism(config).event(1.0, second, int(first)),)
-    table = Table(tuple(Event(e.noise_multiplier, e.sampling_rate) for e in events))
+    table = RenyiTable(tuple(Event(e.noise_multiplier, e.sampling_rate) for e in events))
     return float(table.epsilons(np.array([[e.count for e in events]]), delta)[0]) if events else 0.0
 
 

@@ -6,8 +6,8 @@ import sys
 import tempfile
 import time
 
-from fedsim.app.local import run_local
-from fedsim.app.rundir import Row
+from fedsim.app.engines.local import run_local
+from fedsim.app.rundir.files import Row
 from fedsim.config import from_flat
 
 

@@ -227,7 +227,7 @@ class Ours(Engine):
 def lstm_by_autograd(
     x: Tensor, mask: Tensor, into: Tensor, hidden: Tensor, bias: Tensor, watch: object = None
 ) -> Tensor:
-    """Return what `fedsim.models.layers.lstm` does, by ordinary kernels."""
+    """Return what `fedsim.models.recurrent.lstm` does, by ordinary kernels."""
     models, batch, time, _ = x.shape
     gates = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, 2), into.transpose(1, 2))
     h = c = x.new_zeros(models, batch, hidden.shape[-1])

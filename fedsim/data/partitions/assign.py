@@ -11,7 +11,7 @@ from flwr_datasets.partitioner import Partitioner
 from numpy.typing import NDArray
 
 from fedsim.config import Data, Partition
-from fedsim.data.partitions.flower import FLOWER, rows_of
+from fedsim.data.partitions.flower_partitions import FLOWER, rows_of
 from fedsim.data.partitions.ours import OURS
 from fedsim.data.partitions.owners import OwnerPartitioner, Owners, check_room, column
 from fedsim.data.partitions.wanted import VALUE, Rule, Values, Wanted
@@ -28,7 +28,7 @@ _INDEX = "index"
 
 
 @dataclass(frozen=True)
-class Assignment:
+class OwnerAssignment:
     """Who owns which training example."""
 
     owners: NDArray[np.str_]
@@ -50,7 +50,7 @@ class Assignment:
 
 def assign_devices(
     data: Data, partition: Partition, records: Records, data_dir: Path | None = None
-) -> Assignment:
+) -> OwnerAssignment:
     """Return the devices "p00000", "p00001", ... of the training records; own code may name others.
 
     The seed is `data.seed`. Raises WrongInput where the records or the numbers do not allow the rule.
@@ -110,7 +110,7 @@ def _numbers(partitioner: Partitioner) -> tuple[Owners, int]:
     return numbers, len(parts)
 
 
-def _own(data: Data, partition: Partition, records: Records) -> Assignment:
+def _own(data: Data, partition: Partition, records: Records) -> OwnerAssignment:
     rule: OwnRule = import_object("partition.name", partition.name)
     found = [NOBODY if name is None else str(name) for name in rule(data, partition, records)]
     if len(found) != records.size:
@@ -122,7 +122,7 @@ def _own(data: Data, partition: Partition, records: Records) -> Assignment:
     return _assignment(owners, np.unique(owners[owners != NOBODY]), records)
 
 
-def _assignment(owners: NDArray[np.str_], devices: NDArray[np.str_], records: Records) -> Assignment:
+def _assignment(owners: NDArray[np.str_], devices: NDArray[np.str_], records: Records) -> OwnerAssignment:
     left = int((owners == NOBODY).sum())
     note = f"{left} records of {records.origin} came to no device by the partition: left out"
-    return Assignment(owners, devices, (note,) if left else ())
+    return OwnerAssignment(owners, devices, (note,) if left else ())

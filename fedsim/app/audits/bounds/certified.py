@@ -1,0 +1,115 @@
+"""Lower bounds on a run's epsilon: from its coins, from a crafted canary, from canary devices."""
+
+import numpy as np
+import torch
+
+from fedsim.app.audits.audited import Audited
+from fedsim.app.audits.bounds.crafted_canary import RUNS, AuditedCode, Crafted, audit_devices, audit_examples
+from fedsim.app.audits.membership.final import strongest_attack
+from fedsim.app.audits.membership.threat import unlike
+from fedsim.app.rundir.files import Row
+from fedsim.audit.bounds import Bound
+from fedsim.audit.one_run import one_run
+from fedsim.audit.one_shot import one_shot
+from fedsim.data.canary_devices import canary_names, random_direction
+from fedsim.data.pool import pooled
+from fedsim.models import build_model, parameters_of
+from fedsim.privacy.accounting import epsilon
+from fedsim.seeds import generator
+from fedsim.types import Examples
+
+FLOATS = 2 * 10**9
+"""Noise values that a crafted audit draws at most."""
+FEWEST = 100
+
+
+def bound_rows(audited: Audited) -> list[Row]:
+    """Return a row for each bound that the config makes possible."""
+    config = audited.config
+    rows = []
+    if config.audit.coins != "none":
+        rows.append(_by_coins(audited))
+    if config.dp.unit != "none" and config.dp.trust != "secure_sum" and audited.ended:
+        rows.append(_by_crafting(audited))
+    if config.audit.canary_devices and audited.ended:
+        rows.append(_by_canary_devices(audited))
+    return rows
+
+
+def _by_coins(audited: Audited) -> Row:
+    """Steinke et al. (2023): the coins of the run itself; what they bound is the epsilon of their unit."""
+    config, name, game, trial = audited.config, *strongest_attack(audited)
+    delta = audited.delta or 1e-5
+    rng = generator(config.seed, "audit", "one run", audited.round)
+    row = _row(one_run(trial.scores, trial.member, delta, rng)) | {
+        "unit": game.unit,
+        "view": "final",
+        "game": game.name,
+        "attack": name,
+        "canaries": len(trial.member),
+    }
+    reason = unlike(config, game.unit)
+    if reason:
+        return row | {"note": reason}
+    return row | {"epsilon_ledger": epsilon(audited.events, delta)}
+
+
+def _by_crafting(audited: Audited) -> Row:
+    """Jagielski et al. (2020), on one round of the run's own code: see crafted_canary.py."""
+    config = audited.config
+    start = parameters_of(build_model(audited.holdings.dataset.spec, config.model, config.seed))
+    runs = int(np.clip(FLOATS // sum(p.numel() for p in start.values()), FEWEST, RUNS))
+    code = AuditedCode(config, audited.module, audited.task, start, audited.delta, runs)
+    if config.dp.unit == "device":
+        found, what = audit_devices(code), "one round's noised sum"
+    else:
+        found, what = audit_examples(code, _four(audited)), "one round of one device with 4 examples"
+    return _of_crafted(found) | {"unit": config.dp.unit, "view": what, "runs": runs}
+
+
+def _of_crafted(found: Crafted) -> Row:
+    return _row(found.bound) | {"method": "crafted canary, two worlds", "epsilon_ledger": found.epsilon}
+
+
+def _four(audited: Audited) -> Examples:
+    """Return four records, the last unlike the others as far as its gradient goes: it has a random label."""
+    records = pooled(audited.holdings.dataset).records[:4]
+    fields = dict(records.fields)
+    if "label" in fields:
+        rng = generator(audited.config.seed, "audit", "crafted label")
+        label = fields["label"].clone()
+        label[-1] = int(rng.integers(len(audited.holdings.dataset.spec.labels)))
+        fields["label"] = label
+    return Examples(fields)
+
+
+def _by_canary_devices(audited: Audited) -> Row:
+    """Andrew et al. (2024): how far the whole change points to where canary devices did; an estimate."""
+    config = audited.config
+    start = parameters_of(build_model(audited.holdings.dataset.spec, config.model, config.seed))
+    change = {name: audited.params[name].double() - p.double() for name, p in start.items()}
+    size = torch.stack([c.square().sum() for c in change.values()]).sum().sqrt()
+    cosines = []
+    for name in canary_names(config.audit.canary_devices):
+        direction = random_direction(start, config.seed, name)
+        cosines.append(float(sum((change[n] * d).sum() for n, d in direction.items()) / size))
+    dimensions = sum(p.numel() for p in start.values())
+    found = one_shot(np.array(cosines), dimensions, audited.delta or 1e-5)
+    row = _row(found.bound) | {"unit": "device", "view": "final", "canaries": len(cosines)}
+    row |= {"epsilon_estimate": found.epsilon_estimate}
+    if config.dp.unit == "device":
+        row["epsilon_ledger"] = epsilon(audited.events, audited.delta)
+    return row
+
+
+def _row(bound: Bound) -> Row:
+    return {
+        "kind": "audit",
+        "method": bound.method,
+        "epsilon_low": bound.epsilon_low,
+        "ceiling": bound.ceiling,
+        "confidence": bound.confidence,
+        "delta": bound.delta,
+        "assumptions": bound.assumptions,
+        "estimate": bound.estimate,
+    }

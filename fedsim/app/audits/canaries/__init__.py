@@ -1,0 +1,1 @@
+"""Canaries that were planted: exposure and extraction."""

@@ -1,0 +1,152 @@
+"""Exposure: every canary of a run ranked among all codes that it could have had.
+
+Every canary is compared with codes that were drawn alike and never planted: their exposure is the null of
+this very model.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedsim.app.audits.audited import Audited
+from fedsim.app.experiment.loading import changes_of
+from fedsim.app.experiment.planting import Cell, Reading, canaries_of, reading_of
+from fedsim.app.rundir.files import Row
+from fedsim.audit.canary_patterns import ENUMERABLE, Canary, completions, position, reference_codes
+from fedsim.audit.exposure import (
+    exposure,
+    exposure_by_fit,
+    exposure_standard_error,
+    joint_p_value,
+    null_mean,
+    rank,
+    rank_among,
+)
+from fedsim.audit.scores import Floats
+from fedsim.models.evaluation import batches
+from fedsim.seeds import generator
+from fedsim.types import Params
+
+NULLS = 10
+"""Codes never planted that are ranked beside each canary."""
+REFERENCES = 4095
+"""Codes that a canary of a space too large to list is ranked among: at most 12 bits."""
+BATCH = 2000
+Losses = Callable[[int, NDArray[np.int64]], Floats]
+"""A canary's number and codes [n, length] -> [n]."""
+
+
+@dataclass(frozen=True)
+class Exposed:
+    """How one canary stands in one model."""
+
+    exposure: float
+    nulls: Floats
+    """[NULLS] exposures of codes that were never planted, behind the same words."""
+    fitted: float | None = None
+    """By a skew-normal: an estimate, for spaces too large to list."""
+    likeliest: tuple[int, ...] = ()
+    """The code with the lowest loss of all; empty for those spaces."""
+
+
+@dataclass(frozen=True)
+class CanarySearch:
+    """What seeks the canaries of a run in a model."""
+
+    audited: Audited
+    reading: Reading
+    canaries: Sequence[Canary]
+    seed: int
+
+    @cached_property
+    def codes(self) -> NDArray[np.int64]:
+        """The codes [n, length] that canaries are ranked among."""
+        pattern = self.reading.pattern
+        if pattern.space <= ENUMERABLE:
+            return completions(pattern)
+        return reference_codes(pattern, REFERENCES, generator(self.seed, "canary", "references"))
+
+    def nulls(self, number: int) -> list[Canary]:
+        """Return canaries of the same words whose codes were never planted."""
+        canary, rng = self.canaries[number], generator(self.seed, "canary", "null", number)
+        return [Canary(canary.pattern, canary.word, c) for c in reference_codes(canary.pattern, NULLS, rng)]
+
+    def losses(self, params: Params, number: int, codes: NDArray[np.int64]) -> Floats:
+        """Return the loss [n] of a canary's sentence with each of the codes [n, length] in its gap."""
+        audited, examples = self.audited, self.reading.completed(self.canaries[number].word, codes)
+        found = [
+            audited.task.losses(outputs, fields).double().cpu()
+            for _, outputs, fields in batches(audited.module, audited.task, params, examples, BATCH)
+        ]
+        return torch.cat(found).numpy()
+
+
+def make_search(audited: Audited) -> CanarySearch:
+    """Return what seeks the canaries that a run has planted."""
+    config = audited.config
+    seed = changes_of(config).seed
+    reading = reading_of(audited.holdings.dataset.spec, config.data, config.canary)
+    return CanarySearch(audited, reading, canaries_of(config.canary, seed), seed)
+
+
+def exposures(search: CanarySearch, losses: Losses, numbers: Sequence[int]) -> list[Exposed]:
+    """Return the exposure of canaries by what an attacker makes of each code; lower is likelier."""
+    return [_exposed(search, number, losses) for number in numbers]
+
+
+def _exposed(search: CanarySearch, number: int, losses: Losses) -> Exposed:
+    canary, nulls = search.canaries[number], search.nulls(number)
+    space = canary.pattern.space
+    rng = generator(search.seed, "canary", "ties", search.audited.round, number)
+    if space <= ENUMERABLE:
+        found = losses(number, search.codes)
+        own, *others = (exposure(rank(found, position(c), rng), space) for c in (canary, *nulls))
+        return Exposed(own, np.array(others), None, tuple(search.codes[int(found.argmin())].tolist()))
+    planted = np.stack([canary.code, *(null.code for null in nulls)])
+    found = losses(number, np.concatenate([planted, search.codes]))
+    among = found[len(planted) :]
+    own, *others = (exposure(rank_among(x, among, rng), len(among) + 1) for x in found[: len(planted)])
+    return Exposed(own, np.array(others), exposure_by_fit(float(found[0]), among, space))
+
+
+def canary_threat(search: CanarySearch, cell: Cell, view: str) -> Row:
+    """Return whose secret is sought where: the row's first fields."""
+    settings = search.audited.config.canary
+    unit = "group" if cell.devices > 1 else "device" if cell.copies > 1 else "example"
+    return {
+        "kind": "canary",
+        "pattern": settings.pattern,
+        "copies": cell.copies,
+        "devices": cell.devices,
+        "holders": cell.holders,
+        "period": settings.period or 1,
+        "view": view,
+        "unit": unit,
+    }
+
+
+def exposure_figures(search: CanarySearch, found: Sequence[Exposed]) -> Row:
+    """Return the exposures of canaries and of their nulls, with the joint p-value of the former."""
+    pattern = search.reading.pattern
+    own, nulls = np.array([f.exposure for f in found]), np.concatenate([f.nulls for f in found])
+    row: Row = {
+        "space": float(pattern.space),
+        "canaries": len(found),
+        "exposure_mean": float(own.mean()),
+        "exposure_max": float(own.max()),
+        "exposure_se": float(own.std(ddof=1) / len(own) ** 0.5)
+        if len(own) > 1
+        else exposure_standard_error(1),
+        "null_mean": float(nulls.mean()),
+        "null_expected": null_mean(min(pattern.space, len(search.codes) + 1)),
+        "p_value": joint_p_value(own),
+        "chance": 1 / len(pattern.candidates),
+        "exposures": own.tolist(),
+        "null_exposures": nulls.tolist(),
+    }
+    fitted = [f.fitted for f in found if f.fitted is not None]
+    return row | ({"exposure_fitted_mean": float(np.mean(fitted))} if fitted else {})

@@ -1,0 +1,1 @@
+"""Membership inference: the games, the attacks, what they see."""

@@ -1,0 +1,111 @@
+"""Membership attacks by whoever kept models: those of single rounds, or the release of each period."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.app.audits.audited import Audited
+from fedsim.app.audits.membership.game import Game, in_units, membership_game, of_unit, only
+from fedsim.app.audits.membership.subgroups import slices_of
+from fedsim.app.audits.membership.threat import blind, threat
+from fedsim.app.rundir.files import Row
+from fedsim.app.rundir.releases import read_release
+from fedsim.audit.predict import predict
+from fedsim.audit.result import Trial, area, attack_figures
+from fedsim.audit.scores import Floats
+from fedsim.data.stream import period_of_round
+from fedsim.errors import WrongInput
+from fedsim.models import build_model, parameters_of
+from fedsim.seeds import generator
+from fedsim.types import Params
+
+SLICES = ("period", "kept", "activity_decile")
+
+
+def round_rows(audited: Audited) -> list[Row]:
+    """Return the row of the mean log-likelihood over all rounds' models, and that of each round."""
+    game, rng = membership_game(audited), generator(audited.config.seed, "audit", "rounds", audited.round)
+    member = in_units(game.member, game)
+    rounds = [round for round in audited.run.kept_rounds() if round <= audited.round]
+    series = [_logp(audited, _kept(audited, round), game) for round in rounds]
+    head = {"attack": "loss_series"} | threat(audited, game, 0, "rounds")
+    row = {"kind": "membership"} | head | attack_figures([Trial(np.mean(series, 0), member)], rng)
+    part = {"kind": "slice", "of": "membership"} | head | {"slice": "round", "records": len(member)}
+    slices = [
+        part | {"value": round} | area([Trial(one, member)], rng)
+        for round, one in zip(rounds, series, strict=True)
+    ]
+    return [row | {"models": len(rounds)} | blind(audited, game, rng), *slices]
+
+
+def release_rows(audited: Audited) -> list[Row]:
+    """Return attacks with and without the releases of earlier periods, by period, deletion and activity."""
+    rng = generator(audited.config.seed, "audit", "releases", audited.round)
+    now = period_of_round(audited.config.stream, audited.config.train.rounds, audited.round)
+    game, arrivals = membership_game(audited), audited.holdings.arrivals
+    assert arrivals is not None, "check_views wants a stream for releases"
+    # fresh records and whole devices have no period of their own
+    arrived = arrivals.period[game.rows] if audited.config.audit.coins == "record" else None
+    models = _models(audited, now)
+    series = {period: _logp(audited, params, game) for period, params in models.items()}
+    unseen, rows = blind(audited, game, rng), []
+    for attack, scores, known in _attacks(series, arrived, now):
+        part = game if known.all() else only(game, known)
+        trial = Trial(scores[known], in_units(part.member, part))
+        if not trial.judged:
+            continue
+        head = {"attack": attack} | threat(audited, part, 0, "releases")
+        row = {"kind": "membership"} | head | attack_figures([trial], rng) | unseen
+        rows.append(row | {"releases": sorted(series)})
+        slices = slices_of(audited, part, [trial], rng)
+        rows += [
+            {"kind": "slice", "of": "membership"} | head | each for each in slices if each["slice"] in SLICES
+        ]
+    return rows
+
+
+def _attacks(
+    series: dict[int, Floats], arrived: NDArray[np.int64] | None, now: int
+) -> Iterator[tuple[str, Floats, NDArray[np.bool_]]]:
+    """Yield (attack, scores, for which records they can be had).
+
+    series: log-likelihoods [N] by period, 0 for the first parameters, `now` for the current model; arrived:
+    [N] the period of each record's arrival, None where the units are not records with one.
+    """
+    everyone = np.ones(len(series[now]), dtype=bool)
+    yield "loss_last", series[now], everyone
+    later = {p: values for p, values in series.items() if p > 0}
+    if arrived is None:
+        yield "loss_best", np.max(list(later.values()), 0), everyone
+        return
+    since = [np.where(arrived <= p, values, -np.inf) for p, values in later.items()]
+    yield "loss_best", np.max(since, 0), everyone
+    own, before = np.full(len(arrived), np.nan), np.full(len(arrived), np.nan)
+    for period, values in series.items():
+        own[arrived == period] = values[arrived == period]
+        before[arrived == period + 1] = values[arrived == period + 1]
+    yield "loss_own_period", own, ~np.isnan(own)
+    yield "difference", own - before, ~np.isnan(own - before)
+
+
+def _models(audited: Audited, now: int) -> dict[int, Params]:
+    """Return the first parameters as 0, the releases that were kept, and the current model as that of now."""
+    spec, config = audited.holdings.dataset.spec, audited.config
+    models: dict[int, Params] = {0: parameters_of(build_model(spec, config.model, config.seed))}
+    for period in range(1, now):
+        found = read_release(audited.run, period)
+        if found is not None:
+            models[period] = found
+    return models | {now: audited.params}
+
+
+def _kept(audited: Audited, round: int) -> Params:
+    found = audited.run.checkpoint(round)
+    if found is None:
+        raise WrongInput(f"the checkpoint of round {round} has gone meanwhile; audit the run alone")
+    return found.params
+
+
+def _logp(audited: Audited, params: Params, game: Game) -> Floats:
+    return of_unit(predict(audited.module, audited.task, params, game.records), game).logp

@@ -1,0 +1,56 @@
+"""Membership attacks on sums of updates: the difference between models of consecutive rounds."""
+
+import numpy as np
+
+from fedsim.app.audits.audited import Audited
+from fedsim.app.audits.membership.by_device import (
+    Scored,
+    all_devices,
+    asked_about,
+    could_train,
+    non_members,
+    observed_in,
+    over_devices,
+    places_of,
+    rows_by_round,
+    trials_of_devices,
+    window,
+)
+from fedsim.app.audits.membership.game import Game
+from fedsim.app.audits.membership.threat import blind, threat
+from fedsim.app.audits.replay import Replay, Round
+from fedsim.app.rundir.files import Row
+from fedsim.audit.update_scores import SUM_ATTACKS
+from fedsim.seeds import generator
+
+
+def sum_rows(audited: Audited) -> list[Row]:
+    """Return the rows of who sees only models of consecutive rounds, whose difference is a sum's step.
+
+    It knows who took part in a round, as the server of a secure sum does.
+    """
+    replay, rng = Replay(audited), generator(audited.config.seed, "audit", "sums", audited.round)
+    rounds = window(audited, replay)
+    game = asked_about(audited, rounds, rng)
+    found = [_scored_sum(audited, round, game) for round in rounds]
+    head = threat(audited, game, 0, "sums")
+    seen = {"window": len(rounds), "visible": "differences of consecutive models, and who took part"}
+    unseen, rows = blind(audited, game, rng), []
+    for attack in SUM_ATTACKS:
+        trial = all_devices(trials_of_devices(found, attack, game, non_members))
+        rows.append(
+            {"kind": "membership", "attack": attack} | head | over_devices([trial], rng) | unseen | seen
+        )
+        rows += list(rows_by_round(found, attack, game, non_members, head, rng))
+    return rows
+
+
+def _scored_sum(audited: Audited, round: Round, game: Game) -> Scored:
+    """Return the scores by the one sum of a round, of the records of its devices."""
+    step = {name: p - round.before[name] for name, p in round.after.items()}
+    seen = observed_in(audited, round, game, [step])
+    there = np.isin(game.owner, places_of(audited, round)) | (game.owner < 0)
+    attacks = {name: attack(seen) for name, attack in SUM_ATTACKS.items()}
+    return Scored(
+        round.round, np.zeros(1, dtype=np.int64), there & could_train(audited, round, game), attacks
+    )

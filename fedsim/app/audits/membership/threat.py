@@ -1,0 +1,84 @@
+"""The threat model of a membership attack, what DP allows it, and the blind baseline beside it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedsim.app.audits.audited import Audited
+from fedsim.app.audits.membership.game import Game, in_units
+from fedsim.app.rundir.files import Row
+from fedsim.audit.blind_baseline import blind_auc
+from fedsim.audit.region import excess, largest_auc
+from fedsim.audit.result import Trial
+from fedsim.audit.scores import Floats
+from fedsim.config import Config
+from fedsim.privacy.accounting import power
+from fedsim.privacy.claims import relation
+from fedsim.types import PAD
+
+MANY_LABELS = 100
+"""The blind baseline knows the labels one by one up to here."""
+
+
+def threat(audited: Audited, game: Game, references: int, view: str = "final") -> Row:
+    """Return the threat model as a row's fields."""
+    audit = audited.config.audit
+    row: Row = {"game": game.name, "view": view, "unit": game.unit, "references": references}
+    return row | ({"shadows": audit.shadows} if references else {})
+
+
+def fits_dp(config: Config, game: Game) -> bool:
+    """Whether the run's DP bounds an attack in this game."""
+    return not unlike(config, game.unit)
+
+
+def unlike(config: Config, unit: str) -> str:
+    """Return why the run's epsilon says nothing of a game over these units, or "".
+
+    Coins add or remove a unit, so the relation has to be that one, too.
+    """
+    if config.dp.unit == "none":
+        return "no differential privacy, no bound"
+    if config.dp.unit != unit:
+        return f"the run protects the unit {config.dp.unit!r}, and the game is over another"
+    if config.audit.coins == "none":
+        return "no coins were tossed, so that members and others differ by themselves"
+    if relation(config) != "add_or_remove":
+        return (
+            "a coin takes a unit out of the roster, which zero-out does not cover; set selection.total_score "
+            "(device) or another dp.trust than secure_sum to compare"
+        )
+    return ""
+
+
+def region(audited: Audited, trial: Trial, fpr: Sequence[float], rng: np.random.Generator) -> Row:
+    """Return what the run's whole privacy profile allows, and by how much the attack is surely over it."""
+    over = excess(trial.scores, trial.member, lambda f: power(audited.events, f), rng)
+    return {
+        "allowed_tpr": power(audited.events, np.array(fpr)).tolist(),
+        "allowed_auc": largest_auc(lambda f: power(audited.events, f), points=401),
+        "over_region": max(0.0, over),
+    }
+
+
+def blind(audited: Audited, game: Game, rng: np.random.Generator) -> Row:
+    """Return how well membership is told without the model: from label, length, device and activity."""
+    if game.unit == "device":
+        activity = audited.holdings.dataset.activity[np.unique(game.owner)]
+        features = np.log1p(activity)[:, None].astype(np.float64)
+    else:
+        features = _features(game)
+    return {"blind_auc": blind_auc(features, in_units(game.member, game), rng)}
+
+
+def _features(game: Game) -> Floats:
+    fields = game.records.fields
+    # that a test record has no device would tell it by itself
+    parts = [game.owner[:, None].astype(np.float64)] if (game.owner >= 0).all() else []
+    if "tokens" in fields:
+        parts.append((fields["tokens"] != PAD).sum(1, keepdim=True).double().numpy())
+    if "label" in fields:
+        labels = fields["label"].numpy()
+        known = np.unique(labels)[:MANY_LABELS]
+        parts.append((labels[:, None] == known).astype(np.float64))
+    return np.concatenate(parts, axis=1)

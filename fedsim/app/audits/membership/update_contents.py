@@ -1,0 +1,47 @@
+"""What plain updates give away without any attack model: their words and their labels."""
+
+import numpy as np
+from torch import nn
+
+from fedsim.app.audits.replay import Round
+from fedsim.app.rundir.files import Row
+from fedsim.audit.scores import Bools
+from fedsim.audit.update_scores import hits, leaked_labels, leaked_tokens
+from fedsim.data.holdings import Holdings
+from fedsim.types import PAD, Examples, Params
+
+
+class Leaks:
+    """Precision and recall of the token set and the label set of every update that was seen."""
+
+    def __init__(self, module: nn.Module, holdings: Holdings) -> None:
+        self.holdings = holdings
+        self.tables = [name for name, field in getattr(module, "tables", {}).items() if field == "tokens"]
+        self.found: dict[str, list[tuple[float, float]]] = {"token_set": [], "label_set": []}
+
+    def see(self, round: Round, device: str, change: Params) -> None:
+        """Compare an update with what the device held in the round."""
+        held = self.holdings.train(device, round.period)
+        for table in self.tables:
+            truth = _among(held, "tokens", len(change[table]))
+            truth[PAD] = False
+            self.found["token_set"].append(hits(leaked_tokens(change[table]), truth))
+        labels = len(self.holdings.dataset.spec.labels)
+        biases = [c for name, c in change.items() if name.endswith("bias") and c.shape == (labels,)]
+        if biases and labels and "label" in held.fields:
+            self.found["label_set"].append(hits(leaked_labels(biases[-1]), _among(held, "label", labels)))
+
+    def rows(self) -> list[Row]:
+        """Return a row for each kind of leak: means over the updates."""
+        return [
+            {"kind": "leak", "attack": attack, "view": "updates", "unit": "device", "updates": len(each)}
+            | {"precision": float(np.mean(each, 0)[0]), "recall": float(np.mean(each, 0)[1])}
+            for attack, each in self.found.items()
+            if each
+        ]
+
+
+def _among(examples: Examples, field: str, size: int) -> Bools:
+    """Return which ids below `size` occur in a field."""
+    found: Bools = np.isin(np.arange(size), examples.fields[field].numpy())
+    return found

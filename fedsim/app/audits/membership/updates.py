@@ -1,0 +1,111 @@
+"""Membership attacks on what a server sees in training: single updates, or sums of them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fedsim.app.audits.audited import Audited
+from fedsim.app.audits.membership.active import active_rows
+from fedsim.app.audits.membership.by_device import (
+    OTHERS,
+    Scored,
+    Versus,
+    asked_about,
+    could_train,
+    games_of,
+    held_by,
+    observed_in,
+    over_devices,
+    rows_by_round,
+    trials_of_devices,
+    window,
+)
+from fedsim.app.audits.membership.game import Game
+from fedsim.app.audits.membership.threat import blind, threat
+from fedsim.app.audits.membership.update_contents import Leaks
+from fedsim.app.audits.replay import Replay, Round, check_single, visible
+from fedsim.app.rundir.files import Row
+from fedsim.audit.blind_baseline import histogram_scores
+from fedsim.audit.result import Trial
+from fedsim.audit.scores import Floats
+from fedsim.audit.update_scores import FEWEST_DEVICES, UPDATE_ATTACKS
+from fedsim.seeds import generator
+from fedsim.types import Examples, Params
+
+
+def update_rows(audited: Audited) -> list[Row]:
+    """Return the rows of a passive server, and of an active one, that sees every device's update."""
+    check_single(audited.config)
+    replay, rng = Replay(audited), generator(audited.config.seed, "audit", "updates", audited.round)
+    rounds = window(audited, replay)
+    game = asked_about(audited, rounds, rng)
+    leaks = Leaks(audited.module, audited.holdings)
+    found = [_scored(audited, replay, round, game, leaks) for round in rounds]
+    seen = {"window": len(rounds), "visible": visible(audited.config)}
+    rows = [
+        row | (seen if row["kind"] == "membership" else {})
+        for name, versus in games_of(audited).items()
+        for row in _game_rows(audited, replace(game, name=name), found, versus, rng)
+    ]
+    if audited.config.audit.coins == "record":
+        rows += active_rows(audited, replay, rounds, game, rng)
+    return rows + [row | {"visible": seen["visible"]} for row in leaks.rows()]
+
+
+def _scored(audited: Audited, replay: Replay, round: Round, game: Game, leaks: Leaks) -> Scored:
+    devices: list[str] = []
+
+    def changes() -> Iterator[Params]:
+        for device, change in replay.updates(round):
+            devices.append(device)
+            leaks.see(round, device, change)
+            yield change
+
+    seen = observed_in(audited, round, game, changes())
+    attacks = {
+        name: attack(seen)
+        for name, attack in UPDATE_ATTACKS.items()
+        if len(devices) >= FEWEST_DEVICES or not name.startswith("fedmia")
+    }
+    places = np.searchsorted(audited.holdings.dataset.devices, np.array(devices, dtype=np.str_))
+    return Scored(round.round, places, could_train(audited, round, game), attacks)
+
+
+def _game_rows(
+    audited: Audited, game: Game, found: Sequence[Scored], versus: Versus, rng: np.random.Generator
+) -> Iterator[Row]:
+    """Yield a row an attack over the window, and its area round by round."""
+    head = threat(audited, game, 0, "updates")
+    unseen = _blind_to_updates(game, found, rng) if game.name == OTHERS else blind(audited, game, rng)
+    for attack in UPDATE_ATTACKS:
+        trials = trials_of_devices(found, attack, game, versus)
+        if trials:
+            row = {"kind": "membership", "attack": attack} | head | over_devices(trials, rng)
+            yield row | unseen
+            yield from rows_by_round(found, attack, game, versus, head, rng)
+
+
+def _blind_to_updates(game: Game, found: Sequence[Scored], rng: np.random.Generator) -> Row:
+    """Return how well a device's records are told from others' by its label histogram alone."""
+    devices = np.unique(np.concatenate([one.devices for one in found]))
+    tossed, trials = bool((~game.member & (game.owner >= 0)).any()), []
+    for device in devices.tolist():
+        inside = game.member & held_by(game, device)
+        which = inside | (game.member & ~held_by(game, device))
+        known = held_by(game, device) & (~game.member if tossed else game.member)
+        scores = histogram_scores(items_of(game.records), known)
+        trials.append(Trial(scores[which], inside[which]))
+    row = over_devices(trials, rng)
+    return {"blind_auc": row["auc"]}
+
+
+def items_of(records: Examples) -> Floats:
+    """Return what a record is about, as counts [N, items]: its label, else its tokens in 256 buckets."""
+    fields = records.fields
+    if "label" in fields:
+        labels = fields["label"]
+        return torch.nn.functional.one_hot(labels).double().numpy()
+    tokens = fields["tokens"] % 256
+    return torch.zeros(len(tokens), 256).scatter_add_(1, tokens, torch.ones(tokens.shape)).double().numpy()

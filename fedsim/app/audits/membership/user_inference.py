@@ -1,0 +1,61 @@
+"""Device-level inference: did a device train at all, asked by fresh records of it?
+
+The records were held out for evaluation, so that no model has seen them; what gives a device away is that a
+model which trained on its other records does better on these, too ("user inference").
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fedsim.app.audits.audited import Audited
+from fedsim.app.audits.membership.game import Game, natural
+from fedsim.app.audits.membership.references import targets_of
+from fedsim.app.audits.membership.subgroups import slices_of
+from fedsim.app.audits.membership.threat import blind, fits_dp, region, threat
+from fedsim.app.rundir.files import Row
+from fedsim.audit.attacks import ATTACKS
+from fedsim.audit.result import Trial, attack_figures
+from fedsim.audit.scores import Floats, Target
+from fedsim.data.pool import pooled
+from fedsim.seeds import generator
+
+NAME = "fresh records of the device"
+
+
+def device_rows(audited: Audited) -> list[Row]:
+    """Return the row of device-level inference, and its slices by activity; none without coins over devices.
+
+    It needs `evaluation.holdout`, which is where fresh records come from.
+    """
+    if audited.config.audit.coins != "device" or not audited.holdings.holds_out:
+        return []
+    game = fresh_game(audited)
+    targets = targets_of(audited, replace(game, unit="example"))
+    references = targets[0].references
+    name = "ratio" if references else "loss"
+    rng = generator(audited.config.seed, "audit", "fresh records", audited.round)
+    trials = [device_trial(target, game, name) for target in targets]
+    head = {"attack": name} | threat(audited, game, references)
+    row = {"kind": "membership"} | head | attack_figures(trials, rng) | blind(audited, game, rng)
+    row |= {"records_each": len(game.rows) / len(np.unique(game.owner))}
+    if fits_dp(audited.config, game):
+        row |= region(audited, trials[0], row["fpr"], rng)
+    slices = slices_of(audited, game, trials, rng)
+    return [row, *({"kind": "slice", "of": "membership"} | head | each for each in slices)]
+
+
+def fresh_game(audited: Audited) -> Game:
+    """Return the game of the records that devices hold out; a device is a member if its coin let it train."""
+    holdings, pool = audited.holdings, pooled(audited.holdings.dataset)
+    rows = np.flatnonzero(natural(audited, pool) & holdings.held_out_flags)
+    records = pool.records[torch.from_numpy(rows)]
+    return Game(NAME, "device", records, rows, pool.owner[rows], holdings.coins[rows])
+
+
+def device_trial(target: Target, game: Game, attack: str) -> Trial:
+    """Return each device's mean score over its fresh records, devices in their order."""
+    devices, first, each = np.unique(game.owner, return_index=True, return_inverse=True)
+    scores: Floats = np.bincount(each, ATTACKS[attack](target), len(devices)) / np.bincount(each)
+    return Trial(scores, target.member[first])

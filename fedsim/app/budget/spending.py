@@ -1,0 +1,238 @@
+"""The ledger at work in a run: each round's entry before the round, the target, the figures at the end."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.app.rundir.run_dir import RunDir
+from fedsim.config import Config
+from fedsim.data.activity import public_activity
+from fedsim.data.announced import Announced, possible_activity
+from fedsim.data.federation import FederatedDataset
+from fedsim.data.holdings import Holdings
+from fedsim.errors import RunFailed
+from fedsim.privacy.accounting import Event, epsilon
+from fedsim.privacy.claims import amplification, target_delta
+from fedsim.privacy.entries import local_entry, scheduled_entry, visible_entry
+from fedsim.privacy.ledger import Entry, Ledger, row_events
+from strategies.federated import Federated
+from strategies.inclusion import inclusion
+from strategies.weights import weights_of_all
+
+Floats = NDArray[np.float64]
+EXACT = 12
+"""Different devices up to which each one's epsilon is by PLD; of more, only the largest."""
+
+
+@dataclass
+class Spending:
+    """What a run has spent; without DP it does nothing."""
+
+    config: Config
+    strategy: Federated
+    run: RunDir
+    delta: float
+    noise_kind: str
+    activity: NDArray[np.int64]
+    """Public activities of all devices in all periods."""
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger.open(self.run.path, len(self.strategy.roster.devices))
+
+    @cached_property
+    def attempt(self) -> str:
+        """Seeded noise makes a repeated round the same release; other noise makes it another one."""
+        return "seeded" if self.noise_kind == "seeded" else os.urandom(8).hex()
+
+    def enter(self, round: int) -> str:
+        """Write down what the round will reveal; return why the run must stop instead, or "".
+
+        Devices whose epsilon the round would bring above `dp.target_epsilon` are retired, or the run stops.
+        """
+        dp, strategy = self.config.dp, self.strategy
+        if dp.unit == "none":
+            return ""
+        strategy.retired[:] = False
+        entry = self._entry(round)
+        begun = [known for known in self.ledger.entries if known.round == round and known.key != entry.key]
+        if dp.correlation == "banded" and begun:
+            raise RunFailed(
+                f"round {round} was begun with other noise and, with correlated noise, cannot be done again; "
+                "start over with --fresh, which is a new release"
+            )
+        if dp.target_epsilon:
+            over = self._after(entry) > dp.target_epsilon
+            if over.any() and dp.on_target == "stop":
+                return (
+                    f"stopped before round {round}, which would pass the target epsilon {dp.target_epsilon:g}"
+                )
+            strategy.retired[:] = over
+            active = strategy.roster.activity > 0
+            if active.any() and over[active].all():
+                return f"stopped before round {round}: every device has reached epsilon {dp.target_epsilon:g}"
+            entry = self._entry(round) if over.any() else entry
+        self.ledger.write(entry)
+        return ""
+
+    @property
+    def repeats(self) -> int:
+        """Rounds that were done again as other releases: each counts beyond `train.rounds`."""
+        entries = self.ledger.entries
+        return len(entries) - len({entry.round for entry in entries})
+
+    @property
+    def largest(self) -> NDArray[np.int64]:
+        """The largest public activity that each device of the roster has in any period."""
+        now = self.strategy.roster.activity
+        if len(self.activity) % len(now):
+            return now  # nodes hold data of their own, which the server's files say nothing of
+        return np.maximum(now, self.activity.reshape(-1, len(now)).max(axis=0))
+
+    @property
+    def members(self) -> NDArray[np.bool_]:
+        """Which devices of the roster have examples in any period."""
+        return self.largest > 0
+
+    def _after(self, entry: Entry) -> Floats:
+        """Return each device's epsilon if the round happens, 0 for those that have no part in it."""
+        table, counts = self.ledger.counts(lambda known: known.key != entry.key, more=[entry])
+        return np.where(entry.members >= 0, table.epsilons(counts, self.delta), 0.0)
+
+    def _entry(self, round: int) -> Entry:
+        config, strategy = self.config, self.strategy
+        view = strategy.view(round)
+        devices = len(view.devices)
+        if config.dp.unit == "device" and amplification(config).claimed:
+            chances = inclusion(view, config.selection)
+            public = weights_of_all(view, chances, config)
+            p = np.where(strategy.retired, 0.0, chances)
+            return scheduled_entry(config, round, view.period, self.attempt, p, public)
+        cohort = strategy.select(round)
+        chosen = np.searchsorted(view.devices, cohort.devices)
+        if config.dp.unit == "device":
+            return visible_entry(config, round, view.period, self.attempt, chosen, cohort.weights, devices)
+        return local_entry(config, round, view.period, self.attempt, chosen, view.activity[chosen], devices)
+
+    def epsilons(self) -> tuple[Floats, str]:
+        """Return each device's epsilon so far [devices], and the accountant.
+
+        In continual mode, with examples as the unit, the largest over the periods in which a record can have
+        arrived: it composes the rounds from its arrival on.
+        """
+        periods = self.config.stream.periods if self._by_period else 1
+        each = [self._epsilons_from(period) for period in range(1, periods + 1)]
+        exact = all(known for _, known in each)
+        return np.max(
+            [found for found, _ in each], axis=0
+        ), "PLD" if exact else "PLD for the largest, else RDP"
+
+    @property
+    def _by_period(self) -> bool:
+        return self.config.stream.mode == "continual" and self.config.dp.unit == "example"
+
+    def _epsilons_from(self, arrival: int) -> tuple[Floats, bool]:
+        last = arrival + self._stay(arrival) - 1
+        table, counts = self.ledger.counts(lambda e: not self._by_period or arrival <= e.period <= last)
+        loose = table.epsilons(counts, self.delta)
+        kinds, first, inverse = np.unique(loose, return_index=True, return_inverse=True)
+        found = kinds.copy()
+        few = len(kinds) <= EXACT
+        for i in range(len(kinds)) if few else [len(kinds) - 1]:
+            found[i] = min(kinds[i], epsilon(row_events(table, counts, int(first[i])), self.delta))
+        if not few:  # what was not made exact may stay above the one that was
+            return np.where(inverse == len(kinds) - 1, found[-1], loose), False
+        return found[inverse], True
+
+    def _stay(self, arrival: int) -> int:
+        """Return the periods for which a record that arrives in one can be held, by the memory rule."""
+        stream = self.config.stream
+        stay = {"current": 1, "window": stream.window}
+        return stay.get(stream.memory, stream.periods - arrival + 1)
+
+    def worst_events(self) -> tuple[Event, ...]:
+        """Return what the unit with the largest epsilon so far was part of; nothing without DP."""
+        if self.config.dp.unit == "none":
+            return ()
+        return worst_events(self.ledger, self.delta)
+
+    def largest_by_round(self) -> list[tuple[int, float]]:
+        """Return (round, largest epsilon so far by RDP) at about ten rounds."""
+        rounds = sorted({entry.round for entry in self.ledger.entries})
+        shown = sorted({rounds[i] for i in np.linspace(0, len(rounds) - 1, 10).astype(int)}) if rounds else []
+        largest = []
+        for last in shown:
+            table, counts = self.ledger.counts(lambda e, last=last: e.round <= last)  # type: ignore[misc]
+            largest.append((last, float(table.epsilons(counts, self.delta).max(initial=0.0))))
+        return largest
+
+
+def worst_events(ledger: Ledger, delta: float) -> tuple[Event, ...]:
+    """Return the events of the unit with the largest epsilon: the largest by PLD of the largest by Renyi."""
+    table, counts = ledger.counts(lambda entry: True)
+    loose = table.epsilons(counts, delta)
+    _, first = np.unique(-loose, return_index=True)
+    candidates = [row_events(table, counts, int(device)) for device in first[:EXACT]]
+    return max(candidates, key=lambda events: epsilon(events, delta), default=())
+
+
+def public_over_time(config: Config, holdings: Holdings) -> NDArray[np.int64]:
+    """Return the public activities that devices have in any period, one after another.
+
+    Of announced devices, whose later periods nobody knows yet, all that they may have.
+    """
+    if config.stream.mode == "continual" and isinstance(holdings.dataset, Announced):
+        return possible_activity(holdings.dataset)
+    periods = range(1, config.stream.periods + 1) if config.stream.mode == "continual" else [1]
+    held = np.concatenate([holdings.activity(period) for period in periods])
+    return public_activity(held, config.data.activity_public)
+
+
+def protected_units(config: Config, federation: FederatedDataset) -> int:
+    """Return how many units there are in public: devices with examples, or an upper bound on examples."""
+    public = public_activity(federation.activity, config.data.activity_public)
+    if config.dp.unit == "device":
+        return int((public > 0).sum())
+    return int(
+        (2 * public - 1).clip(min=0).sum() if config.data.activity_public == "power2" else public.sum()
+    )
+
+
+def delta_warning(config: Config, federation: FederatedDataset) -> str:
+    """Return the warning of a delta that is too large for the protected units, else ""."""
+    delta, rule = target_delta(config, protected_units(config, federation))
+    return f"dp.delta = {delta:g} {rule}" if "WARNING" in rule else ""
+
+
+def make_spending(config: Config, holdings: Holdings, strategy: Federated, run: RunDir) -> Spending:
+    """Return a run's spending, with its ledger as the files have it."""
+    delta, _ = target_delta(config, protected_units(config, holdings.dataset))
+    return Spending(config, strategy, run, delta, strategy.noise.kind, public_over_time(config, holdings))
+
+
+def privacy_figures(spending: Spending, guarantee: float, relation: str) -> Mapping[str, Any]:
+    """Return `summary.json["privacy"]`; empty without DP."""
+    config = spending.config
+    found, accountant = spending.epsilons()
+    members = found[spending.members]
+    members = members if len(members) else np.zeros(1)
+    target = config.dp.target_epsilon
+    promised = min(guarantee, target) if target else guarantee
+    return {
+        "unit": config.dp.unit,
+        "relation": relation,
+        "trust": config.dp.trust,
+        "delta": spending.delta,
+        "epsilon_guarantee": max(promised, float(found.max(initial=0.0))),
+        "epsilon_max": float(found.max(initial=0.0)),
+        "epsilon_median": float(np.median(members)),
+        "epsilon_p95": float(np.quantile(members, 0.95)),
+        "amplification": amplification(config).claimed,
+        "accountant": f"dp-accounting, {accountant}",
+        "noise_source": spending.noise_kind,
+    }

@@ -1,0 +1,157 @@
+"""What an experiment is and will do, in tables and sentences, before anything trains."""
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from fedsim.app.budget.plan import privacy_sentences
+from fedsim.app.experiment.checks import check_canaries, check_evaluation, check_training
+from fedsim.app.experiment.loading import load_holdings
+from fedsim.app.place import data_dir
+from fedsim.config import Config, to_flat
+from fedsim.data.activity import public_activity
+from fedsim.data.availability import Clock
+from fedsim.data.federation import FederatedDataset, count_unseen_labels
+from fedsim.data.holdings import Holdings
+from fedsim.data.statistics import activity_statistics, label_skew
+from fedsim.data.stream import rounds_per_period
+from fedsim.models import build_model, parameters_of
+from fedsim.privacy.claims import check_dp
+from fedsim.privacy.inclusion_cap import privacy_cap
+from fedsim.seeds import generator
+from fedsim.types import View
+from strategies.aggregation import make_aggregator
+from strategies.disclosure import disclosure_sentences
+from strategies.selection import select
+from strategies.weights import weights
+
+
+def describe(config: Config, console: Console) -> None:
+    """Print config, federation and plan. Raises WrongInput for what a run would refuse."""
+    holdings = load_holdings(config, data_dir(config.place, {}))
+    plan = plan_sentences(config, holdings)
+    console.print(config_table(config), federation_table(config, holdings.dataset), plan)
+
+
+def config_table(config: Config) -> Table:
+    """Every setting with its value; those that differ from the default are marked."""
+    table = Table("setting", "value", title="Config (* differs from the default)", title_justify="left")
+    default = to_flat(Config())
+    for key, value in to_flat(config).items():
+        mark = "" if value == default[key] else " *"
+        table.add_row(key + mark, str(value) if value != "" else '""')
+    return table
+
+
+def federation_table(config: Config, federation: FederatedDataset) -> Table:
+    """Sizes, unevenness of activity and of labels."""
+    table = Table("federation", "", title="Federation", title_justify="left")
+    for name, value in activity_statistics(federation.activity).items():
+        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+    spec = federation.spec
+    table.add_row("labels / tags", f"{len(spec.labels)} / {len(spec.tags)}")
+    if spec.vocabulary:
+        table.add_row("token ids", str(spec.vocabulary))
+    table.add_row("test / dev examples", f"{_size(federation.test)} / {_size(federation.dev)}")
+    table.add_row("test examples with a label unseen in training", str(count_unseen_labels(federation)))
+    skew = label_skew(federation, config.data.seed)
+    if skew is not None:
+        where = f"a seeded sample of {skew.devices} devices" if skew.sampled else "all devices"
+        table.add_row(
+            "label skew (Jensen-Shannon, bits)",
+            f"{skew.measured:.3f}, by chance alone {skew.by_chance:.3f} ({where})",
+        )
+    for note in federation.notes:
+        table.add_row("note", note)
+    return table
+
+
+def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
+    """What a run will do, from the selection's own first draw."""
+    federation = holdings.dataset
+    check_evaluation(config, holdings)
+    check_dp(config)
+    check_canaries(config, federation.spec)
+    activity = public_activity(holdings.activity(1), config.data.activity_public)
+    hours = holdings.active_hours() if config.availability.rule == "clock" else None
+    clock = Clock(config.availability, config.seed, len(activity), hours)
+    view = View(
+        round=1,
+        devices=federation.devices,
+        activity=activity,
+        reachable=clock.reachable(1),
+        availability=clock.share(),
+        losses=np.full(len(activity), np.nan),
+        privacy_cap=privacy_cap(config, int((activity > 0).sum())),
+        participation=np.zeros(len(activity), dtype=np.int64),
+        rounds=config.train.rounds,
+    )
+    first = select(view, config.selection, generator(config.seed, "select", 1))
+    module = build_model(federation.spec, config.model, config.seed)
+    check_training(config, module)
+    params = parameters_of(module)
+    make_aggregator(config.aggregation)
+    heaviest = weights(first, view, config).max(initial=0.0)
+    count = sum(p.numel() for p in params.values())
+    train = config.train
+    work = f"{train.local_steps} steps" if train.local_steps else f"{train.local_epochs} epoch(s)"
+    lines = [
+        f"{train.rounds} rounds; about {config.selection.cohort} devices each ({config.selection.rule}, "
+        f"{config.selection.sampling}); the first cohort would have {len(first)}.",
+        f"Each device trains {work} with batches of {train.batch_size} by {train.optimizer}, lr {train.lr}.",
+        f"The model {config.model.name!r} has {count:,} parameters ({count * 4 / 1e6:.1f} MB).",
+        f"The server aggregates by {config.aggregation.rule} with weights {config.aggregation.weights!r}.",
+        *disclosure_sentences(config),
+    ]
+    lines += privacy_sentences(config, holdings)
+    if first.probabilities is not None and len(first):
+        sure = int((first.probabilities >= 1.0).sum())
+        lines.append(
+            f"Inclusion probabilities in that cohort: {first.probabilities.min():.4f} to "
+            f"{first.probabilities.max():.4f}; {sure} devices would train in every round."
+        )
+    weighted = config.aggregation.weights == "examples" or (
+        config.aggregation.weights == "auto" and config.dp.unit != "device"
+    )
+    if config.selection.rule in ("activity", "mixture", "schedule") and weighted:
+        lines.append(
+            "Note: activity counts twice: active devices are chosen more often and weigh more. "
+            'aggregation.weights = "equal" counts it once.'
+        )
+    if view.privacy_cap is not None:
+        lines.append(
+            f"No device is included with a chance above {view.privacy_cap:.4g}, which keeps each within "
+            f"epsilon {config.dp.target_epsilon:g}; what that cuts off goes to nobody."
+        )
+    if config.aggregation.weights == "inverse_probability":
+        lines.append(
+            f"Weights by inverse probability, divided by the constant {config.selection.cohort}: the "
+            f"heaviest of the first cohort weighs {heaviest:.2f}, the cap {config.aggregation.weight_cap:g}."
+        )
+    lines += stream_sentences(config, holdings)
+    if config.availability.rule != "always":
+        lines.append(
+            f"In reach in round 1 ({config.availability.rule}): {int(view.reachable.sum())} of "
+            f"{len(activity)} devices; a round takes {config.availability.round_minutes:g} minutes."
+        )
+    if config.train.patience:
+        lines.append("Early stopping looks at the dev part; that choice is outside any epsilon.")
+    return Group("", *lines)
+
+
+def stream_sentences(config: Config, holdings: Holdings) -> list[str]:
+    """When examples arrive and what devices keep, of a continual run."""
+    if holdings.arrivals is None:
+        return []
+    rounds = rounds_per_period(config.stream, config.train.rounds)
+    periods = range(1, config.stream.periods + 1)
+    return [
+        f"{config.stream.periods} periods of {rounds} rounds; examples that arrive in each: "
+        f"{', '.join(map(str, holdings.arrivals.sizes))}.",
+        f"Devices keep by memory = {config.stream.memory!r}; examples held in each period: "
+        f"{', '.join(str(int(holdings.activity(p).sum())) for p in periods)}.",
+    ]
+
+
+def _size(examples: object) -> int:
+    return 0 if examples is None else len(examples)  # type: ignore[arg-type]

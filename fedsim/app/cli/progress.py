@@ -1,0 +1,98 @@
+"""A run as it goes on, in the terminal: a live table of one line."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from fedsim.app.cli.options import err
+from fedsim.config import Config
+from fedsim.errors import WrongInput
+
+SHOWN = ("intent_accuracy", "slot_f1", "span_f1", "accuracy", "word_accuracy", "perplexity", "loss")
+EVERY_S = 2.0
+"""Seconds between two looks at the ledger."""
+
+
+class Watcher:
+    """A live table on stderr; its `watch` takes each round's row."""
+
+    def __init__(self, config: Config, quiet: bool, console: Console = err) -> None:
+        self.config, self.quiet = config, quiet
+        self.live = Live(console=console, refresh_per_second=4)
+        self.metrics: dict[str, float] = {}
+        self.epsilon: float | None = None
+        self.looked = float("-inf")
+        self.began: tuple[float, int] | None = None
+
+    def __enter__(self) -> Callable[[dict[str, Any]], None]:
+        return self.watch
+
+    def __exit__(self, *_: object) -> None:
+        shown = self.live.is_started
+        self.live.stop()
+        if shown and not self.live.console.is_terminal:
+            self.live.console.line()  # rich ends the table's last line on terminals only
+
+    def watch(self, row: dict[str, Any]) -> None:
+        """Show a round; the table begins with the first one, so that wrong input is told without it."""
+        if self.quiet:
+            return
+        now = time.monotonic()
+        self.began = self.began or (now - row["time_train_s"] - row["time_evaluate_s"], row["round"] - 1)
+        self.metrics = {name: row[name] for name in SHOWN if name in row} or self.metrics
+        if now - self.looked > EVERY_S or row["round"] == self.config.train.rounds:
+            self.epsilon, self.looked = epsilon_so_far(self.config), now
+        self.live.update(self.table(row, now))
+        self.live.start()
+
+    def table(self, row: dict[str, Any], now: float) -> Table:
+        """Return the table after a round."""
+        rounds, spent = self.config.train.rounds, self.epsilon
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        cells: dict[str, RenderableType] = {
+            "round": f"{row['round']}/{rounds}",
+            "": ProgressBar(rounds, row["round"], width=20),
+        }
+        cells |= {name.replace("_", " "): f"{value:.3f}" for name, value in list(self.metrics.items())[:3]}
+        if self.config.dp.unit != "none":
+            cells["epsilon, at most"] = "unknown" if spent is None else f"{spent:.3f}"
+        cells["devices/s"] = f"{row['time_devices_per_s']:.0f}"
+        cells["time left"] = self._left(row["round"], now)
+        for name in cells:
+            table.add_column(name, no_wrap=True)
+        table.add_row(*cells.values())
+        return table
+
+    def _left(self, round: int, now: float) -> str:
+        assert self.began is not None
+        start, before = self.began
+        seconds = (now - start) / (round - before) * (self.config.train.rounds - round)
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+
+
+def epsilon_so_far(config: Config) -> float | None:
+    """Return the largest epsilon that a device has spent, by Renyi (an upper bound); None where unknown.
+
+    Read from the run's own ledger; the data were loaded by the run already where both are in one process.
+    """
+    if config.dp.unit == "none":
+        return None
+    from fedsim.app.budget.spending import protected_units
+    from fedsim.app.experiment.loading import load_holdings
+    from fedsim.app.place import data_dir
+    from fedsim.app.rundir.run_dir import RunDir
+    from fedsim.privacy.claims import target_delta
+    from fedsim.privacy.ledger import Ledger
+
+    with suppress(WrongInput, OSError):
+        dataset = load_holdings(config, data_dir(config.place, {})).dataset
+        delta, _ = target_delta(config, protected_units(config, dataset))
+        table, counts = Ledger.open(RunDir.of(config).path, len(dataset.devices)).counts()
+        return float(table.epsilons(counts, delta).max(initial=0.0))
+    return None

@@ -1,0 +1,1 @@
+"""The federation of an experiment: loaded, planted, checked."""

@@ -1,0 +1,1 @@
+"""A node: what it answers, its owner's terms, its ledger."""

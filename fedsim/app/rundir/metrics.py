@@ -1,0 +1,72 @@
+"""Forgetting and transfer between periods, from the rows of `periods.jsonl`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.app.rundir.files import Row
+
+if TYPE_CHECKING:
+    pass
+
+
+def period_matrix(rows: Sequence[Row], metric: str) -> NDArray[np.float64]:
+    """Return the metric after each period (row 0: untrained) on the test of each: [periods + 1, periods]."""
+    periods = max((row["test_period"] for row in rows), default=0)
+    matrix = np.full((periods + 1, periods), np.nan)
+    for row in rows:
+        if metric in row:
+            matrix[row["after_period"], row["test_period"] - 1] = row[metric]
+    return matrix
+
+
+def transfer(matrix: NDArray[np.float64], metric: str) -> dict[str, float]:
+    """Return how much is forgotten, carried back and known beforehand; figures that need more periods lack.
+
+    With R[p, q] the metric after period p on the test examples of q, P periods:
+    `forgetting` = mean over q < P of (max over p < P of R[p, q]) - R[P, q] (Chaudhry et al., 2018);
+    `backward_transfer` = mean over q < P of R[P, q] - R[q, q] (Lopez-Paz and Ranzato, 2017);
+    `prequential` = mean over q of R[q - 1, q]: each period is a test before it is trained on.
+    """
+    periods = matrix.shape[1]
+    if not periods or np.isnan(matrix).any():
+        return {}
+    figures = {f"prequential_{metric}": float(np.mean([matrix[q, q] for q in range(periods)]))}
+    if periods > 1:
+        past = range(periods - 1)
+        best = [matrix[q + 1 : periods, q].max() for q in past]
+        final = [matrix[periods, q] for q in past]
+        learned = [matrix[q + 1, q] for q in past]
+        figures[f"forgetting_{metric}"] = float(np.mean(np.subtract(best, final)))
+        figures[f"backward_transfer_{metric}"] = float(np.mean(np.subtract(final, learned)))
+    return figures
+
+
+NOT_METRICS = {
+    "round", "period", "cohort", "devices", "steps", "rejected", "skipped", "train_loss", "reachable",
+    "virtual_s", "device_count",
+}  # fmt: skip
+
+
+OF_THE_ROUND = ("time_", "dev_", "period_", "dp_")
+
+
+def last_metrics(rows: list[Row]) -> dict[str, float]:
+    """Return the test metrics of the last row that has any."""
+    for row in reversed(rows):
+        metrics = {
+            name: value
+            for name, value in row.items()
+            if name not in NOT_METRICS and not name.startswith(OF_THE_ROUND)
+        }
+        if metrics:
+            return metrics
+    return {}
+
+
+def mean_flips(rows: list[Row]) -> dict[str, float]:
+    """Return each rate's mean over the releases that have an earlier one."""
+    names = {name: None for row in rows for name in row if name.endswith(("_rate", "_mean", "_decile"))}
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}

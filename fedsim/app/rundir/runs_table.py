@@ -1,0 +1,102 @@
+"""Runs as one flat table: a row a run, for people and notebooks that compare them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fedsim.app.rundir.files import Row
+from fedsim.app.rundir.run_dir import RunDir, find_runs
+from fedsim.config import Config, to_flat
+from fedsim.errors import WrongInput
+
+ALWAYS = ("selection.rule", "stream.mode", "dp.unit")
+"""Settings that stand in the table whether they differ or not: what a Pareto view divides by."""
+SMALLEST_IS_BEST = ("p_value", "perplexity", "rank", "median_rank")
+"""Figures of attack rows of which the smallest is the best that the attack did."""
+
+
+def load_runs(path: str | Path) -> pd.DataFrame:
+    """Return a row for each run in a folder, or below it, finished or not.
+
+    Columns: `path`, `name`, `hash`, `seed`, `status`, `rounds`; every setting that differs between the runs
+    under its dotted key; `metrics.*`, `reference.*`, `privacy.*`, `time.*` as in summary.json; and of the
+    numbers in the rows of `attacks.membership | canary | audit` the strongest and the mean, as
+    `attacks.membership.auc.best` and `.mean`; rows that are mere estimates are left out. What a run lacks is
+    missing. Raises WrongInput without any run.
+    """
+    folder = Path(path)
+    found = [RunDir(folder)] if RunDir(folder).exists else find_runs(folder)
+    if not found:
+        raise WrongInput(f"{str(path)!r} holds no run; `fedsim runs` lists those that there are")
+    return frame_of(found)
+
+
+def frame_of(runs: Sequence[RunDir]) -> pd.DataFrame:
+    """Return the table of these runs, in their order."""
+    configs = [run.config for run in runs]
+    keys = differing(configs)
+    rows = [
+        _identity(run, config) | {key: to_flat(config)[key] for key in keys} | _figures(run)
+        for run, config in zip(runs, configs, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def differing(configs: Sequence[Config]) -> list[str]:
+    """Return the settings that differ between configs and change results, and those that always stand."""
+    flat = [to_flat(config) for config in configs]
+    return [
+        key
+        for key in to_flat(Config())
+        if key in ALWAYS
+        or (
+            key not in ("name", "seed")
+            and not key.startswith("place.")
+            and len({str(each[key]) for each in flat}) > 1
+        )
+    ]
+
+
+def _identity(run: RunDir, config: Config) -> Row:
+    return {
+        "path": str(run.path),
+        "name": config.name,
+        "hash": config.hash,
+        "seed": config.seed,
+        "status": (run.summary or {"status": "unfinished"})["status"],
+        "rounds": len(run.rows()),
+    }
+
+
+def _figures(run: RunDir) -> Row:
+    summary = run.summary
+    if summary is None:
+        return {}
+    parts = {
+        "metrics": summary["metrics"],
+        "reference": summary["reference"].get("centralised", {}),
+        "privacy": summary["privacy"],
+        "time": summary["time"],
+    }
+    flat = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+    for kind, rows in summary["attacks"].items():
+        certified = [row for row in rows if not row.get("estimate")]  # estimates certify nothing
+        flat |= {f"attacks.{kind}.{key}": value for key, value in strongest(certified).items()}
+    return flat
+
+
+def strongest(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return of each number in attack rows the strongest, `<key>.best`, and the mean, `<key>.mean`."""
+    found: dict[str, float] = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        numbers = [float(row[key]) for row in rows if _is_number(row.get(key))]
+        if numbers:
+            best = min if key in SMALLEST_IS_BEST else max
+            found |= {f"{key}.best": best(numbers), f"{key}.mean": sum(numbers) / len(numbers)}
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

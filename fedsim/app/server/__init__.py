@@ -1,0 +1,1 @@
+"""The server: the rounds of a run and what surrounds them."""

@@ -1,0 +1,31 @@
+"""When a run stops early: the dev metric that it watches."""
+
+from collections.abc import Sequence
+
+from fedsim.app.rundir.files import Row
+from fedsim.config import Config
+from fedsim.data.federation import FederatedDataset
+from fedsim.models.tasks import Task
+from fedsim.types import Evaluate
+
+LOWER_IS_BETTER = {"loss", "perplexity"}
+
+
+def dev_metrics(evaluate: Evaluate, config: Config, federation: FederatedDataset) -> Row:
+    """Return the metrics that early stopping watches, as `dev_...`."""
+    if not config.train.patience or federation.dev is None:
+        return {}
+    return {f"dev_{name}": value for name, value in evaluate(federation.dev).items()}
+
+
+def stopped_early(config: Config, task: Task, rows: Sequence[Row]) -> bool:
+    """Whether the watched dev metric has not improved for `train.patience` evaluations.
+
+    A pure function of the rows, so that a resumed run stops where an undisturbed one does.
+    """
+    name = config.train.patience_metric or task.metric
+    values = [row[f"dev_{name}"] for row in rows if f"dev_{name}" in row]
+    if name in LOWER_IS_BETTER:
+        values = [-value for value in values]
+    best = max(range(len(values)), key=values.__getitem__, default=0)
+    return len(values) - 1 - best >= config.train.patience

@@ -1,0 +1,86 @@
+"""How a run is doing, for whoever watches over it: metrics.json, metrics.prom and log.jsonl in its folder."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedsim.app.budget.spending import Spending
+from fedsim.app.rundir.files import Row, write_json, write_text
+from fedsim.app.rundir.run_dir import RunDir
+from fedsim.config import Config
+from fedsim.errors import RunFailed, WrongInput
+
+LOGGERS = ("fedsim", "strategies")
+HELP = {
+    "up": "1 while the run works, 0 after it ended",
+    "rounds_done": "rounds that are done",
+    "rounds": "rounds in all",
+    "cohort": "devices selected in the last round",
+    "devices": "devices whose updates are in the last round",
+    "rejected": "updates rejected in the last round",
+    "rejected_all": "updates rejected so far",
+    "epsilon": "largest epsilon of a unit so far, by RDP; absent without DP",
+    "round_seconds": "seconds of the last round's training",
+    "updated": "when this was written, seconds since 1970",
+}
+
+
+def write_health(run: RunDir, config: Config, spending: Spending, why: str = "") -> None:
+    """Write the metrics as they are after the last row; `why` tells how the run ended, "" while it works."""
+    if not config.place.metrics:
+        return
+    found = gauges(run.rows(), config, spending) | {"up": int(not why)}
+    write_json(run.path / "metrics.json", found | {"status": why or "running"})
+    lines = [
+        f"# HELP fedsim_{key} {HELP[key]}\n# TYPE fedsim_{key} gauge\n"
+        f'fedsim_{key}{{run="{config.name}",seed="{config.seed}"}} {value:.10g}\n'
+        for key, value in found.items()
+    ]
+    write_text(run.path / "metrics.prom", "".join(lines))
+
+
+def gauges(rows: list[Row], config: Config, spending: Spending) -> dict[str, float]:
+    """Return the figures of HELP, less `up`."""
+    last = rows[-1] if rows else {}
+    found = {key: last.get(key, 0) for key in ("cohort", "devices", "rejected")}
+    found |= {"rounds_done": len(rows), "rounds": config.train.rounds}
+    found |= {"rejected_all": sum(row["rejected"] for row in rows)}
+    found |= {"round_seconds": last.get("time_train_s", 0.0), "updated": time.time()}
+    if config.dp.unit != "none":
+        table, counts = spending.ledger.counts()
+        found["epsilon"] = float(table.epsilons(counts, spending.delta).max(initial=0.0))
+    return found
+
+
+class _Lines(logging.Formatter):
+    """One JSON object a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname.lower()}
+        return json.dumps(told | {"part": record.name, "message": record.getMessage()})
+
+
+@contextmanager
+def logged(folder: Path) -> Iterator[None]:
+    """Write what our own parts log to `log.jsonl`, and how the run ended."""
+    handler = logging.FileHandler(folder / "log.jsonl", encoding="utf-8", delay=True)
+    handler.setFormatter(_Lines())
+    ours: list[Any] = [logging.getLogger(name) for name in LOGGERS]
+    before = [logger.level for logger in ours]
+    for logger in ours:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    except (RunFailed, WrongInput) as error:
+        ours[0].error("the run ended: %s", error)
+        raise
+    finally:
+        for logger, level in zip(ours, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+        handler.close()

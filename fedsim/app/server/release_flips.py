@@ -1,0 +1,38 @@
+"""Each period's last model against the release before it: what users would notice."""
+
+from typing import TYPE_CHECKING
+
+from fedsim.app.rundir.files import Row
+from fedsim.app.rundir.releases import read_release
+from fedsim.models.flips import count_flips
+from fedsim.types import Evaluator, Examples, Params, Snapshot
+from strategies.device_flips import device_flips, flip_questions
+
+if TYPE_CHECKING:
+    from fedsim.app.server.session import Server
+
+
+def flips_since(server: "Server", before: Params, examples: Examples) -> Evaluator:
+    """Return the evaluator of a snapshot's flips against an earlier release, on some examples."""
+
+    def evaluator(snapshot: Snapshot) -> dict[str, float]:
+        return count_flips(server.module, server.task, before, snapshot.params, examples).rates
+
+    return evaluator
+
+
+def release_row(server: "Server", period: int) -> Row:
+    """Return the flips of a period's model since the last one: over all test examples, and on devices.
+
+    Empty where there is no earlier release. Rates over devices count every device alike.
+    """
+    before, now = read_release(server.run, period - 1), server.strategy.state
+    if before is None:
+        return {}
+    row: Row = {"round": now.round, "release": period}
+    if server.federation.test is not None:
+        row |= flips_since(server, before, server.federation.test)(Snapshot(now.round, now.params))
+    if server.config.evaluation.on != "central":
+        messages = flip_questions(server.strategy.roster, before, now.params, period)
+        row |= device_flips(server.nodes.exchange(messages, now.round))
+    return row

@@ -1,0 +1,68 @@
+"""What the rounds of a run need, made once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flwr.serverapp import Grid
+from torch import nn
+
+from fedsim.app.audits.audited import Another, Audited
+from fedsim.app.budget.spending import Spending
+from fedsim.app.rundir.files import Row
+from fedsim.app.rundir.run_dir import RunDir
+from fedsim.app.server.nodes import Nodes
+from fedsim.config import Config
+from fedsim.data.federation import FederatedDataset
+from fedsim.data.holdings import Holdings
+from fedsim.models.evaluation import evaluate
+from fedsim.models.tasks import Task
+from fedsim.types import Examples
+from strategies.federated import Federated
+
+Watch = Callable[[Row], None]
+
+
+@dataclass(frozen=True)
+class Server:
+    """What the rounds need, made once."""
+
+    config: Config
+    holdings: Holdings
+    module: nn.Module
+    task: Task
+    strategy: Federated
+    nodes: Nodes
+    run: RunDir
+    spending: Spending
+    another: Another
+    """Does another run, as an audit's shadow models are."""
+
+    @property
+    def grid(self) -> Grid:
+        return self.nodes.grid
+
+    @property
+    def federation(self) -> FederatedDataset:
+        return self.holdings.dataset
+
+    def audited(self, ended: bool) -> Audited:
+        """Return the run as its auditors see it now; `ended` says whether this is its last model."""
+        state, config = self.strategy.state, self.config
+        events = self.spending.worst_events() if config.audit.evaluators else ()
+        return Audited(
+            config,
+            self.holdings,
+            self.module,
+            self.task,
+            self.run,
+            state.round,
+            state.params,
+            self.another,
+            ended,
+            events,
+            self.spending.delta,
+        )
+
+    def evaluate(self, examples: Examples) -> dict[str, float]:
+        """Return the metrics of the current model on some examples."""
+        return evaluate(self.module, self.task, self.strategy.state.params, examples)

@@ -1,0 +1,48 @@
+"""The summary of a finished run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedsim.app.audits.findings import attacks
+from fedsim.app.budget.spending import delta_warning
+from fedsim.app.rundir.metrics import last_metrics, mean_flips, period_matrix, transfer
+from fedsim.app.server.session import Server
+from fedsim.data.federation import count_unseen_labels
+
+
+def summarise(
+    server: Server, reference: dict[str, float], setup_s: float, why: str, privacy: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return `summary.json`; metrics are those of the last evaluated round, `why` tells of an early end."""
+    config, federation, rows = server.config, server.federation, server.run.rows()
+    matrix = period_matrix(server.run.rows("periods.jsonl"), server.task.metric)
+    train_s = sum(row["time_train_s"] for row in rows)
+    summary: dict[str, Any] = {
+        "schema": config.schema_,
+        "name": config.name,
+        "status": "completed",
+        "config_hash": config.hash,
+        "seed": config.seed,
+        "rounds": len(rows),
+        "devices": int((server.holdings.sizes > 0).sum()),
+        "devices_all": len(federation.devices),
+        "devices_empty": int((server.holdings.sizes == 0).sum()),
+        "examples": int(server.holdings.sizes.sum()),
+        "test_labels_unseen": count_unseen_labels(federation),
+        "metrics": last_metrics(rows)
+        | transfer(matrix, server.task.metric)
+        | mean_flips(server.run.rows("releases.jsonl")),
+        "reference": {"centralised": reference} if reference else {},
+        "time": {
+            "setup_s": setup_s,
+            "train_s": train_s,
+            "devices_per_s": sum(row["devices"] for row in rows) / train_s if train_s else 0.0,
+        },
+        "privacy": dict(privacy),
+        "attacks": attacks(server.run),
+    }
+    if privacy and (warning := delta_warning(config, federation)):
+        summary["privacy_warning"] = warning
+    if why:
+        summary["stopped_early"] = why
+    return summary

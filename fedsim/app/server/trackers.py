@@ -1,0 +1,94 @@
+"""Mirrors of a run while it goes on: TensorBoard, or your own. The run's files stay the truth.
+
+`place.trackers` names them, with commas. Your own is "package.module:function", which gets the run's folder
+and its config and returns a `Tracker`. What a tracker raises is told once; it never stops a run.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedsim.app.rundir.files import Row
+from fedsim.app.server.session import Watch
+from fedsim.config import Config
+from fedsim.names import listed, lookup
+
+
+class Tracker(Protocol):
+    """What takes the figures of a run."""
+
+    def log(self, round: int, values: Mapping[str, float]) -> None:
+        """Take the figures of one round."""
+
+    def close(self) -> None:
+        """Take notice that the run is over."""
+
+
+Make = Callable[[Path, Config], Tracker]
+
+
+class TensorBoard:
+    """Scalars below RUN/tensorboard; needs the package `tensorboard`."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: Any = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, round: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, round)
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+TRACKERS: dict[str, Make] = {"tensorboard": TensorBoard}
+
+
+class Mirrors:
+    """All trackers of a run; each is dropped at its first failure."""
+
+    def __init__(self, config: Config) -> None:
+        """Look the trackers up. Raises WrongInput for names that are not known."""
+        names = listed(config.place.trackers)
+        self.config = config
+        self.makers: dict[str, Make] = {name: lookup("place.trackers", name, TRACKERS) for name in names}
+        self.trackers: dict[str, Tracker] = {}
+
+    def begin(self, folder: Path) -> None:
+        """Start them all on a run's folder."""
+        for name, make in self.makers.items():
+            self._try(name, partial(self._start, name, make, folder))
+
+    def watching(self, watch: Watch) -> Watch:
+        """Return what shows a row to `watch` and to every tracker."""
+
+        def both(row: Row) -> None:
+            watch(row)
+            values = {name: float(value) for name, value in row.items() if name != "round"}
+            for name, tracker in list(self.trackers.items()):
+                self._try(name, partial(tracker.log, row["round"], values))
+
+        return both
+
+    def close(self) -> None:
+        """End them all."""
+        for name, tracker in list(self.trackers.items()):
+            self._try(name, tracker.close)
+
+    def _start(self, name: str, make: Make, folder: Path) -> None:
+        self.trackers[name] = make(folder, self.config)
+
+    def _try(self, name: str, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except Exception as error:  # a mirror never stops what it mirrors
+            self.trackers.pop(name, None)
+            told = (
+                f"the tracker {name!r} failed and is left out from here on: {type(error).__name__}: {error}"
+            )
+            print(told, file=sys.stderr)

@@ -1,0 +1,47 @@
+"""What the runs of a sweep will take, from finished runs of the same base."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from fedsim.app.rundir.run_dir import RunDir, find_runs
+from fedsim.config import Config
+from fedsim.errors import WrongInput
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds that finished runs took, by device and round."""
+
+    setup_s: float
+    device_s: float
+    """For one device in one round, evaluation included."""
+    runs: int
+
+    def seconds(self, config: Config) -> float:
+        """Return the estimate for one run; without its audits and its centralised reference."""
+        return self.setup_s + self.device_s * config.train.rounds * config.selection.cohort
+
+
+def known_cost(out: Path, names: Sequence[str]) -> Cost | None:
+    """Return the cost from finished runs of these names below the output folder, None without any."""
+    found = [run for name in names for run in find_runs(out / name) if run.summary is not None]
+    measured = [cost for cost in (_measured(run) for run in found) if cost is not None]
+    if not measured:
+        return None
+    setup, device = zip(*measured, strict=True)
+    return Cost(median(setup), median(device), len(measured))
+
+
+def _measured(run: RunDir) -> tuple[float, float] | None:
+    try:
+        config, summary, rows = run.config, run.summary, run.rows()
+    except WrongInput:  # of a version with other keys
+        return None
+    devices = sum(row["devices"] for row in rows)
+    if summary is None or not devices or config.train.rounds != len(rows):
+        return None
+    return summary["time"]["setup_s"], sum(
+        row["time_train_s"] + row["time_evaluate_s"] for row in rows
+    ) / devices

@@ -1,0 +1,251 @@
+"""LSTMs whose weights may carry leading axes; the recurrence and its backward pass are written out."""
+
+import math
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.models.products import add_product, product
+
+
+class GateWatch(Protocol):
+    """Somebody who looks into an LSTM: per-example clipping does."""
+
+    anchor: Tensor
+    """Makes the layer part of a graph where nothing else does."""
+
+    def gates(self, rows: Tensor, gradient: Tensor) -> None:
+        """See, in the backward, what each step multiplied and its pre-activations' gradient.
+
+        rows: [T, M, B, hidden + in + 1], the state before, the input and a one, which is the bias's;
+        gradient: [T, M, B, 4·hidden].
+        """
+
+
+class BiLSTM(nn.Module):
+    """One bidirectional LSTM layer over ragged sequences, gates in torch's order (i, f, g, o).
+
+    x: [..., B, T, in], mask: [..., B, T] (True at tokens, which come first) -> [..., B, T, 2·hidden].
+    Outputs behind a sequence's end are zero. Both directions run as one batch of twice the models.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        bound = hidden**-0.5
+        self.weight_input = nn.Parameter(torch.empty(2, 4 * hidden, inputs).uniform_(-bound, bound))
+        self.weight_hidden = nn.Parameter(torch.empty(2, 4 * hidden, hidden).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(2, 4 * hidden).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.run(x, mask, self.weight_input, self.weight_hidden, self.bias)
+
+    def run(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        into: Tensor,
+        hidden: Tensor,
+        bias: Tensor,
+        watch: GateWatch | None = None,
+    ) -> Tensor:
+        """Run with these weights, [2, ...] or [K, 2, ...]."""
+        back = _reversal(mask)
+        both = torch.stack([x, _reversed(x, back)], dim=-4).flatten(0, -4)  # [2K, B, T, in]
+        mask_of_both = torch.stack([mask, mask], dim=-3).flatten(0, -3)
+        weights = into.flatten(0, -3), hidden.flatten(0, -3), bias.flatten(0, -2)
+        states = lstm(both, mask_of_both, *weights, watch)
+        forward, backward = states.view(*x.shape[:-3], 2, *x.shape[-3:-1], -1).unbind(-4)
+        out = torch.cat([forward, _reversed(backward, back)], dim=-1)
+        return out * mask.unsqueeze(-1)
+
+
+class LSTM(nn.Module):
+    """One LSTM layer from left to right over ragged sequences, gates in torch's order (i, f, g, o).
+
+    x: [..., B, T, in], mask: [..., B, T] (True at tokens, which come first) -> [..., B, T, hidden].
+    A state depends on no later token; outputs behind a sequence's end are zero.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        bound = hidden**-0.5
+        self.weight_input = nn.Parameter(torch.empty(4 * hidden, inputs).uniform_(-bound, bound))
+        self.weight_hidden = nn.Parameter(torch.empty(4 * hidden, hidden).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(4 * hidden).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.run(x, mask, self.weight_input, self.weight_hidden, self.bias)
+
+    def run(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        into: Tensor,
+        hidden: Tensor,
+        bias: Tensor,
+        watch: GateWatch | None = None,
+    ) -> Tensor:
+        """Run with these weights, [...] or [K, ...]."""
+        states = lstm(
+            x.reshape(-1, *x.shape[-3:]),
+            mask.reshape(-1, *mask.shape[-2:]),
+            into.view(-1, *into.shape[-2:]),
+            hidden.view(-1, *hidden.shape[-2:]),
+            bias.view(-1, bias.shape[-1]),
+            watch,
+        )
+        return states.view(*x.shape[:-1], -1) * mask.unsqueeze(-1)
+
+
+def lstm(
+    x: Tensor, mask: Tensor, into: Tensor, hidden: Tensor, bias: Tensor, watch: GateWatch | None = None
+) -> Tensor:
+    """x: [M, B, T, in], mask: [M, B, T] for M stacked directions -> hidden states [M, B, T, hidden].
+
+    What comes behind a sequence's end is not to be used.
+    """
+    single = x.dtype == into.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if watch is None and x.device.type == "cpu" and single:
+        return _model_by_model(x, mask, into, hidden, bias)
+    anchor = None if watch is None else watch.anchor
+    with torch.autocast(x.device.type, enabled=False):  # it rounds at every step: in full precision
+        states = Recurrence.apply(x.to(into.dtype), into, hidden, bias, anchor, watch)  # type: ignore[no-untyped-call]
+    return cast(Tensor, states)
+
+
+def _model_by_model(x: Tensor, mask: Tensor, into: Tensor, hidden: Tensor, bias: Tensor) -> Tensor:
+    """Return what `lstm` does by torch's kernel for one model: on a CPU it is near the machine's peak.
+
+    Each model goes as far as its own longest sequence. Nobody can look into the kernel, so per-example
+    clipping takes the recurrence below.
+    """
+    start = x.new_zeros(1, x.shape[1], hidden.shape[-1])
+    none, train = torch.zeros_like(bias[0]), torch.is_grad_enabled()  # torch has a second bias
+    states = []
+    parts = (p.unbind(0) for p in (x, into, hidden, bias))
+    for length, one, a, b, c in zip(mask.any(1).sum(1).tolist(), *parts, strict=True):
+        long = one[:, : max(length, 1)]
+        found = torch.lstm(long, (start, start), (a, b, c, none), True, 1, 0.0, train, False, True)[0]
+        missing = x.shape[2] - long.shape[1]
+        states.append(nn.functional.pad(found, (0, 0, 0, missing)) if missing else found)
+    return torch.stack(states)
+
+
+class Recurrence(torch.autograd.Function):
+    """M LSTMs over time with their backward written out: one product and few kernels a step, no graph.
+
+    Everything of a step lies together, [T, M, B, ...], so that it is still in the cache when it is next
+    needed. tanh(x) is taken as 2·sigmoid(2x) - 1, whose kernel is several times faster on a CPU; of the gate
+    g its double is kept, and so of the cells.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, into: Tensor, hidden: Tensor, bias: Tensor, anchor: Tensor | None, watch: Any
+    ) -> Tensor:
+        models, batch, time, inputs = x.shape
+        width = hidden.shape[-1]
+        twice = x.new_ones(4, 1, 1).index_fill_(0, torch.tensor([2], device=x.device), 2.0)
+        weight = torch.cat([hidden, into, bias.unsqueeze(-1)], dim=-1)
+        weight.view(models, 4, width, -1).mul_(twice)  # g needs sigmoid(2x)
+        rows = x.new_empty(time + 1, models, batch, width + inputs + 1)
+        rows[0, ..., :width], rows[..., -1] = 0, 1
+        rows[:-1, ..., width:-1] = x.permute(2, 0, 1, 3)
+        active = x.new_empty(time, models, batch, 4 * width)
+        product(rows[:-1, ..., width:].transpose(0, 1), weight[..., width:], active.transpose(0, 1))
+        doubles, cells, bent = (x.new_empty(time, models, batch, width) for _ in range(3))
+        states = rows[1:, ..., :width]
+        parts = (rows[:-1, ..., :width], active, *active.chunk(4, dim=-1), doubles, cells, bent, states)
+        again, before = weight[..., :width].contiguous(), x.new_zeros(models, batch, width)
+        for last, a, i, f, s, o, g, c, tanh, h in zip(*(p.unbind(0) for p in parts), strict=True):
+            add_product(a, last, again, out=a).sigmoid_()
+            torch.mul(s, 4, out=g).sub_(2)
+            torch.mul(f, before, out=c).addcmul_(i, g)
+            torch.sigmoid(c, out=tanh).mul_(2).sub_(1)
+            torch.mul(tanh, o, out=h)
+            before = c
+        ctx.save_for_backward(rows, active, doubles, cells, bent, into, hidden)
+        ctx.watch = watch
+        return states.permute(1, 2, 0, 3)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, active, doubles, cells, bent, into, hidden = ctx.saved_tensors
+        width = cells.shape[-1]
+        slopes, back = torch.empty_like(active), hidden.transpose(1, 2)
+        of_c, spare = torch.zeros_like(cells[0]), torch.empty_like(cells[0])
+        of_h = grad[:, :, -1]
+        earlier = [torch.zeros_like(cells[0]), *cells[:-1].unbind(0)]
+        above = [torch.zeros_like(cells[0]), *grad[:, :, :-1].unbind(2)]
+        parts = (slopes, *slopes.chunk(4, dim=-1), active, *active.chunk(4, dim=-1), doubles, bent)
+        steps = zip(*(p.unbind(0) for p in parts), earlier, above, strict=True)
+        for z, zi, zf, zg, zo, a, i, f, _, o, g, tanh, c, dh in reversed(list(steps)):
+            torch.mul(of_h, o, out=spare)
+            of_c.add_(tanh_backward(spare, tanh, grad_input=spare), alpha=0.5)
+            torch.mul(of_c, g, out=zi)
+            torch.mul(of_c, c, out=zf)
+            torch.mul(of_c, i, out=zg).mul_(8)
+            torch.mul(of_h, tanh, out=zo)
+            sigmoid_backward(z, a, grad_input=z)
+            of_h = add_product(dh, z, back, out=torch.empty_like(dh))
+            of_c.mul_(f)
+        if ctx.watch is not None:
+            ctx.watch.gates(rows[:-1], slopes)
+        of_x = _of_input(slopes, into) if ctx.needs_input_grad[0] else None
+        return of_x, *_of_weights(ctx, rows[:-1], slopes, width), None, None
+
+
+tanh_backward = torch.ops.aten.tanh_backward.grad_input
+
+
+sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+
+
+def _of_input(slopes: Tensor, into: Tensor) -> Tensor:
+    """Return the gradient [M, B, T, in] of an LSTM's input."""
+    time, models, batch, _ = slopes.shape
+    found = slopes.new_empty(time, models, batch, into.shape[-1])
+    product(slopes.transpose(0, 1), into.transpose(1, 2), found.transpose(0, 1))
+    return found.permute(1, 2, 0, 3)
+
+
+def _of_weights(ctx: Any, rows: Tensor, slopes: Tensor, width: int) -> tuple[Tensor | None, ...]:
+    """Return the gradients of an LSTM's input weights, recurrent weights and bias, as far as wanted."""
+    if not any(ctx.needs_input_grad[1:4]):
+        return None, None, None
+    side_by_side = [p.transpose(0, 1).flatten(1, 2) for p in (slopes, rows)]  # [M, T·B, ...]
+    whole = torch.bmm(side_by_side[0].transpose(1, 2), side_by_side[1])
+    return whole[..., width:-1], whole[..., :width], whole[..., -1]
+
+
+def _reversal(mask: Tensor) -> Tensor:
+    """Return the row of x [..., T, width], all rows in one line, that comes to each place when each
+    sequence's tokens are reversed and its padding is left."""
+    length = mask.sum(-1, keepdim=True)
+    time = torch.arange(mask.shape[-1], device=mask.device)
+    sequences = torch.arange(math.prod(mask.shape[:-1]), device=mask.device)
+    first = sequences.view(*mask.shape[:-1], 1) * mask.shape[-1]
+    return (first + torch.where(time < length, length - 1 - time, time)).flatten()
+
+
+def _reversed(x: Tensor, order: Tensor) -> Tensor:
+    return cast(Tensor, Reversed.apply(x, order))  # type: ignore[no-untyped-call]
+
+
+class Reversed(torch.autograd.Function):
+    """Rows of x [..., width] in an order that undoes itself, and so does its gradient's."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, order: Tensor) -> Tensor:
+        return x.reshape(-1, x.shape[-1]).index_select(0, order).view(x.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.order = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return Reversed.forward(grad, ctx.order), None
