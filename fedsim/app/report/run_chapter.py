@@ -10,7 +10,7 @@ from fedsim.app.report.parts import Chapter, Drawing, PageSection, Table, Tile
 from fedsim.app.report.plots import of_runs as figures
 from fedsim.app.report.plots.of_attacks import lines, panel
 from fedsim.app.rundir.files import Row, read_json
-from fedsim.app.rundir.metrics import last_metrics, period_matrix
+from fedsim.app.rundir.metrics import last_metrics, period_matrix, spent_by_round
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Config, to_flat
 from fedsim.data.activity import gini
@@ -73,9 +73,15 @@ def reference_of(run: RunDir) -> dict[str, float]:
 
 
 def epsilon_by_round(run: RunDir) -> list[tuple[float, float]]:
-    """Return (round, largest epsilon so far), as the privacy statement has it; [] without one."""
+    """Return (round, largest epsilon spent so far, by RDP); [] without DP.
+
+    Rows of older runs lack it; then the privacy statement has it for some rounds.
+    """
+    found = spent_by_round(run.rows())
     path = run.path / "privacy.json"
-    return [(float(r), float(e)) for r, e in read_json(path)["rounds"]] if path.is_file() else []
+    if not found and path.is_file():
+        found = read_json(path)["rounds"]
+    return [(float(round), float(epsilon)) for round, epsilon in found]
 
 
 def repeating(run: RunDir) -> str:
@@ -94,7 +100,7 @@ def _tiles(run: RunDir) -> list[Tile]:
     privacy = (run.summary or {}).get("privacy")
     if privacy:
         note = f"one {privacy['unit']}, delta {privacy['delta']:g}"
-        tiles.append(Tile("epsilon, at most", f"{privacy['epsilon_guarantee']:.2f}", note))
+        tiles.append(Tile("epsilon promised", f"{privacy['epsilon_guarantee']:.2f}", note))
     else:
         tiles.append(Tile("epsilon", "∞" if run.config.dp.unit == "none" else "?", "no guarantee yet"))
     return tiles + attack_tiles(run)
@@ -110,20 +116,21 @@ def _privacy(run: RunDir) -> PageSection:
     relation, trust = found["relation"].replace("_", " "), found["trust"].replace("_", " ")
     amplified = "claimed" if found["amplification"] else "not claimed"
     words = [
-        f"Spent by devices: at most {found['epsilon_max']:.3f}, median {found['epsilon_median']:.3f}, 95th "
+        f"Epsilon spent by devices: largest {found['epsilon_max']:.3f}, "
+        f"median {found['epsilon_median']:.3f}, 95th "
         f"percentile {found['epsilon_p95']:.3f}. Amplification by sampling is {amplified}; accountant: "
         f"{found['accountant']}; noise: {found['noise_source']}.",
         "privacy.md beside the run is the whole statement. It covers the released models; this page shows "
         "cohorts and losses and is for the trusted party.",
     ]
     notice = (
-        f"epsilon at most {found['epsilon_guarantee']:.3f} for one {found['unit']} ({relation}), delta "
-        f"{found['delta']:g}, trust: {trust}."
+        f"Promised: epsilon at most {found['epsilon_guarantee']:.3f} for one {found['unit']} "
+        f"({relation}), delta {found['delta']:g}, trust: {trust}."
     )
     drawings, points = [], epsilon_by_round(run)
     if points:
-        figure = panel({"largest epsilon": lines({"": points})})
-        caption = f"Ledger: largest epsilon of a {found['unit']} so far, by round (Renyi, an upper bound)."
+        figure = panel({"epsilon spent (RDP)": lines({"": points})})
+        caption = "Ledger: largest epsilon spent so far, by RDP (an upper bound)."
         drawings.append(Drawing("ledger", figure, caption))
     return PageSection("privacy", "Privacy statement", words, drawings, notice=notice)
 
@@ -209,7 +216,7 @@ def _panel(run: RunDir) -> PageSection:
     spent = epsilon_by_round(run)
     audited = by_round(run)
     if spent:
-        audited["epsilon"] = {"ledger": spent} | audited.get("epsilon", {})
+        audited["epsilon"] = {"spent (RDP)": spent} | audited.get("epsilon", {})
     if best is not None:
         points = [(row["round"], row[best[0]]) for row in run.rows() if best[0] in row]
         audited["utility"] = {best[0]: points}
@@ -218,7 +225,9 @@ def _panel(run: RunDir) -> PageSection:
     if len(parts) < 2:
         words = ["There is nothing to set beside utility: no guarantee and no attack in this run."]
         return PageSection("rounds", "All by round", words)
-    caption = "By round: the ledger's epsilon, what audits certify, exposure, attack AUC and utility."
+    caption = (
+        "By round: epsilon spent (RDP, an upper bound), certified epsilon, exposure, attack AUC, utility."
+    )
     return PageSection("rounds", "All by round", drawings=[Drawing("panel", panel(parts), caption)])
 
 
