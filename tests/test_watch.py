@@ -11,7 +11,7 @@ from test_report import SMALL
 
 from fedsim.app import run
 from fedsim.app.cli.progress import Watcher
-from fedsim.app.rundir.metrics import SPENT
+from fedsim.app.rundir.round_record import Round
 from fedsim.config import Config, from_flat
 from fedsim.errors import WrongInput
 
@@ -54,14 +54,15 @@ def test_the_table_tells_round_metric_epsilon_speed_and_time_left(tmp_path: Path
     def watch(row: dict[str, float]) -> None:
         with console.capture() as text, watcher:
             watcher.watch(row)
-            console.print(watcher.table(row, time.monotonic()))
+            console.print(watcher.table(Round.of(row), time.monotonic()))
         shown.append(text.get())
 
     done = run(config, watch=watch)
     for part in ("intent accuracy", "epsilon spent (RDP)", "devices/s", "time left", "3/3", "0:00"):
         assert part in shown[-1]
     assert done.summary is not None
-    spent = done.rows()[-1][SPENT]
+    spent = done.rounds()[-1].dp_epsilon_spent_rdp
+    assert spent is not None
     assert done.summary["privacy"]["epsilon_max"] <= spent < 2 * done.summary["privacy"]["epsilon_max"]
     assert f"{spent:.3f}" in shown[-1]
 
@@ -83,7 +84,7 @@ def row_shown(watcher: Watcher, row: dict[str, float]) -> None:
 
 
 def test_without_a_guarantee_there_is_no_epsilon(tmp_path: Path) -> None:
-    assert all(SPENT not in row for row in run(small(tmp_path)).rows())
+    assert all("dp_epsilon_spent_rdp" not in row for row in run(small(tmp_path)).rows())
 
 
 def test_a_broken_tracker_is_told_once_and_stops_nothing(

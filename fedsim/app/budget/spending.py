@@ -161,10 +161,13 @@ class Spending:
             return ()
         return worst_events(self.ledger, self.delta)
 
-    def spent_rdp(self) -> float:
-        """Return the largest epsilon that a unit has spent so far, by RDP: an upper bound, fast."""
+    def spent_rdp(self) -> float | None:
+        """Return the largest epsilon that a unit has spent so far; None without DP.
+
+        By RDP: an upper bound, and fast.
+        """
         if self.config.dp.unit == "none":
-            return 0.0
+            return None
         table, counts = self.ledger.counts()
         return float(table.epsilons(counts, self.delta).max(initial=0.0))
 

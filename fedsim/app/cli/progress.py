@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from fedsim.app.cli.options import err
-from fedsim.app.rundir.metrics import SPENT
+from fedsim.app.rundir.round_record import Round
 from fedsim.config import Config
 
 SHOWN = ("intent_accuracy", "slot_f1", "span_f1", "accuracy", "word_accuracy", "perplexity", "loss")
@@ -39,24 +39,25 @@ class Watcher:
         if self.quiet:
             return
         now = time.monotonic()
-        self.began = self.began or (now - row["time_train_s"] - row["time_evaluate_s"], row["round"] - 1)
-        self.metrics = {name: row[name] for name in SHOWN if name in row} or self.metrics
-        self.live.update(self.table(row, now))
+        done = Round.of(row)
+        self.began = self.began or (now - done.time_train_s - done.time_evaluate_s, done.round - 1)
+        self.metrics = {k: done.metrics[k] for k in SHOWN if k in done.metrics} or self.metrics
+        self.live.update(self.table(done, now))
         self.live.start()
 
-    def table(self, row: dict[str, Any], now: float) -> Table:
+    def table(self, done: Round, now: float) -> Table:
         """Return the table after a round."""
         rounds = self.config.train.rounds
         table = Table(box=None, pad_edge=False, header_style="dim")
         cells: dict[str, RenderableType] = {
-            "round": f"{row['round']}/{rounds}",
-            "": ProgressBar(rounds, row["round"], width=20),
+            "round": f"{done.round}/{rounds}",
+            "": ProgressBar(rounds, done.round, width=20),
         }
         cells |= {name.replace("_", " "): f"{value:.3f}" for name, value in list(self.metrics.items())[:3]}
-        if SPENT in row:
-            cells["epsilon spent (RDP)"] = f"{row[SPENT]:.3f}"
-        cells["devices/s"] = f"{row['time_devices_per_s']:.0f}"
-        cells["time left"] = self._left(row["round"], now)
+        if done.dp_epsilon_spent_rdp is not None:
+            cells["epsilon spent (RDP)"] = f"{done.dp_epsilon_spent_rdp:.3f}"
+        cells["devices/s"] = f"{done.time_devices_per_s:.0f}"
+        cells["time left"] = self._left(done.round, now)
         for name in cells:
             table.add_column(name, no_wrap=True)
         table.add_row(*cells.values())

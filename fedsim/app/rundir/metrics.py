@@ -1,15 +1,12 @@
 """Forgetting and transfer between periods, from the rows of `periods.jsonl`."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.app.rundir.files import Row
-
-if TYPE_CHECKING:
-    pass
+from fedsim.app.rundir.round_record import Round
 
 
 def period_matrix(rows: Sequence[Row], metric: str) -> NDArray[np.float64]:
@@ -44,26 +41,10 @@ def transfer(matrix: NDArray[np.float64], metric: str) -> dict[str, float]:
     return figures
 
 
-NOT_METRICS = {
-    "round", "period", "cohort", "devices", "steps", "rejected", "skipped", "train_loss", "reachable",
-    "virtual_s", "device_count",
-}  # fmt: skip
-
-
-OF_THE_ROUND = ("time_", "dev_", "period_", "dp_")
-
-
-def last_metrics(rows: list[Row]) -> dict[str, float]:
-    """Return the test metrics of the last row that has any."""
-    for row in reversed(rows):
-        metrics = {
-            name: value
-            for name, value in row.items()
-            if name not in NOT_METRICS and not name.startswith(OF_THE_ROUND)
-        }
-        if metrics:
-            return metrics
-    return {}
+def last_metrics(rows: Sequence[Row]) -> dict[str, float]:
+    """Return the test metrics of the last round that has any."""
+    found = (Round.of(row).metrics for row in reversed(rows))
+    return next((metrics for metrics in found if metrics), {})
 
 
 def mean_flips(rows: list[Row]) -> dict[str, float]:
@@ -72,10 +53,9 @@ def mean_flips(rows: list[Row]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
 
-SPENT = "dp_epsilon_spent_rdp"
-"""The key of a round's row under which the largest epsilon spent so far stands, by RDP."""
-
-
 def spent_by_round(rows: Sequence[Row]) -> list[tuple[int, float]]:
     """Return (round, largest epsilon spent so far, by RDP); [] without DP."""
-    return [(row["round"], row[SPENT]) for row in rows if SPENT in row]
+    rounds = [Round.of(row) for row in rows]
+    return [
+        (each.round, each.dp_epsilon_spent_rdp) for each in rounds if each.dp_epsilon_spent_rdp is not None
+    ]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedsim.app.rundir.files import Row, make_folder, read_json, replaced, write_json, write_text
+from fedsim.app.rundir.round_record import Round
 from fedsim.config import Config, load, to_toml
 from fedsim.errors import WrongInput
 from fedsim.models import build_model
@@ -149,6 +150,10 @@ class RunDir:
         path = self.path / name
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def rounds(self) -> list[Round]:
+        """Return the rounds that are done."""
+        return [Round.of(row) for row in self.rows()]
 
     def append_row(self, row: Row, name: str = "rounds.jsonl") -> None:
         with (self.path / name).open("a", encoding="utf-8") as stream:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.app.budget.spending import Spending
-from fedsim.app.rundir.files import Row, write_json, write_text
+from fedsim.app.rundir.files import write_json, write_text
+from fedsim.app.rundir.round_record import Round
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Config
 from fedsim.errors import RunFailed, WrongInput
@@ -33,7 +34,7 @@ def write_health(run: RunDir, config: Config, spending: Spending, why: str = "")
     """Write the metrics as they are after the last row; `why` tells how the run ended, "" while it works."""
     if not config.place.metrics:
         return
-    found = gauges(run.rows(), config, spending) | {"up": int(not why)}
+    found = gauges(run.rounds(), config, spending) | {"up": int(not why)}
     write_json(run.path / "metrics.json", found | {"status": why or "running"})
     lines = [
         f"# HELP fedsim_{key} {HELP[key]}\n# TYPE fedsim_{key} gauge\n"
@@ -43,16 +44,21 @@ def write_health(run: RunDir, config: Config, spending: Spending, why: str = "")
     write_text(run.path / "metrics.prom", "".join(lines))
 
 
-def gauges(rows: list[Row], config: Config, spending: Spending) -> dict[str, float]:
+def gauges(rounds: list[Round], config: Config, spending: Spending) -> dict[str, float]:
     """Return the figures of HELP, less `up`."""
-    last = rows[-1] if rows else {}
-    found = {key: last.get(key, 0) for key in ("cohort", "devices", "rejected")}
-    found |= {"rounds_done": len(rows), "rounds": config.train.rounds}
-    found |= {"rejected_all": sum(row["rejected"] for row in rows)}
-    found |= {"round_seconds": last.get("time_train_s", 0.0), "updated": time.time()}
-    if config.dp.unit != "none":
-        found["epsilon_spent_rdp"] = spending.spent_rdp()
-    return found
+    last = rounds[-1] if rounds else Round(0, 0, 0, 0)
+    found: dict[str, float] = {
+        "rounds_done": len(rounds),
+        "rounds": config.train.rounds,
+        "cohort": last.cohort,
+        "devices": last.devices,
+        "rejected": last.rejected,
+        "rejected_all": sum(done.rejected for done in rounds),
+        "round_seconds": last.time_train_s,
+        "updated": time.time(),
+    }
+    spent = spending.spent_rdp()
+    return found if spent is None else found | {"epsilon_spent_rdp": spent}
 
 
 class _Lines(logging.Formatter):

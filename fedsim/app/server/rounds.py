@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from logging import getLogger
 from typing import Any
 
@@ -13,8 +14,8 @@ from clients.batches import count_steps
 from fedsim.app.audits.findings import FILE as AUDITS
 from fedsim.app.audits.schedule import audit
 from fedsim.app.rundir.files import Row
-from fedsim.app.rundir.metrics import SPENT
 from fedsim.app.rundir.releases import write_release
+from fedsim.app.rundir.round_record import Round
 from fedsim.app.rundir.run_dir import Checkpoint, RunDir
 from fedsim.app.server.early_stopping import dev_metrics, stopped_early
 from fedsim.app.server.monitoring import write_health
@@ -54,18 +55,15 @@ def run_rounds(server: Server, watch: Watch) -> str:
         replies = server.nodes.exchange(messages, round)
         _, metrics = strategy.aggregate_train(round, replies)
         trained = time.perf_counter()
-        row = (
-            train_row(round, metrics)
-            | privacy_row(server)
-            | availability_row(server)
-            | evaluation_row(server, round, period)
-        )
+        done = evaluated(server, round_done(server, round, metrics), period)
         seconds = trained - start
-        row |= {
-            "time_train_s": seconds,
-            "time_devices_per_s": row["devices"] / seconds,
-            "time_evaluate_s": time.perf_counter() - trained,
-        }
+        done = replace(
+            done,
+            time_train_s=seconds,
+            time_devices_per_s=done.devices / seconds,
+            time_evaluate_s=time.perf_counter() - trained,
+        )
+        row = done.row()
         check_finite(row)
         run.append_row(row)
         run.write_checkpoint(as_checkpoint(strategy.state), server.config.place.keep)
@@ -91,22 +89,6 @@ def early_sentence(patience: int, rows: list[Row]) -> str:
         f"stopped after round {rows[-1]['round']}: the dev metric had not improved for {patience} "
         "evaluations; this choice looked at the dev part and is outside any epsilon"
     )
-
-
-def privacy_row(server: Server) -> Row:
-    """Return what DP did: epsilon spent so far, the next round's clip norm, how full a secure sum was."""
-    strategy = server.strategy
-    if strategy.config.dp.unit == "none":
-        return {}
-    row: Row = {SPENT: server.spending.spent_rdp()}
-    if strategy.config.dp.unit == "example":
-        return row
-    state = strategy.state.aggregator
-    row["dp_clip_norm"] = strategy.clip_norm
-    if strategy.config.dp.trust == "secure_sum":
-        row["dp_sum_headroom"] = float(state["dp/headroom"])
-        row["dp_released"] = int(state["dp/released"])
-    return row
 
 
 def check_finite(row: Row) -> None:
@@ -172,50 +154,75 @@ def as_checkpoint(state: ServerState) -> Checkpoint:
     return Checkpoint(state.round, state.params, state.aggregator, state.participation, state.losses)
 
 
-def train_row(round: int, metrics: Mapping[str, Any]) -> Row:
-    """Return what the cohort did: sizes, local steps and the mean loss over them."""
-    row: Row = {
-        "round": round,
-        "cohort": int(metrics["cohort"]),
-        "devices": int(metrics["devices"]),
-        "rejected": int(metrics["rejected"]),
-    }
-    if (
-        "steps" in metrics or not row["devices"]
-    ):  # devices do not tell them to a server that is not trusted with their sizes
-        row["steps"] = int(metrics.get("steps", 0))
-    if metrics["skipped"]:
-        row["skipped"] = 1  # too few valid updates: the model stayed, which accounting must not overlook
-    if metrics.get("loss_examples"):
-        row["train_loss"] = metrics["loss_sum"] / metrics["loss_examples"]
-    return row
+def round_done(server: Server, round: int, metrics: Mapping[str, Any]) -> Round:
+    """Return what a round's training did: who took part, losses, what it cost in privacy."""
+    strategy = server.strategy
+    device_level = strategy.config.dp.unit == "device"
+    securely = device_level and strategy.config.dp.trust == "secure_sum"
+    state = strategy.state.aggregator
+    return Round(
+        round=round,
+        cohort=int(metrics["cohort"]),
+        devices=int(metrics["devices"]),
+        rejected=int(metrics["rejected"]),
+        steps=steps_of(metrics),
+        skipped=1 if metrics["skipped"] else None,
+        train_loss=train_loss(metrics),
+        reachable=reachable(server),
+        virtual_s=virtual_seconds(server),
+        dp_epsilon_spent_rdp=server.spending.spent_rdp(),
+        dp_clip_norm=strategy.clip_norm if device_level else None,
+        dp_sum_headroom=float(state["dp/headroom"]) if securely else None,
+        dp_released=int(state["dp/released"]) if securely else None,
+    )
 
 
-def availability_row(server: Server) -> Row:
-    """Return who was in reach and the round's time on the virtual clock, where these are simulated."""
-    settings, strategy = server.config.availability, server.strategy
-    row: Row = {}
-    if settings.rule != "always":
-        row["reachable"] = int(strategy.clock.reachable(strategy.state.round).sum())
-    if settings.speed_sigma and strategy.cohort is not None:
-        members = np.searchsorted(strategy.roster.devices, strategy.answering(strategy.cohort).devices)
-        sizes = strategy.roster.activity[members].tolist()
-        steps = np.array([count_steps(server.config.train, n) for n in sizes], dtype=np.int64)
-        row["virtual_s"] = strategy.clock.seconds(members, steps)
-    return row
+def steps_of(metrics: Mapping[str, Any]) -> int | None:
+    """Return the local steps; devices do not tell them to a server that may not know their sizes."""
+    if "steps" in metrics or not metrics["devices"]:
+        return int(metrics.get("steps", 0))
+    return None
 
 
-def evaluation_row(server: Server, round: int, period: int) -> Row:
-    """Return the metrics of this round, where it is evaluated: test, this period's, dev, on devices."""
+def train_loss(metrics: Mapping[str, Any]) -> float | None:
+    """Return the mean loss over the examples of all local steps, None where it was not told."""
+    if not metrics.get("loss_examples"):
+        return None
+    return float(metrics["loss_sum"] / metrics["loss_examples"])
+
+
+def reachable(server: Server) -> int | None:
+    """Return how many devices were in reach, None where all always are."""
+    strategy = server.strategy
+    if server.config.availability.rule == "always":
+        return None
+    return int(strategy.clock.reachable(strategy.state.round).sum())
+
+
+def virtual_seconds(server: Server) -> float | None:
+    """Return the round's time on the virtual clock, None where speeds are not simulated."""
+    strategy = server.strategy
+    if not server.config.availability.speed_sigma or strategy.cohort is None:
+        return None
+    answering = strategy.answering(strategy.cohort).devices
+    members = np.searchsorted(strategy.roster.devices, answering)
+    sizes = strategy.roster.activity[members].tolist()
+    steps = np.array([count_steps(server.config.train, n) for n in sizes], dtype=np.int64)
+    return strategy.clock.seconds(members, steps)
+
+
+def evaluated(server: Server, done: Round, period: int) -> Round:
+    """Return the round with its metrics, where it is evaluated: test, this period's, dev, devices."""
     config = server.config
+    round = done.round
     if not is_evaluated(config, round):
-        return {}
-    row = test_metrics(server.evaluate, config, server.holdings, period)
-    row |= dev_metrics(server.evaluate, config, server.federation)
+        return done
+    found = test_metrics(server.evaluate, config, server.holdings, period)
+    found |= dev_metrics(server.evaluate, config, server.federation)
     messages = server.strategy.configure_evaluate(
         round, pack_params(server.strategy.state.params), ConfigRecord(), server.grid
     )
     if messages:
-        found = server.strategy.aggregate_evaluate(round, server.nodes.exchange(messages, round))
-        row |= dict(found) if found else {}
-    return row
+        on_devices = server.strategy.aggregate_evaluate(round, server.nodes.exchange(messages, round))
+        found |= dict(on_devices) if on_devices else {}
+    return replace(done, period=found.pop("period", None), measured=found)

@@ -15,8 +15,9 @@ def summarise(
 ) -> dict[str, Any]:
     """Return `summary.json`; metrics are those of the last evaluated round, `why` tells of an early end."""
     config, federation, rows = server.config, server.federation, server.run.rows()
+    rounds = server.run.rounds()
     matrix = period_matrix(server.run.rows("periods.jsonl"), server.task.metric)
-    train_s = sum(row["time_train_s"] for row in rows)
+    train_s = sum(done.time_train_s for done in rounds)
     summary: dict[str, Any] = {
         "schema": config.schema_,
         "name": config.name,
@@ -36,7 +37,7 @@ def summarise(
         "time": {
             "setup_s": setup_s,
             "train_s": train_s,
-            "devices_per_s": sum(row["devices"] for row in rows) / train_s if train_s else 0.0,
+            "devices_per_s": sum(done.devices for done in rounds) / train_s if train_s else 0.0,
         },
         "privacy": dict(privacy),
         "attacks": attacks(server.run),

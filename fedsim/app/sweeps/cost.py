@@ -36,12 +36,13 @@ def known_cost(out: Path, names: Sequence[str]) -> Cost | None:
 
 def _measured(run: RunDir) -> tuple[float, float] | None:
     try:
-        config, summary, rows = run.config, run.summary, run.rows()
+        config = run.config
+        summary = run.summary
+        rounds = run.rounds()
     except WrongInput:  # of a version with other keys
         return None
-    devices = sum(row["devices"] for row in rows)
-    if summary is None or not devices or config.train.rounds != len(rows):
+    devices = sum(done.devices for done in rounds)
+    if summary is None or not devices or config.train.rounds != len(rounds):
         return None
-    return summary["time"]["setup_s"], sum(
-        row["time_train_s"] + row["time_evaluate_s"] for row in rows
-    ) / devices
+    seconds = sum(done.time_train_s + done.time_evaluate_s for done in rounds)
+    return summary["time"]["setup_s"], seconds / devices
