@@ -123,10 +123,14 @@ def test_a_refusal_carries_the_key_of_the_one_setting_that_is_wrong(
     settings: dict[str, str | int], key: str
 ) -> None:
     """Seen to fail: without the key in `lookup`, and in `check_names`."""
-    with pytest.raises(WrongInput) as told:
+
+    def checked() -> None:
         config = from_flat(settings)
         check_names("audit.evaluators", config.audit.evaluators, ["membership"])
         lookup("selection.rule", config.selection.rule, {"uniform": 1})
+
+    with pytest.raises(WrongInput) as told:
+        checked()
     assert told.value.key == key
     assert pickle.loads(pickle.dumps(told.value)).key == key  # as between processes
 
