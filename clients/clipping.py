@@ -38,6 +38,19 @@ def clipped_gradients(
 
     Raises WrongInput that names the layer for which there is no rule; `method="opacus"` then clips any
     module that Opacus supports, one model at a time, and `"loop"` anything at all, one example at a time.
+
+    Two examples whose gradients are [3, 4] and [0.3, 0.4]; the first is clipped to [0.6, 0.8]:
+
+    >>> import torch
+    >>> from fedsim import Clip, clipped_gradients
+    >>> module = torch.nn.Linear(2, 1, bias=False)
+    >>> inputs = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+    >>> targets = torch.zeros(2)
+    >>> found = clipped_gradients(module, lambda out, y: out[:, 0] - y, [inputs], [targets], Clip(1.0))
+    >>> found.norms.tolist()
+    [5.0, 0.5]
+    >>> [round(value, 3) for value in found.sums["weight"][0].tolist()]
+    [0.9, 1.2]
     """
     own = {name: p for name, p in module.named_parameters() if p.requires_grad}
     given = {name: p.detach() for name, p in (params or own).items()}

@@ -21,6 +21,12 @@ class Clip:
     together is C. `automatic`: factor C / (|g| + gamma) (Bu et al., 2023).
 
     Guarantee: whatever the example, NaN and Inf included, its part has a norm of at most `norm`.
+
+    >>> import torch
+    >>> from fedsim import Clip
+    >>> norms = torch.tensor([0.5, 4.0, float("nan")])
+    >>> [round(factor, 3) for factor in Clip(1.0).factors(norms, layers=1).tolist()]
+    [1.0, 0.25, 0.0]
     """
 
     norm: float

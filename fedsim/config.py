@@ -500,7 +500,15 @@ class Place(Section):
 
 
 class Config(Section):
-    """One experiment. Scalars only, one level of sections."""
+    """One experiment. Scalars only, one level of sections.
+
+    >>> from fedsim import Config
+    >>> config = Config(seed=3, train={"rounds": 5})
+    >>> (config.seed, config.train.rounds, config.train.lr)
+    (3, 5, 0.1)
+    >>> config.hash == Config(seed=4, train={"rounds": 5}).hash  # the seed names a folder of its own
+    True
+    """
 
     schema_: int = Field(1, alias="schema", ge=1, le=1, description="raised when a meaning changes")
     name: str = Field(
@@ -538,11 +546,19 @@ class Config(Section):
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def load(path: Path, settings: Iterable[str] = ()) -> Config:
+def load(path: str | Path, settings: Iterable[str] = ()) -> Config:
     """Read an experiment's TOML and apply `section.key=value` settings on top.
 
     Raises WrongInput for a missing or malformed file, an unknown key or a value out of bounds.
+
+    >>> from pathlib import Path
+    >>> from fedsim import load
+    >>> _ = Path("small.toml").write_text("[train]\\nrounds = 5\\n")
+    >>> config = load("small.toml", ["train.lr=0.2"])
+    >>> (config.name, config.train.rounds, config.train.lr)
+    ('small', 5, 0.2)
     """
+    path = Path(path)
     try:
         nested = tomllib.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
@@ -567,7 +583,7 @@ def from_flat(flat: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(nested)
     except ValidationError as error:
-        raise WrongInput(_sentence(error)) from None
+        raise _refused(error) from None
 
 
 def to_flat(config: Config) -> dict[str, Scalar]:
@@ -620,10 +636,11 @@ def _flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_key(key: str) -> None:
     if key not in known_keys():
-        raise WrongInput(f"unknown config key {key!r}{suggestion(key, known_keys())}")
+        raise WrongInput(f"unknown config key {key!r}{suggestion(key, known_keys())}", key)
 
 
-def _sentence(error: ValidationError) -> str:
+def _refused(error: ValidationError) -> WrongInput:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    return f"{key} = {first['input']!r} is not allowed: {first['msg'][0].lower()}{first['msg'][1:]}"
+    said = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+    return WrongInput(f"{key} = {first['input']!r} is not allowed: {said}", key)

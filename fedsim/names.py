@@ -13,7 +13,7 @@ T = TypeVar("T")
 def lookup(key: str, name: str, table: Mapping[str, T]) -> T:
     """Return `table[name]`, or the object behind `"package.module:function"`.
 
-    `key` is the config key that held the name; it only serves the error message.
+    `key` is the config key that held the name; it only serves the error.
     Raises WrongInput when the name is not in the table or cannot be imported.
     """
     if is_own_code(name):
@@ -22,7 +22,8 @@ def lookup(key: str, name: str, table: Mapping[str, T]) -> T:
         return table[name]
     raise WrongInput(
         f"{key} = {name!r} is not known; choose one of {', '.join(sorted(table))}"
-        f' or name your own code as "package.module:function"{suggestion(name, table)}'
+        f' or name your own code as "package.module:function"{suggestion(name, table)}',
+        key,
     )
 
 
@@ -39,11 +40,12 @@ def import_object(key: str, name: str) -> Any:
     except (ImportError, ValueError, TypeError) as error:
         raise WrongInput(
             f"{key} = {name!r}: the module {module_name!r} could not be imported ({error}); "
-            "start the command in the folder that holds it"
+            "start the command in the folder that holds it",
+            key,
         ) from error
     found = getattr(module, attribute, None)
     if not callable(found):
-        raise WrongInput(f"{key} = {name!r}: the module {module_name!r} has no function {attribute!r}")
+        raise WrongInput(f"{key} = {name!r}: the module {module_name!r} has no function {attribute!r}", key)
     return found
 
 
@@ -58,7 +60,7 @@ def check_names(key: str, text: str, known: Iterable[str]) -> list[str]:
     for name in names:
         if name not in known:
             raise WrongInput(
-                f"{key} names {name!r}; choose among {', '.join(known)}{suggestion(name, known)}"
+                f"{key} names {name!r}; choose among {', '.join(known)}{suggestion(name, known)}", key
             )
     return names
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import fedsim
 from fedsim import app
 from fedsim.config import Config
 
@@ -36,6 +37,8 @@ ROWS = [
 OURS = ("fedsim", "strategies", "clients", "experiments")
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py", "base.py", "manager.py"}
 COMMANDS = "fedsim/app/cli/commands"
+DOOR = ROOT / "fedsim" / "__init__.py"
+"""The one file whose imports for types alone count for nothing: it offers what lies above it."""
 
 
 def sources() -> list[Path]:
@@ -57,10 +60,24 @@ def entry_of(module: str) -> tuple[int, str] | None:
     return max(fitting, key=lambda found: len(found[1]), default=None)
 
 
+def parsed(path: Path) -> ast.Module:
+    """A file's tree; the door's without its imports for types."""
+    tree = ast.parse(path.read_text())
+    if path == DOOR:
+        tree.body.remove(types_block(tree))
+    return tree
+
+
+def types_block(tree: ast.Module) -> ast.If:
+    """The one `if TYPE_CHECKING:` at a file's top level."""
+    (block,) = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    return block
+
+
 def imports(path: Path, modules: set[str]) -> set[str]:
     """The modules of ours that a file imports anywhere, also inside functions and for types alone."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
             names = {f"{node.module}.{alias.name}" for alias in node.names}
@@ -132,7 +149,43 @@ def test_every_module_lies_in_a_row() -> None:
 
 
 def test_the_top_package_imports_nothing() -> None:
+    """Seen to fail: with an import of fedsim.errors above the block for types, and in `__getattr__`."""
     assert graph()["fedsim"] == set()
+
+
+def test_type_checkers_see_exactly_what_the_door_offers() -> None:
+    """Seen to fail: with a name that only the table has, and with one under another module."""
+    block = types_block(ast.parse(DOOR.read_text()))
+    assert all(isinstance(node, ast.ImportFrom) for node in block.body)
+    seen = {
+        alias.asname: node.module
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == fedsim.OFFERED
+    assert set(fedsim.__all__) == {*fedsim.OFFERED, "__version__"}
+    assert set(fedsim.OFFERED) <= set(dir(fedsim))
+
+
+def test_no_offered_name_is_that_of_a_part() -> None:
+    """An import of `fedsim.config` sets the attribute `config`: a name like it would mean two things."""
+    parts = {path.stem for path in (ROOT / "fedsim").iterdir()}
+    assert parts & set(fedsim.OFFERED) == set()
+
+
+def test_the_door_opens_without_torch_or_flower() -> None:
+    """Seen to fail: with an import of fedsim.audit.scores at the top of the door."""
+    code = "import sys, fedsim; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert "fedsim" in loaded
+    assert {"torch", "flwr", "numpy", "pydantic"} & loaded == set()
+
+
+def test_an_unknown_name_is_no_part_of_the_door() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'epsilom'"):
+        fedsim.epsilom  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_few_files_lie_directly_in_the_application() -> None:
@@ -155,6 +208,17 @@ def test_the_defaults_stand_in_pyproject_too() -> None:
     assert config == Config().model_dump(by_alias=True)
 
 
+def test_the_version_is_the_same_wherever_it_stands() -> None:
+    """Flower reads it from pyproject.toml as it stands, so it cannot be computed from the package.
+
+    Seen to fail: with another version in each of the four.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == fedsim.__version__
+    assert f"\nversion: {fedsim.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## [{fedsim.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_a_foreign_package_called_clients_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "clients").mkdir()
     (tmp_path / "clients" / "__init__.py").touch()
@@ -172,3 +236,4 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> 
     top = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert top == {"fedsim", "strategies", "clients"}
     assert "fedsim/app/report/report.html.jinja" in names
+    assert {f"{package}/py.typed" for package in top} <= set(names)

@@ -1,6 +1,7 @@
 """The configuration: one to one onto TOML, `--set` and Flower's flat run config."""
 
 import contextlib
+import pickle
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from fedsim.config import Config, from_flat, known_keys, load, parse_pairs, parse_setting, to_flat, to_toml
 from fedsim.errors import WrongInput
+from fedsim.names import check_names, lookup
 
 
 def write(path: Path, text: str) -> Path:
@@ -105,6 +107,32 @@ def test_any_setting_is_taken_or_refused_with_a_sentence(key: str, text: str) ->
     assert name == key
     with contextlib.suppress(WrongInput):
         assert to_flat(from_flat({name: value}))[key] == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"train.rounds": -1}, "train.rounds"),
+        ({"train.round": 1}, "train.round"),
+        ({"audit.evaluators": "membrship"}, "audit.evaluators"),
+        ({"selection.rule": "unifrm"}, "selection.rule"),
+        ({"selection.rule": "no.such:rule"}, "selection.rule"),
+    ],
+)
+def test_a_refusal_carries_the_key_of_the_one_setting_that_is_wrong(
+    settings: dict[str, str | int], key: str
+) -> None:
+    """Seen to fail: without the key in `lookup`, and in `check_names`."""
+
+    def checked() -> None:
+        config = from_flat(settings)
+        check_names("audit.evaluators", config.audit.evaluators, ["membership"])
+        lookup("selection.rule", config.selection.rule, {"uniform": 1})
+
+    with pytest.raises(WrongInput) as told:
+        checked()
+    assert told.value.key == key
+    assert pickle.loads(pickle.dumps(told.value)).key == key  # as between processes
 
 
 def test_pairs_are_parsed() -> None:

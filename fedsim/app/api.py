@@ -21,6 +21,14 @@ def run(
     `settings` are dotted keys on top. A finished run is returned as it is, unless `fresh` starts it over and
     keeps the old one aside. `watch` sees each round's row. Raises WrongInput before anything is written,
     RunFailed later.
+
+    >>> from fedsim import run
+    >>> small = {"data.devices": 20, "data.examples": 200, "model.embedding": 8, "selection.cohort": 5}
+    >>> done = run(small, {"train.rounds": 3})
+    >>> [row["round"] for row in done.rows()]
+    [1, 2, 3]
+    >>> done.summary["status"]
+    'completed'
     """
     return run_local(from_flat(to_flat(as_config(config)) | dict(settings or {})), fresh=fresh, watch=watch)
 

@@ -21,7 +21,20 @@ with a sigma an example. LiRA runs from 4 on; on Snips its AUC there was the rat
 
 
 def loss(target: Target) -> Floats:
-    """Return log p_y (Yeom et al., 2018)."""
+    """Return log p_y (Yeom et al., 2018).
+
+    A model that gives the label of one record 3/4 and that of the other 1/4:
+
+    >>> import numpy as np
+    >>> import torch
+    >>> from fedsim import Target, loss, predictions
+    >>> labels = torch.tensor([0, 1])
+    >>> own = predictions(torch.tensor([[0.75, 0.25], [0.75, 0.25]]).log(), labels)
+    >>> nobody = predictions(torch.zeros(0, 2, 2), labels)
+    >>> target = Target(np.array([True, False]), own, np.zeros((0, 2), dtype=bool), nobody)
+    >>> np.exp(loss(target)).round(2).tolist()
+    [0.75, 0.25]
+    """
     return target.own.logp
 
 
@@ -45,6 +58,18 @@ def ratio(target: Target) -> Floats:
     """Return log p - log of the references' mean p: BASE, and RMIA online for one fixed target.
 
     BASE: Lassila et al., 2025; RMIA: Zarifzadeh et al., 2024.
+
+    The model gives both labels 3/4. The reference finds the second as easy, so that only the first tells:
+
+    >>> import numpy as np
+    >>> import torch
+    >>> from fedsim import Target, predictions, ratio
+    >>> labels = torch.tensor([0, 0])
+    >>> own = predictions(torch.tensor([[0.75, 0.25], [0.75, 0.25]]).log(), labels)
+    >>> others = predictions(torch.tensor([[[0.25, 0.75], [0.75, 0.25]]]).log(), labels)
+    >>> target = Target(np.array([True, False]), own, np.array([[False, False]]), others)
+    >>> np.exp(ratio(target)).round(2).tolist()
+    [3.0, 1.0]
     """
     if target.references < 1:
         raise WrongInput("attack 'ratio' needs at least one reference model, got none")
@@ -63,6 +88,20 @@ def lira(target: Target, sigma: str = "pooled") -> Floats:
 
     sigma: "pooled" takes one standard deviation for all records a side, from the residuals about each
     record's mean; "example" takes each record's own. Raises WrongInput where no deviation can be known.
+
+    phi is 3 and 5 with the record, -1 and 1 without it, and 4 in the target: two normals of variance 2 about
+    4 and 0, whose log densities at 4 differ by 16 / 4:
+
+    >>> import numpy as np
+    >>> import torch
+    >>> from fedsim import Target, lira, predictions
+    >>> label = torch.tensor([0])
+    >>> own = predictions(torch.tensor([[4.0, 0.0]]), label)
+    >>> phi = torch.tensor([3.0, 5.0, -1.0, 1.0])
+    >>> others = predictions(torch.stack([phi, torch.zeros(4)], dim=1)[:, None], label)
+    >>> keep = np.array([[True], [True], [False], [False]])
+    >>> lira(Target(np.array([True]), own, keep, others)).round(2).tolist()
+    [4.0]
     """
     inside = _fitted(target, True, sigma, "lira")
     outside = _fitted(target, False, sigma, "lira")

@@ -46,6 +46,14 @@ def two_worlds(
     without, within: an attack's score of independently seeded runs without and with the canary, larger
     for "within". The threshold comes from one half of the runs, the error rates' upper bounds
     (Clopper-Pearson at alpha/2 each) from the other, so the confidence holds for any mechanism.
+
+    A perfect attack on 100 runs a world certifies 2.57 and no more, whatever the mechanism leaks:
+
+    >>> import numpy as np
+    >>> from fedsim import two_worlds
+    >>> found = two_worlds(np.zeros(100), np.ones(100), delta=1e-5, rng=np.random.default_rng(1))
+    >>> (round(found.epsilon_low, 2), round(found.ceiling, 2))
+    (2.57, 2.57)
     """
     alpha = 1 - confidence
     errors, judged = _held_out(without, within, rng, alpha, lambda f, n: _epsilon(f, n, delta))

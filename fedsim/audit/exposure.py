@@ -14,7 +14,13 @@ LARGE = 10**6
 
 
 def rank(losses: Floats, own: int, rng: np.random.Generator) -> int:
-    """Return the place of losses[own] from the smallest, from 1; equal losses stand in random order."""
+    """Return the place of losses[own] from the smallest, from 1; equal losses stand in random order.
+
+    >>> import numpy as np
+    >>> from fedsim import rank
+    >>> rank(np.array([0.7, 0.2, 0.4]), own=2, rng=np.random.default_rng(1))
+    2
+    """
     if not np.isfinite(losses).all():
         raise WrongInput(f"{int((~np.isfinite(losses)).sum())} completions have a loss that is not finite")
     before = int((losses < losses[own]).sum())
@@ -28,7 +34,14 @@ def rank_among(own: float, others: Floats, rng: np.random.Generator) -> int:
 
 
 def exposure(rank: int, space: int) -> float:
-    """Return log2 |R| - log2 rank, in bits; for a rank among n references, `space` is n + 1 and the cap."""
+    """Return log2 |R| - log2 rank, in bits; for a rank among n references, `space` is n + 1 and the cap.
+
+    The canary's code has the lowest loss of 1024, or stands in the middle:
+
+    >>> from fedsim import exposure
+    >>> (exposure(1, 1024), exposure(512, 1024))
+    (10.0, 1.0)
+    """
     return float(np.log2(space) - np.log2(rank))
 
 

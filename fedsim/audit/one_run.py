@@ -20,6 +20,15 @@ def one_run(
 
     scores: [m], larger for "included"; included: [m], the coins, independent and fair. Abstentions count
     in m. Equal scores are ordered by `rng`. Raises WrongInput below 20 canaries.
+
+    >>> import numpy as np
+    >>> from fedsim import one_run
+    >>> rng = np.random.default_rng(2)
+    >>> coins = rng.random(1000) < 0.5
+    >>> round(one_run(coins.astype(float), coins, delta=1e-5, rng=rng).epsilon_low, 2)  # all guesses right
+    3.47
+    >>> one_run(rng.normal(size=1000), coins, delta=1e-5, rng=rng).epsilon_low  # scores that know nothing
+    0.0
     """
     canaries = len(scores)
     side = canaries // GUESSES_A_SIDE

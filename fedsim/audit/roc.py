@@ -12,7 +12,15 @@ PRIORS = (0.01, 0.1, 0.5)
 
 
 def auc(scores: Floats, member: Bools) -> float:
-    """Return P(a member scores higher than a non-member), ties counting half (Mann and Whitney, 1947)."""
+    """Return P(a member scores higher than a non-member), ties counting half (Mann and Whitney, 1947).
+
+    Three of the four pairs of a member and a non-member are in order:
+
+    >>> import numpy as np
+    >>> from fedsim import auc
+    >>> auc(np.array([0.9, 0.8, 0.3, 0.1]), np.array([True, False, True, False]))
+    0.75
+    """
     inside, outside = _counts(scores, member)
     ranks = rankdata(scores)[member].sum()
     return float((ranks - inside * (inside + 1) / 2) / (inside * outside))
@@ -61,6 +69,14 @@ def tpr_at(fpr: float, scores: Floats, member: Bools) -> float:
     """Return the largest true positive rate whose false positive rate is at most `fpr`.
 
     Raises WrongInput where too few non-members exist for it to mean anything.
+
+    Non-members score 0 to 99, so that ten of them lie above 89.5:
+
+    >>> import numpy as np
+    >>> from fedsim import tpr_at
+    >>> scores = np.append(np.arange(100.0), [50.5, 89.5, 95.5, 99.5])
+    >>> tpr_at(0.1, scores, member=np.arange(104) >= 100)
+    0.75
     """
     _, outside = _counts(scores, member)
     if not enough_non_members(fpr, outside):

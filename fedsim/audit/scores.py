@@ -35,7 +35,23 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Target:
-    """One model under attack and the reference models that the attacker has trained."""
+    """One model under attack and the reference models that the attacker has trained.
+
+    The second record is easy for every model, and the reference shows it:
+
+    >>> import numpy as np
+    >>> import torch
+    >>> from fedsim import Target, predictions
+    >>> labels = torch.tensor([0, 0])
+    >>> own = predictions(torch.tensor([[3.0, 0.0], [3.0, 0.0]]), labels)
+    >>> others = predictions(torch.tensor([[[0.0, 0.0], [3.0, 0.0]]]), labels)
+    >>> keep = np.array([[False, True]])
+    >>> target = Target(np.array([True, False]), own, keep, others)
+    >>> target.references
+    1
+    >>> (target.own.phi - target.others.phi[0]).tolist()
+    [3.0, 0.0]
+    """
 
     member: Bools
     """[N], the truth; no attack reads it."""
@@ -113,6 +129,14 @@ def predictions(logits: Tensor, labels: Tensor) -> Predictions:
 
     phi is z_y - log sum_{y' != y} exp z_{y'} (Carlini et al., 2022, stable form); modified entropy is
     -(1 - p_y) log p_y - sum_{y' != y} p_{y'} log(1 - p_{y'}) (Song and Mittal, 2021).
+
+    >>> import torch
+    >>> from fedsim import predictions
+    >>> found = predictions(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), labels=torch.tensor([0, 1]))
+    >>> found.phi.tolist()
+    [2.0, -2.0]
+    >>> found.correct.tolist()
+    [True, False]
     """
     if logits.shape[-1] < 2:
         raise WrongInput("a membership score needs at least two labels")

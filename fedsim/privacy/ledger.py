@@ -70,6 +70,20 @@ class Ledger:
 
     Guarantee: what `counts` composes holds every entry that `write` returned for, whenever the process ended;
     a seeded round that is repeated counts once, one with other noise or other events again.
+
+    Two of three devices take part in one round:
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from fedsim import Event, Ledger
+    >>> from fedsim.privacy.ledger import NOBODY, Entry
+    >>> ledger = Ledger.open(Path(tempfile.mkdtemp()), devices=3)
+    >>> members = np.array([0, 0, NOBODY], dtype=np.int32)
+    >>> ledger.write(Entry(1, 1, "model", "seeded", ((Event(1.0),),), members))
+    >>> events, counts = ledger.counts()
+    >>> events.epsilons(counts, 1e-5).round(1).tolist()
+    [4.7, 4.7, 0.0]
     """
 
     folder: Path

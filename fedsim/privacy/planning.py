@@ -139,6 +139,13 @@ def calibrate(config: Config, target: float, what: str, delta: float, activity: 
     """Return the config whose guarantee is at most `target`, with the least noise, or most cap or rounds.
 
     Raises WrongInput where no value of that setting reaches the target.
+
+    >>> import numpy as np
+    >>> from fedsim import Config, calibrate
+    >>> config = Config(dp={"unit": "device"}, train={"rounds": 10})
+    >>> found = calibrate(config, target=4.0, what="noise", delta=1e-5, activity=np.full(200, 25))
+    >>> round(found.dp.noise_multiplier, 1)
+    3.4
     """
     if what not in FOR:
         raise WrongInput(f"--for {what!r} is not known; choose {', '.join(FOR)}")

@@ -44,7 +44,15 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RunDir:
-    """`<out>/<name>/<hash8>/seed=<n>`."""
+    """`<out>/<name>/<hash8>/seed=<n>`.
+
+    >>> from fedsim import Config, RunDir
+    >>> run = RunDir.of(Config(name="mine", seed=3))
+    >>> run.path.as_posix()
+    'runs/mine/c9dca300/seed=3'
+    >>> run.exists
+    False
+    """
 
     path: Path
 

@@ -25,6 +25,13 @@ def load_runs(path: str | Path) -> pd.DataFrame:
     numbers in the rows of `attacks.membership | canary | audit` the strongest and the mean, as
     `attacks.membership.auc.best` and `.mean`; rows that are mere estimates are left out. What a run lacks is
     missing. Raises WrongInput without any run.
+
+    >>> from fedsim import load_runs, run
+    >>> small = {"data.devices": 20, "data.examples": 200, "model.embedding": 8, "selection.cohort": 5}
+    >>> for rate in (0.1, 0.2):
+    ...     done = run(small | {"train.rounds": 2, "train.lr": rate})
+    >>> sorted(load_runs("runs")["train.lr"])
+    [0.1, 0.2]
     """
     folder = Path(path)
     found = [RunDir(folder)] if RunDir(folder).exists else find_runs(folder)

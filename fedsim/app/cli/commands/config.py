@@ -29,6 +29,7 @@ def config(
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of an experiment's TOML."""
     found = Config.model_json_schema(by_alias=True)
+    found["description"] = found["description"].partition("\n")[0]  # without the example in Python
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | found
 
 
