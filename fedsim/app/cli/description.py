@@ -4,7 +4,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from fedsim.app.budget.plan import privacy_sentences
-from fedsim.app.server.checks import Experiment, checked
+from fedsim.app.server.check_experiment import Experiment, checked
 from fedsim.config import Config, to_flat
 from fedsim.data.federation import FederatedDataset, count_unseen_labels
 from fedsim.data.holdings import Holdings

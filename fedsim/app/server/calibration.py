@@ -4,7 +4,7 @@ from fedsim.app.budget.delta import delta_of
 from fedsim.app.budget.spending import public_over_time
 from fedsim.app.experiment.loading import load_holdings
 from fedsim.app.place import data_dir
-from fedsim.app.server.checks import check_config, check_experiment
+from fedsim.app.server.check_experiment import check_config, check_experiment
 from fedsim.config import Config, Dp, to_flat
 from fedsim.errors import WrongInput
 from fedsim.privacy.planning import FOR, calibrate, guaranteed

@@ -13,7 +13,7 @@ from fedsim.app.experiment.loading import load_holdings
 from fedsim.app.place import data_dir, threads
 from fedsim.app.rundir.files import Row
 from fedsim.app.rundir.run_dir import RunDir, open_run
-from fedsim.app.server.checks import check_config, check_experiment
+from fedsim.app.server.check_experiment import check_config, check_experiment
 from fedsim.config import Config, Scalar, from_flat, parse_setting, to_flat
 from fedsim.errors import WrongInput
 from fedsim.privacy.ledger import Ledger

@@ -21,7 +21,7 @@ from fedsim.app.place import data_dir, threads
 from fedsim.app.rundir.manifest import check_resume, check_roster, make_manifest, now, with_plan
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.app.server.centralised import train_centralised
-from fedsim.app.server.checks import Experiment, check_config, check_examples, check_experiment
+from fedsim.app.server.check_experiment import Experiment, check_config, check_examples, check_experiment
 from fedsim.app.server.monitoring import logged, write_health
 from fedsim.app.server.nodes import Nodes
 from fedsim.app.server.rounds import run_rounds

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fedsim.app.server.checks import checked
+from fedsim.app.server.check_experiment import checked
 from fedsim.app.sweeps.grid import Member
 from fedsim.errors import WrongInput
 

@@ -14,7 +14,7 @@ from test_rounds import config
 from fedsim.app.cli.description import describe
 from fedsim.app.engines.local import run_local
 from fedsim.app.server.calibration import calibrated
-from fedsim.app.server.checks import checked
+from fedsim.app.server.check_experiment import checked
 from fedsim.app.server.finished_audit import audit_finished
 from fedsim.app.sweeps.check import check_runs
 from fedsim.app.sweeps.grid import Member
