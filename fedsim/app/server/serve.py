@@ -12,7 +12,6 @@ import torch
 from flwr.serverapp import Grid
 
 from fedsim.app.audits.audited import Another
-from fedsim.app.audits.settings import check_audits
 from fedsim.app.budget.spending import make_spending
 from fedsim.app.budget.statement import write_statement
 from fedsim.app.experiment.checks import check_canaries, check_evaluation, check_patience, check_training
@@ -28,7 +27,7 @@ from fedsim.app.server.rounds import run_rounds
 from fedsim.app.server.session import Server, Watch
 from fedsim.app.server.summary import summarise
 from fedsim.app.server.trackers import Mirrors
-from fedsim.config import Config
+from fedsim.config import Audit, Canary, Config
 from fedsim.data.activity import public_activity
 from fedsim.data.holdings import Holdings
 from fedsim.errors import RunFailed, WrongInput
@@ -100,7 +99,10 @@ def _run(
     check_training(config, server.module)
     check_evaluation(config, holdings)
     check_patience(server.evaluate, config, federation)
-    check_audits(config, roster.real)
+    if config.audit != Audit() or config.canary != Canary():
+        from fedsim.app.audits.settings import check_audits  # half a second of scipy
+
+        check_audits(config, roster.real)
     check_canaries(config, federation.spec)
     if resumed:
         check_resume(run, config, federation, noise.kind)
