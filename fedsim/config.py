@@ -11,7 +11,9 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import tomli_w
@@ -536,7 +538,7 @@ class Config(Section):
         `name`, `seed` and `[place]` stay outside, so a key that a later version adds with a
         neutral default keeps old hashes.
         """
-        neutral = to_flat(Config())
+        neutral = _defaults()
         changed = {
             key: value
             for key, value in to_flat(self).items()
@@ -621,7 +623,13 @@ def parse_pairs(key: str, text: str) -> dict[str, str]:
 
 def known_keys() -> list[str]:
     """Return every dotted key that a config has."""
-    return list(to_flat(Config()))
+    return list(_defaults())
+
+
+@lru_cache(maxsize=1)
+def _defaults() -> Mapping[str, Scalar]:
+    """Return every default under its dotted key, made once: each key of each config is sought here."""
+    return MappingProxyType(to_flat(Config()))
 
 
 def _flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
@@ -635,7 +643,7 @@ def _flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_key(key: str) -> None:
-    if key not in known_keys():
+    if key not in _defaults():
         raise WrongInput(f"unknown config key {key!r}{suggestion(key, known_keys())}", key)
 
 

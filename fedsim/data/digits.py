@@ -8,7 +8,6 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from fedsim.config import Data
 from fedsim.data.records import Records, Splits
@@ -24,6 +23,8 @@ def digits(data: Data, data_dir: Path | None) -> Splits:
     """
     if data.task != "image":
         raise WrongInput(f"data.source = 'digits' has images, got data.task = {data.task!r}; want image")
+    from sklearn.datasets import load_digits  # seconds that only this source waits for
+
     found = load_digits()
     columns = {
         "image": (found.images / LARGEST_PIXEL).astype(np.float32),

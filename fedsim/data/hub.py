@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from fedsim.config import Data
 from fedsim.data.columns import split_records
 from fedsim.data.records import Splits
@@ -20,6 +18,8 @@ def hub(data: Data, data_dir: Path | None) -> Splits:
     """
     if not data.path:
         raise WrongInput('data.source = "hub" needs the name in data.path, as in "AmazonScience/massive"')
+    import datasets  # a second that only this source waits for
+
     datasets.disable_progress_bars()
     try:
         found = datasets.load_dataset(data.path)
@@ -41,11 +41,13 @@ def hub(data: Data, data_dir: Path | None) -> Splits:
 
 def _values(table: Any, column: str) -> Any:
     """Return a column; class ids become their names."""
+    from datasets import ClassLabel
+
     feature = table.features[column]
     values = table[column][:]
     inner = getattr(feature, "feature", None)
-    if isinstance(feature, datasets.ClassLabel):
+    if isinstance(feature, ClassLabel):
         return [feature.int2str(v) for v in values]
-    if isinstance(inner, datasets.ClassLabel):
+    if isinstance(inner, ClassLabel):
         return [inner.int2str(v) for v in values]
     return values

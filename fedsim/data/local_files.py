@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 
 from fedsim.config import Data
@@ -109,6 +108,8 @@ def _read(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def _read_table(kind: str, paths: Sequence[Path]) -> dict[str, Any]:
+    import datasets  # a second that only tables wait for
+
     datasets.disable_progress_bars()
     names = [str(p) for p in paths]
     empty = [p.name for p in paths if p.stat().st_size == 0]

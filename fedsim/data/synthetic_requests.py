@@ -6,10 +6,10 @@ A device's requests are a pure function of (data.seed, device), made when they a
 federation of a million devices costs only its vector of activities.
 """
 
-import hashlib
 import re
-from dataclasses import dataclass
-from itertools import chain
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -109,16 +109,33 @@ def _all_words() -> list[str]:
 
 
 _WORDS = _all_words()
+_OPTIONS = {"intent": len(_INTENTS)} | {name: len(each) for name, each in (_TEMPLATES | _VALUES).items()}
+"""What a device chooses among: intents, by intent its wordings, by slot its values."""
+_BOUNDS = dict(zip(_OPTIONS, pairwise(accumulate(_OPTIONS.values(), initial=0)), strict=True))
+_CONCENTRATIONS = np.repeat([0.3 if name == "intent" else 0.5 for name in _OPTIONS], [*_OPTIONS.values()])
+"""Of the Dirichlet laws of all options, one after another."""
+FINGERPRINT = "1d209f384f0ab8803277cf6f8ae08ccb27275e483467ad0c477d2ba61f182983"
+"""What a run notes of this generator; give it a new value when the same seed makes other requests."""
 
 
 @dataclass(frozen=True)
 class _Habits:
-    """How one device speaks: odds of intents, wordings and slot values, and of a polite word."""
+    """How one device speaks: what it chooses most, and how often it is polite."""
 
-    intents: NDArray[np.float64]
-    wording: dict[str, NDArray[np.float64]]
-    values: dict[str, NDArray[np.float64]]
+    gammas: list[float]
+    """The odds of all options, not yet divided by their sums."""
     politeness: float
+    sums: dict[str, list[float]] = field(default_factory=dict)
+    """By choice the running sums of its odds; filled where they are used: most devices use few."""
+
+    def choose(self, name: str, rng: np.random.Generator) -> int:
+        """Draw an option; numbers are rounded as `dirichlet` and `choice` of NumPy round them."""
+        if name not in self.sums:
+            drawn = self.gammas[slice(*_BOUNDS[name])]
+            scale = 1.0 / [*accumulate(drawn)][-1]
+            found = [*accumulate(each * scale for each in drawn)]
+            self.sums[name] = [each / found[-1] for each in found]
+        return bisect_right(self.sums[name], rng.random())
 
 
 class Requests:
@@ -151,7 +168,7 @@ class Requests:
             label_tokens=label_tokens(self._vocabulary, labels),
             length=data.max_length,
         )
-        self.fingerprint = {"requests": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
+        self.fingerprint = {"requests": FINGERPRINT}
         self.notes: tuple[str, ...] = ()
         self.dev: Examples | None = self._population("dev")
         self.test: Examples | None = self._population("test")
@@ -186,18 +203,13 @@ class Requests:
 
 
 def _habits(rng: np.random.Generator) -> _Habits:
-    return _Habits(
-        intents=rng.dirichlet(np.full(len(_INTENTS), 0.3)),
-        wording={name: rng.dirichlet(np.full(len(t), 0.5)) for name, t in _TEMPLATES.items()},
-        values={slot: rng.dirichlet(np.full(len(v), 0.5)) for slot, v in _VALUES.items()},
-        politeness=rng.beta(0.5, 1.5),
-    )
+    return _Habits(rng.standard_gamma(_CONCENTRATIONS).tolist(), rng.beta(0.5, 1.5))
 
 
 def _request(habits: _Habits, rng: np.random.Generator) -> tuple[str, list[str], list[str]]:
     """Return (intent, tokens, tags) of one request."""
-    intent = _INTENTS[rng.choice(len(_INTENTS), p=habits.intents)]
-    template = _TEMPLATES[intent][rng.choice(len(_TEMPLATES[intent]), p=habits.wording[intent])]
+    intent = _INTENTS[habits.choose("intent", rng)]
+    template = _TEMPLATES[intent][habits.choose(intent, rng)]
     polite = POLITE[rng.integers(len(POLITE))] if rng.random() < habits.politeness else ""
     tokens, tags = polite.split(), ["O"] * len(polite.split())
     for word in template.split():
@@ -206,7 +218,7 @@ def _request(habits: _Habits, rng: np.random.Generator) -> tuple[str, list[str],
             tokens.append(word)
             tags.append("O")
             continue
-        value = _VALUES[slot][rng.choice(len(_VALUES[slot]), p=habits.values[slot])].split()
+        value = _VALUES[slot][habits.choose(slot, rng)].split()
         tokens += value
         tags += [f"B-{slot}"] + [f"I-{slot}"] * (len(value) - 1)
     wrong = rng.random(len(tokens)) < MISHEARD

@@ -11,15 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import dp_accounting as dp
 import numpy as np
-from dp_accounting.pld import privacy_loss_distribution as pld
-from dp_accounting.rdp import RdpAccountant
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from fedsim.errors import WrongInput
+
+if TYPE_CHECKING:  # a second of dp-accounting and scipy: the functions that need them import them
+    import dp_accounting as dp
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 Floats = NDArray[np.float64]
 
@@ -99,6 +100,8 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
 
 def epsilon_rdp(events: Iterable[Event], delta: float) -> float:
     """Return epsilon by Renyi differential privacy: a looser bound, fast and for any events."""
+    from dp_accounting.rdp import RdpAccountant  # only runs with DP wait for it
+
     _check_delta(delta)
     accountant = RdpAccountant()
     with quiet():
@@ -145,6 +148,8 @@ def power(events: Iterable[Event], false_positive_rates: Floats) -> Floats:
 
 def gaussian_delta(noise_multiplier: float, epsilon: float) -> float:
     """Return the exact delta of one Gaussian release (Balle and Wang, 2018, theorem 5)."""
+    from scipy.stats import norm  # only runs with DP wait for it
+
     if noise_multiplier == 0:
         return 1.0
     mu = 1 / noise_multiplier
@@ -169,6 +174,8 @@ def group_epsilon(events: Iterable[Event], copies: int, delta: float) -> float:
 
 @lru_cache(maxsize=4096)
 def _epsilon(events: tuple[Event, ...], delta: float) -> float:
+    import dp_accounting as dp  # only runs with DP wait for it
+
     if not events:
         return 0.0
     if _least(events) == 0:
@@ -182,8 +189,10 @@ def _epsilon(events: tuple[Event, ...], delta: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def _loss(events: tuple[Event, ...]) -> pld.PrivacyLossDistribution:
+def _loss(events: tuple[Event, ...]) -> "PrivacyLossDistribution":
     """Return the privacy loss distribution, rounded so that it is never too favourable."""
+    from dp_accounting.pld import privacy_loss_distribution as pld  # only runs with DP wait for it
+
     loose = epsilon_rdp(events, 1e-6)
     interval = INTERVAL * max(1.0, min(loose, COARSE) / FINE)
     total = pld.identity(value_discretization_interval=interval)
@@ -207,7 +216,9 @@ def _least(events: Sequence[Event]) -> float:
     return min((e.noise_multiplier for e in events), default=math.inf)
 
 
-def _dp_event(events: Sequence[Event]) -> dp.DpEvent:
+def _dp_event(events: Sequence[Event]) -> "dp.DpEvent":
+    import dp_accounting as dp  # only runs with DP wait for it
+
     return dp.ComposedDpEvent(
         [
             dp.SelfComposedDpEvent(

@@ -12,14 +12,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array
 
 from fedsim.privacy.accounting import Event, merged
 from fedsim.privacy.renyi_table import RenyiTable
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 NOBODY = -1
 Members = NDArray[np.int32]
@@ -146,11 +148,13 @@ class Ledger:
 
     def counts(
         self, counted: Callable[[Kept], bool] = lambda entry: True, more: Iterable[Entry] = ()
-    ) -> tuple[RenyiTable, csr_array]:
+    ) -> tuple[RenyiTable, "csr_array"]:
         """Return the distinct events, and how often each befell each device [devices, events].
 
         Only entries that are `counted`, and `more` entries that are about to be written.
         """
+        from scipy.sparse import coo_array, csr_array  # only runs with DP wait for it
+
         times = Counter((entry.groups, entry.name) for entry in self.entries if counted(entry))
         columns: dict[tuple[float, float], int] = {}
         parts = [
@@ -198,7 +202,7 @@ class Ledger:
         _sync_folder(path.parent)
 
 
-def row_events(table: RenyiTable, counts: csr_array, device: int) -> tuple[Event, ...]:
+def row_events(table: RenyiTable, counts: "csr_array", device: int) -> tuple[Event, ...]:
     """Return what befell one device, from `Ledger.counts`."""
     row = counts[[device]].toarray()[0]
     found = zip(table.events, row.tolist(), strict=True)

@@ -5,9 +5,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
-from dp_accounting.rdp import RdpAccountant
-from dp_accounting.rdp.rdp_privacy_accountant import DEFAULT_RDP_ORDERS
 from numpy.typing import NDArray
 
 from fedsim.privacy.accounting import Event, quiet
@@ -15,7 +12,6 @@ from fedsim.privacy.accounting import Event, quiet
 Floats = NDArray[np.float64]
 
 RATES = 64
-ORDERS = np.array(DEFAULT_RDP_ORDERS, dtype=np.float64)
 BLOCK = 100_000
 """Devices at a time: a block of curves is 125 MB."""
 
@@ -34,14 +30,25 @@ def quantise(rates: Floats, size: int = RATES) -> Floats:
     return np.where(rates > 0, grid[np.searchsorted(grid, rates, side="left").clip(max=size - 2)], 0.0)
 
 
+@lru_cache(maxsize=1)
+def orders() -> Floats:
+    """Return the Renyi orders of dp-accounting."""
+    from dp_accounting.rdp.rdp_privacy_accountant import DEFAULT_RDP_ORDERS  # only runs with DP wait for it
+
+    return np.array(DEFAULT_RDP_ORDERS, dtype=np.float64)
+
+
 @lru_cache(maxsize=4096)
 def renyi_curve(noise_multiplier: float, sampling_rate: float) -> Floats:
-    """Return the Renyi divergence of one event at each of ORDERS."""
+    """Return the Renyi divergence of one event at each of `orders()`."""
+    from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent  # only runs with DP wait
+    from dp_accounting.rdp import RdpAccountant
+
     if sampling_rate == 0 or noise_multiplier == np.inf:
-        return np.zeros(len(ORDERS))
+        return np.zeros(len(orders()))
     if noise_multiplier == 0:
-        return np.full(len(ORDERS), np.inf)
-    accountant = RdpAccountant(DEFAULT_RDP_ORDERS)
+        return np.full(len(orders()), np.inf)
+    accountant = RdpAccountant()
     with quiet():
         accountant.compose(PoissonSampledDpEvent(sampling_rate, GaussianDpEvent(noise_multiplier)))
     return np.maximum(np.asarray(accountant._rdp, dtype=np.float64), 0.0)
@@ -57,7 +64,7 @@ class RenyiTable:
     def curves(self) -> Floats:
         """Return [events, orders]."""
         found = [renyi_curve(e.noise_multiplier, e.sampling_rate) for e in self.events]
-        return np.array(found).reshape(len(self.events), len(ORDERS))
+        return np.array(found).reshape(len(self.events), len(orders()))
 
     def epsilons(self, counts: Any, delta: float) -> Floats:
         """Return each device's epsilon at `delta`, given how often each event befell it.
@@ -82,12 +89,13 @@ def _composed(counts: Any, curves: Floats) -> Floats:
 
 
 def renyi_epsilons(curves: Floats, delta: float) -> Floats:
-    """Return the least epsilon of each row of Renyi divergences [rows, ORDERS] at `delta`.
+    """Return the least epsilon of each row of Renyi divergences [rows, orders] at `delta`.
 
     Canonne, Kamath and Steinke (2020), proposition 12, as dp-accounting has it; 0 where total variation
     alone is below delta.
     """
-    constants = np.log1p(-1 / ORDERS) - np.log(delta * ORDERS) / (ORDERS - 1)
+    alpha = orders()
+    constants = np.log1p(-1 / alpha) - np.log(delta * alpha) / (alpha - 1)
     best: Floats = (curves + constants).min(axis=1)
     with np.errstate(over="ignore"):
         none = (delta**2 + np.expm1(-curves)).max(axis=1) > 0

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,11 @@ from fedsim.privacy.accounting import Event, epsilon
 from fedsim.privacy.claims import amplification
 from fedsim.privacy.entries import local_entry, scheduled_entry, visible_entry
 from fedsim.privacy.ledger import Entry, Ledger, row_events
-from strategies.federated import Federated
 from strategies.inclusion import inclusion
 from strategies.weights import weights_of_all
+
+if TYPE_CHECKING:  # it brings Flower, which `fedsim show` does not need
+    from strategies.federated import Federated
 
 Floats = NDArray[np.float64]
 EXACT = 12
@@ -34,7 +36,7 @@ class Spending:
     """What a run has spent; without DP it does nothing."""
 
     config: Config
-    strategy: Federated
+    strategy: "Federated"
     run: RunDir
     delta: float
     noise_kind: str
@@ -193,7 +195,7 @@ def public_over_time(config: Config, holdings: Holdings) -> NDArray[np.int64]:
     return public_activity(held, config.data.activity_public)
 
 
-def make_spending(config: Config, holdings: Holdings, strategy: Federated, run: RunDir) -> Spending:
+def make_spending(config: Config, holdings: Holdings, strategy: "Federated", run: RunDir) -> Spending:
     """Return a run's spending, with its ledger as the files have it."""
     delta = delta_of(config, holdings.dataset).value
     return Spending(config, strategy, run, delta, strategy.noise.kind, public_over_time(config, holdings))

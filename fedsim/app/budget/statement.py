@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from fedsim.app.budget.delta import delta_of
@@ -214,6 +213,8 @@ def _deciles(spending: Spending) -> list[dict[str, Any]]:
 
 def render_text(template: str, **values: Any) -> str:
     """Return the plain text or Markdown that a template of this package makes of the values."""
+    import jinja2  # only runs with DP wait for it
+
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=False, undefined=jinja2.StrictUndefined, trim_blocks=True

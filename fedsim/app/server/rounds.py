@@ -12,7 +12,6 @@ from flwr.app import ConfigRecord
 
 from clients.batches import count_steps
 from fedsim.app.audits.findings import FILE as AUDITS
-from fedsim.app.audits.schedule import audit
 from fedsim.app.rundir.files import Row
 from fedsim.app.rundir.releases import write_release
 from fedsim.app.rundir.round_record import Round
@@ -81,7 +80,10 @@ def audit_round(server: Server, ended: bool = False) -> None:
     state = server.strategy.state
     if state.round == 0 or (state.round == server.config.train.rounds and not ended):
         return
-    audit(server.audited(ended))
+    if server.config.audit.evaluators:
+        from fedsim.app.audits.schedule import audit  # scipy and all attacks: only audited runs wait for it
+
+        audit(server.audited(ended))
 
 
 def early_sentence(patience: int, rows: list[Row]) -> str:

@@ -12,7 +12,6 @@ import torch
 from flwr.serverapp import Grid
 
 from fedsim.app.audits.audited import Another
-from fedsim.app.audits.settings import check_audits
 from fedsim.app.budget.spending import make_spending
 from fedsim.app.budget.statement import write_statement
 from fedsim.app.experiment.loading import announced_holdings, load_holdings
@@ -21,7 +20,13 @@ from fedsim.app.place import data_dir, threads
 from fedsim.app.rundir.manifest import check_resume, check_roster, make_manifest, now, with_plan
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.app.server.centralised import train_centralised
-from fedsim.app.server.check_experiment import Experiment, check_config, check_examples, check_experiment
+from fedsim.app.server.check_experiment import (
+    Experiment,
+    check_audited,
+    check_config,
+    check_examples,
+    check_experiment,
+)
 from fedsim.app.server.monitoring import logged, write_health
 from fedsim.app.server.nodes import Nodes
 from fedsim.app.server.rounds import run_rounds
@@ -92,7 +97,7 @@ def _run(
     roster = nodes.follow(roster, 1)
     federation = holdings.dataset
     noise = noise_source(config, roster.real)
-    check_audits(config, roster.real)
+    check_audited(config, roster.real)
     server = _make_server(check_experiment(config, holdings, roster, noise), nodes, run, another)
     if resumed:
         check_resume(run, config, federation, noise.kind)

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from fedsim.app.engines.deployment import write_deployment
 from fedsim.errors import WrongInput
 
 deploy = typer.Typer(no_args_is_help=True, help="Set up a federation of real nodes.")
@@ -21,5 +20,7 @@ def init(
     """Write a CA, the SuperLink's certificate, node keys, configs, start scripts and systemd units."""
     if folder.exists() and any(folder.iterdir()):
         raise WrongInput(f"{str(folder)!r} is not empty, and keys are never written over; name a new folder")
+    from fedsim.app.engines.deployment import write_deployment  # cryptography only where keys are wanted
+
     write_deployment(folder.resolve(), host, port, nodes)
     print(f"Wrote {folder}: start superlink.sh, register.sh, then node-1.sh ...; see README of deployment")
