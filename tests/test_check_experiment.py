@@ -83,7 +83,7 @@ def test_calibration_finds_noise_for_an_experiment_that_has_none(tmp_path: Path)
 def test_a_good_experiment_is_built_as_the_run_builds_it(tmp_path: Path) -> None:
     settings = config(tmp_path, **DEVICE)
     found = checked(settings)
-    cohort = found.strategy.select(1)
+    cohort = found.cohorts.select(1)
     assert run_local(settings).rows()[0]["cohort"] == len(cohort)
 
 

@@ -18,11 +18,11 @@ from fedsim.app.engines.local import run_local
 from fedsim.app.engines.local_grid import LocalGrid
 from fedsim.app.engines.server_app import app as server_app
 from fedsim.app.node.app import app as client_app
+from fedsim.app.rundir.files import Watch
 from fedsim.app.rundir.manifest import with_plan
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.app.server.nodes import Nodes
 from fedsim.app.server.rounds import stopped_early
-from fedsim.app.server.session import Watch
 from fedsim.config import Config, Place, from_flat, to_flat
 from fedsim.data.federation import load_federation
 from fedsim.errors import RunFailed, WrongInput

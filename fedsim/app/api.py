@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedsim.app.engines.local import run_local
+from fedsim.app.rundir.files import Watch
 from fedsim.app.rundir.run_dir import RunDir
-from fedsim.app.server.session import Watch
 from fedsim.config import Config, Scalar, from_flat, load, to_flat
 
 

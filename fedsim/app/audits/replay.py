@@ -20,7 +20,8 @@ from fedsim.errors import RunFailed, WrongInput
 from fedsim.models import build_model, parameters_of
 from fedsim.types import Asked, Cohort, DeviceId, Params
 from fedsim.wire import pack_params, pack_task
-from strategies.federated import Federated, ServerState
+from strategies.cohorts import ServerState
+from strategies.federated import Federated
 from strategies.roster import Roster
 
 

@@ -57,8 +57,8 @@ def federation_table(config: Config, federation: FederatedDataset) -> Table:
 def plan_sentences(found: Experiment) -> RenderableType:
     """What a run will do, from the selection's own first draw."""
     config = found.config
-    view = found.strategy.view(1)
-    first = found.strategy.select(1)
+    view = found.cohorts.view(1)
+    first = found.cohorts.select(1)
     lines = [
         *training_sentences(found, first),
         *disclosure_sentences(config),
@@ -76,7 +76,7 @@ def training_sentences(found: Experiment, first: Cohort) -> list[str]:
     """How many devices train what, and how."""
     config = found.config
     train = config.train
-    count = sum(p.numel() for p in found.strategy.state.params.values())
+    count = sum(p.numel() for p in found.cohorts.state.params.values())
     work = f"{train.local_steps} steps" if train.local_steps else f"{train.local_epochs} epoch(s)"
     return [
         f"{train.rounds} rounds; about {config.selection.cohort} devices each ({config.selection.rule}, "

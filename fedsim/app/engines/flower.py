@@ -16,8 +16,8 @@ from fedsim.app.engines.connection import Connection, RunState
 from fedsim.app.engines.local import run_local
 from fedsim.app.engines.server_app import WRONG_INPUT
 from fedsim.app.engines.superlink import simulation_superlink
+from fedsim.app.rundir.files import Watch
 from fedsim.app.rundir.run_dir import RunDir
-from fedsim.app.server.session import Watch
 from fedsim.config import Config, to_toml
 from fedsim.errors import RunFailed, WrongInput
 

@@ -3,10 +3,10 @@
 from fedsim.app.engines.local_grid import LocalGrid
 from fedsim.app.node.app import app as client_app
 from fedsim.app.node.node import make_node
+from fedsim.app.rundir.files import Watch
 from fedsim.app.rundir.manifest import with_plan
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.app.server.serve import serve
-from fedsim.app.server.session import Watch
 from fedsim.config import Config, to_flat
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,3 +43,6 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 Row = dict[str, Any]
+"""A line of a file of JSON lines."""
+Watch = Callable[[Row], None]
+"""What is shown each round's row as it ends."""

@@ -31,7 +31,7 @@ from fedsim.privacy.claims import check_dp
 from fedsim.privacy.noise import NoiseSource
 from fedsim.types import Examples
 from strategies.aggregation import make_aggregator
-from strategies.federated import Federated
+from strategies.cohorts import Cohorts
 from strategies.roster import Roster
 
 
@@ -43,7 +43,7 @@ class Experiment:
     holdings: Holdings
     module: nn.Module
     task: Task
-    strategy: Federated
+    cohorts: Cohorts
 
 
 def check_config(config: Config) -> None:
@@ -81,8 +81,8 @@ def check_experiment(
     task = make_task(federation.spec)
     params = parameters_of(module)
     hours = holdings.active_hours() if config.availability.rule == "clock" else None
-    strategy = Federated(config, roster, params, hours, noise)
-    strategy.select(1)  # a selector that cannot work is told before anything is written
+    cohorts = Cohorts(config, roster, params, hours, noise)
+    cohorts.select(1)  # a selector that cannot work is told before anything is written
     check_training(config, module)
     check_evaluation(config, holdings)
     check_canaries(config, federation.spec)
@@ -91,7 +91,7 @@ def check_experiment(
         return evaluate(module, task, params, examples)
 
     check_patience(measure, config, federation)
-    return Experiment(config, holdings, module, task, strategy)
+    return Experiment(config, holdings, module, task, cohorts)
 
 
 def checked(config: Config) -> Experiment:

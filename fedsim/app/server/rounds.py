@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord
 
 from clients.batches import count_steps
 from fedsim.app.audits.findings import FILE as AUDITS
-from fedsim.app.rundir.files import Row
+from fedsim.app.rundir.files import Row, Watch
 from fedsim.app.rundir.releases import write_release
 from fedsim.app.rundir.round_record import Round
 from fedsim.app.rundir.run_dir import Checkpoint, RunDir
@@ -20,11 +20,12 @@ from fedsim.app.server.early_stopping import dev_metrics, stopped_early
 from fedsim.app.server.monitoring import write_health
 from fedsim.app.server.release_flips import release_row
 from fedsim.app.server.round_metrics import is_evaluated, test_metrics
-from fedsim.app.server.session import Server, Watch
+from fedsim.app.server.session import Server
 from fedsim.data.stream import period_of_round
 from fedsim.errors import RunFailed
 from fedsim.wire import pack_params
-from strategies.federated import Federated, ServerState
+from strategies.cohorts import ServerState
+from strategies.federated import Federated
 
 logger = getLogger(__name__)
 

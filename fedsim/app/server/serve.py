@@ -17,6 +17,7 @@ from fedsim.app.budget.statement import write_statement
 from fedsim.app.experiment.loading import announced_holdings, load_holdings
 from fedsim.app.experiment.planting import write_plan
 from fedsim.app.place import data_dir, threads
+from fedsim.app.rundir.files import Watch
 from fedsim.app.rundir.manifest import check_resume, check_roster, make_manifest, now, with_plan
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.app.server.centralised import train_centralised
@@ -30,7 +31,7 @@ from fedsim.app.server.check_experiment import (
 from fedsim.app.server.monitoring import logged, write_health
 from fedsim.app.server.nodes import Nodes
 from fedsim.app.server.rounds import run_rounds
-from fedsim.app.server.session import Server, Watch
+from fedsim.app.server.session import Server
 from fedsim.app.server.summary import summarise
 from fedsim.app.server.trackers import Mirrors
 from fedsim.config import Config
@@ -39,6 +40,7 @@ from fedsim.data.holdings import Holdings
 from fedsim.errors import RunFailed, WrongInput
 from fedsim.privacy.noise import noise_source
 from fedsim.wire import EVER
+from strategies.federated import Federated
 from strategies.roster import Roster
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -139,13 +141,17 @@ def _holdings(config: Config, folder: Path | None, roster: Roster) -> Holdings:
 
 
 def _make_server(found: Experiment, nodes: Nodes, run: RunDir, another: Another) -> Server:
-    spending = make_spending(found.config, found.holdings, found.strategy, run)
+    config = found.config
+    hours = found.holdings.active_hours() if config.availability.rule == "clock" else None
+    drawn = found.cohorts
+    strategy = Federated(config, drawn.roster, drawn.state.params, hours, drawn.noise)
+    spending = make_spending(config, found.holdings, strategy, run)
     return Server(
-        found.config,
+        config,
         found.holdings,
         found.module,
         found.task,
-        found.strategy,
+        strategy,
         nodes,
         run,
         spending,

@@ -1,6 +1,5 @@
 """What the rounds of a run need, made once."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from flwr.serverapp import Grid
@@ -8,7 +7,6 @@ from torch import nn
 
 from fedsim.app.audits.audited import Another, Audited
 from fedsim.app.budget.spending import Spending
-from fedsim.app.rundir.files import Row
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.app.server.nodes import Nodes
 from fedsim.config import Config
@@ -18,8 +16,6 @@ from fedsim.models.evaluation import evaluate
 from fedsim.models.tasks import Task
 from fedsim.types import Examples
 from strategies.federated import Federated
-
-Watch = Callable[[Row], None]
 
 
 @dataclass(frozen=True)

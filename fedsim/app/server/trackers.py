@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedsim.app.rundir.files import Row
-from fedsim.app.server.session import Watch
+from fedsim.app.rundir.files import Row, Watch
 from fedsim.config import Config
 from fedsim.names import listed, lookup
 
