@@ -232,3 +232,13 @@ Evaluator = Callable[[Snapshot], dict[str, float]]
 
 
 Evaluate = Callable[[Examples], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """The devices that a node hosts, and their public activity."""
+
+    devices: NDArray[np.str_]
+    activity: NDArray[np.int64]
+    real: bool = False
+    """Whether the node holds data of its own; then noise is never seeded by itself."""

@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from numpy.typing import NDArray
 
 from fedsim.errors import RunFailed, WrongInput
-from fedsim.types import Asked, Cohort, Params, Reply, Update
+from fedsim.types import Announcement, Asked, Cohort, Params, Reply, Update
 
 WIRE_VERSION = 1
 EVER = 0
@@ -20,16 +20,6 @@ EVER = 0
 ONLY_SUMS = Asked()
 NOT_FINITE = "it holds NaN or infinity"
 """Why an update was left out; when it holds for all of a round, training has diverged."""
-
-
-@dataclass(frozen=True)
-class Announcement:
-    """The devices that a node hosts, and their public activity."""
-
-    devices: NDArray[np.str_]
-    activity: NDArray[np.int64]
-    real: bool = False
-    """Whether the node holds data of its own; then noise is never seeded by itself."""
 
 
 @dataclass(frozen=True)

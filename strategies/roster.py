@@ -2,15 +2,12 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.errors import WrongInput
-
-if TYPE_CHECKING:  # Flower is heavy, and a roster of one process needs none of it
-    from fedsim.wire import Announcement
+from fedsim.types import Announcement
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Roster:
         return self.nodes[np.searchsorted(self.devices, devices)]
 
 
-def merge(announcements: Mapping[int, "Announcement"]) -> Roster:
+def merge(announcements: Mapping[int, Announcement]) -> Roster:
     """Join the nodes' announcements. Raises WrongInput when two nodes announce one device."""
     devices = np.concatenate([a.devices for a in announcements.values()])
     activity = np.concatenate([a.activity for a in announcements.values()])

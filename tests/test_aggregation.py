@@ -6,8 +6,7 @@ import torch
 
 from fedsim.config import Aggregation
 from fedsim.errors import WrongInput
-from fedsim.types import Update, no_update
-from fedsim.wire import Announcement
+from fedsim.types import Announcement, Update, no_update
 from strategies.aggregation import AGGREGATORS, make_aggregator
 from strategies.roster import merge
 

@@ -24,7 +24,7 @@ from fedsim.app.server.serve import serve
 from fedsim.config import Config
 from fedsim.errors import RunFailed, WrongInput
 from fedsim.privacy.ledger import Ledger
-from fedsim.wire import Announcement
+from fedsim.types import Announcement
 from strategies.roster import Roster, moved
 
 ROOT = Path(__file__).parents[1]

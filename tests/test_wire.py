@@ -6,9 +6,8 @@ import torch
 from flwr.app import RecordDict
 
 from fedsim.errors import RunFailed
-from fedsim.types import Asked, Cohort, Reply, Update
+from fedsim.types import Announcement, Asked, Cohort, Reply, Update
 from fedsim.wire import (
-    Announcement,
     pack_announcement,
     pack_params,
     pack_reply,

@@ -8,9 +8,8 @@ from fedsim.app.node.node import Node, errors_kept_local, node_of, reply_of
 from fedsim.errors import RunFailed, WrongInput
 from fedsim.models.evaluation import evaluate_each
 from fedsim.models.flips import count_flips_each
-from fedsim.types import Params
+from fedsim.types import Announcement, Params
 from fedsim.wire import (
-    Announcement,
     DeviceFlips,
     DeviceScores,
     is_comparison,

@@ -11,7 +11,8 @@ from flwr.serverapp import Grid
 
 from fedsim.config import Place
 from fedsim.errors import RunFailed, WrongInput
-from fedsim.wire import Announcement, failure, is_refusal, pack_question, unpack_announcement
+from fedsim.types import Announcement
+from fedsim.wire import failure, is_refusal, pack_question, unpack_announcement
 from strategies.roster import Roster, merge, moved
 
 logger = getLogger(__name__)
