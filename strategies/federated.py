@@ -20,13 +20,12 @@ from fedsim.privacy.noise import NoiseSource, noise_source
 from fedsim.seeds import generator
 from fedsim.types import Cohort, Params, Reply, Update, View, no_update
 from fedsim.wire import NOT_FINITE, failure, pack_evaluation, pack_params, pack_task, unpack_scores
-from strategies.aggregation import Aggregator, State, make_aggregator
+from strategies.aggregation import Aggregator, State, combine, make_aggregator
 from strategies.device_metrics import spread
 from strategies.disclosure import asked_of
 from strategies.noised_sum import Private, noise_survivors, with_privacy
 from strategies.participation_limits import Limits
 from strategies.reply_checks import Guard, guarded
-from strategies.robust import combine
 from strategies.roster import Roster
 from strategies.selection import select
 from strategies.weights import weights, with_divisor

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from fedsim.config import Aggregation, from_flat
 from fedsim.errors import WrongInput
 from fedsim.types import Params, Reply, Update, no_update
-from strategies.aggregation import make_aggregator
+from strategies.aggregation import AGGREGATORS, combine, make_aggregator
+from strategies.aggregation.robust import krum_scores, median, multi_krum, trimmed_mean
 from strategies.disclosure import asked_of, disclosure_sentences
-from strategies.robust import COMBINERS, combine, krum_scores, median, multi_krum, trimmed_mean
 
+COMBINERS = {name: rule.combine for name, rule in AGGREGATORS.items() if rule.combine}
 PARAMS = {"w": torch.zeros(2), "b": torch.zeros(())}
 
 
@@ -122,3 +123,9 @@ def test_bounds_on_updates_are_told() -> None:
 def test_a_robust_rule_has_no_weights() -> None:
     with pytest.raises(WrongInput, match="'multi_krum' counts every device alike"):
         asked_of(from_flat({"aggregation.rule": "multi_krum", "aggregation.weights": "examples"}))
+
+
+@pytest.mark.parametrize("rule", sorted(AGGREGATORS))
+def test_a_rule_that_needs_single_updates_is_not_said_to_look_at_the_sum_alone(rule: str) -> None:
+    """Seen to fail: `of_sum=True` at the entry of the median."""
+    assert AGGREGATORS[rule].of_sum is not asked_of(from_flat({"aggregation.rule": rule})).single

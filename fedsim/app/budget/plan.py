@@ -13,13 +13,13 @@ from fedsim.data.availability import Clock
 from fedsim.data.holdings import Holdings
 from fedsim.errors import WrongInput
 from fedsim.models import build_model
-from fedsim.privacy.claims import POISSON_RULES, amplification, check_dp, relation, target_delta
+from fedsim.privacy.claims import amplification, check_dp, relation, target_delta
 from fedsim.privacy.inclusion_cap import privacy_cap
 from fedsim.privacy.planning import FOR, Plan, calibrate, guaranteed, make_plan
 from fedsim.seeds import generator
 from fedsim.types import View
 from strategies.inclusion import inclusion
-from strategies.selection import select
+from strategies.selection import rule_of, select
 from strategies.weights import weights_of_all
 
 DECILES = 10
@@ -115,7 +115,7 @@ def calibrated(config: Config, epsilon: float, what: str) -> list[str]:
 
 def _inclusion(view: View, config: Config) -> NDArray[np.float64]:
     """Return each device's chance in the first round; where a rule states none, the share of its draws."""
-    if config.selection.rule in POISSON_RULES and config.selection.sampling == "poisson":
+    if rule_of(config.selection).independent and config.selection.sampling == "poisson":
         return inclusion(view, config.selection)
     seen = np.zeros(len(view.devices))
     draws = 20
