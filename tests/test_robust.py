@@ -120,6 +120,13 @@ def test_bounds_on_updates_are_told() -> None:
     assert "is left out" in disclosure_sentences(from_flat(bounds))[1]
 
 
+def test_a_step_that_is_no_rule_of_sums_is_refused_even_where_it_has_no_say() -> None:
+    """Seen to fail: a rule that is not robust made without a look at its step."""
+    for rule, step in (("median", "multi_krum"), ("median", "fedavgg"), ("fedadam", "fedavgg")):
+        with pytest.raises(WrongInput, match=f"aggregation.step = '{step}' is not known; choose one of fed"):
+            make_aggregator(Aggregation(rule=rule, step=step))
+
+
 def test_a_robust_rule_has_no_weights() -> None:
     with pytest.raises(WrongInput, match="'multi_krum' counts every device alike"):
         asked_of(from_flat({"aggregation.rule": "multi_krum", "aggregation.weights": "examples"}))

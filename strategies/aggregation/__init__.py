@@ -28,8 +28,8 @@ class Rule:
 
 
 def step_of(settings: Aggregation) -> Aggregator:
-    """Return the rule that steps on what a robust rule found."""
-    return lookup("aggregation.step", settings.step, averages()).make(settings)
+    """Return the rule that steps on what a robust rule found. Raises WrongInput."""
+    return rule_of(settings.model_copy(update={"rule": settings.step})).make(settings)
 
 
 AGGREGATORS = {
@@ -64,7 +64,11 @@ def rule_of(settings: Aggregation) -> Rule:
 
 
 def make_aggregator(settings: Aggregation) -> Aggregator:
-    """Return the rule that `aggregation.rule` names; for a robust one, what `aggregation.step` names."""
+    """Return the rule that `aggregation.rule` names; for a robust one, what `aggregation.step` names.
+
+    Raises WrongInput for an unknown name, also where `aggregation.step` has no say.
+    """
+    lookup("aggregation.step", settings.step, averages())
     return rule_of(settings).make(settings)
 
 
