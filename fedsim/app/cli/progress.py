@@ -11,10 +11,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from fedsim.app.cli.options import err
+from fedsim.app.rundir.metrics import SHOWN
 from fedsim.config import Config
 from fedsim.errors import WrongInput
 
-SHOWN = ("intent_accuracy", "slot_f1", "span_f1", "accuracy", "word_accuracy", "perplexity", "loss")
+METRICS = (*SHOWN, "perplexity", "loss")
 EVERY_S = 2.0
 """Seconds between two looks at the ledger."""
 
@@ -45,7 +46,7 @@ class Watcher:
             return
         now = time.monotonic()
         self.began = self.began or (now - row["time_train_s"] - row["time_evaluate_s"], row["round"] - 1)
-        self.metrics = {name: row[name] for name in SHOWN if name in row} or self.metrics
+        self.metrics = {name: row[name] for name in METRICS if name in row} or self.metrics
         if now - self.looked > EVERY_S or row["round"] == self.config.train.rounds:
             self.epsilon, self.looked = epsilon_so_far(self.config), now
         self.live.update(self.table(row, now))

@@ -1,15 +1,14 @@
-"""Forgetting and transfer between periods, from the rows of `periods.jsonl`."""
+"""Metrics in the rows of a run: those that are shown, the last ones, forgetting and transfer."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.app.rundir.files import Row
 
-if TYPE_CHECKING:
-    pass
+SHOWN = ("intent_accuracy", "slot_f1", "frame_accuracy", "accuracy", "span_f1", "word_accuracy")
+"""Metrics in [0, 1] that are shown first, as far as a run has them."""
 
 
 def period_matrix(rows: Sequence[Row], metric: str) -> NDArray[np.float64]:

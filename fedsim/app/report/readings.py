@@ -1,0 +1,32 @@
+"""What several sections read from a run's files."""
+
+import shlex
+
+from fedsim.app.rundir.files import Row, read_json
+from fedsim.app.rundir.metrics import SHOWN, last_metrics
+from fedsim.app.rundir.run_dir import RunDir
+
+
+def utility_of(rows: list[Row]) -> tuple[str, float] | None:
+    """Return the first metric in [0, 1] that a run has, with its last value."""
+    metrics = last_metrics(rows)
+    return next(((name, metrics[name]) for name in SHOWN if name in metrics), None)
+
+
+def reference_of(run: RunDir) -> dict[str, float]:
+    """Return the metrics of the centralised model; {} where none was trained."""
+    found: dict[str, float] = (run.summary or {}).get("reference", {}).get("centralised", {})
+    return found
+
+
+def epsilon_by_round(run: RunDir) -> list[tuple[float, float]]:
+    """Return (round, largest epsilon so far), as the privacy statement has it; [] without one."""
+    path = run.path / "privacy.json"
+    return [(float(r), float(e)) for r, e in read_json(path)["rounds"]] if path.is_file() else []
+
+
+def repeating(run: RunDir) -> str:
+    """Return the command that repeats the run from its own config."""
+    nodes = run.manifest["plan"]["nodes"]
+    several = f" --nodes {nodes}" if nodes > 1 else ""
+    return f"fedsim run {shlex.quote(str(run.path / 'config.toml'))}{several} --fresh"
