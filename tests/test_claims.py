@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsim.app.budget.plan import calibrated
+from fedsim.app.server.calibration import calibrated
 from fedsim.config import Config, from_flat
 from fedsim.errors import WrongInput
 from fedsim.privacy.accounting import Event, epsilon
@@ -203,7 +203,7 @@ def test_show_and_calibrate_tell_what_a_run_costs(fedsim: Cli, tmp_path: Path) -
         '[dp]\nunit = "device"\n[selection]\ncap = 0.2\n[aggregation]\nrule = "fedavg"\n'
     )
     shown = " ".join(fedsim("show", "x.toml").stdout.split())
-    assert "Privacy of one device (zero_out, trust central): epsilon at most" in shown
+    assert "Privacy of one device (zero_out, trust central): promised epsilon at most" in shown
     assert "Amplification by sampling claimed" in shown
     assert "by decile of public activity" in shown
     assert "--set dp.noise_multiplier=" in fedsim("calibrate", "x.toml", "--epsilon", "4").stdout

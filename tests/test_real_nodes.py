@@ -270,7 +270,7 @@ def test_metrics_and_log_tell_how_a_run_does(tmp_path: Path) -> None:
         4,
     )
     assert found.summary is not None
-    assert metrics["epsilon"] >= found.summary["privacy"]["epsilon_max"]
+    assert metrics["epsilon_spent_rdp"] >= found.summary["privacy"]["epsilon_max"]
     lines = (found.path / "metrics.prom").read_text().splitlines()
     assert 'fedsim_rounds_done{run="real",seed="1"} 2' in lines
     assert sum(line.startswith("# HELP") for line in lines) == sum(

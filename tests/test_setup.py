@@ -13,7 +13,6 @@ from flwr.app import Error, Message
 from test_rounds import config
 from torch import nn
 
-from fedsim.app.budget.plan import calibrated
 from fedsim.app.cli.description import describe
 from fedsim.app.engines.local import run_local
 from fedsim.app.engines.local_grid import LocalGrid
@@ -21,6 +20,7 @@ from fedsim.app.experiment.checks import check_training
 from fedsim.app.node.app import app as client_app
 from fedsim.app.rundir.manifest import roster_hash
 from fedsim.app.rundir.run_dir import RunDir
+from fedsim.app.server.calibration import calibrated
 from fedsim.app.server.serve import serve
 from fedsim.config import from_flat, to_flat
 from fedsim.errors import RunFailed, WrongInput

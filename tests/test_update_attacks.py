@@ -8,7 +8,6 @@ import pytest
 from test_replay import audited_of
 from test_rounds import config
 
-from fedsim.app.audits.finished_run import audit_finished
 from fedsim.app.audits.membership.by_device import OTHERS, SAME, asked_about, gradient_norms, window
 from fedsim.app.audits.membership.game import membership_game
 from fedsim.app.audits.membership.update_contents import Leaks
@@ -19,6 +18,7 @@ from fedsim.app.engines.local import run_local
 from fedsim.app.experiment.loading import load_holdings
 from fedsim.app.rundir.files import Row
 from fedsim.app.rundir.run_dir import RunDir
+from fedsim.app.server.finished_audit import audit_finished
 from fedsim.audit.blind_baseline import histogram_scores
 from fedsim.audit.roc import auc, null_standard_error
 from fedsim.audit.update_scores import directional, norm_of, record_losses

@@ -1,5 +1,6 @@
 """Watching a run: the live table, the trackers that can never stop it."""
 
+import time
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
@@ -9,7 +10,8 @@ from rich.console import Console
 from test_report import SMALL
 
 from fedsim.app import run
-from fedsim.app.cli.progress import Watcher, epsilon_so_far
+from fedsim.app.cli.progress import Watcher
+from fedsim.app.rundir.metrics import SPENT
 from fedsim.config import Config, from_flat
 from fedsim.errors import WrongInput
 
@@ -52,15 +54,14 @@ def test_the_table_tells_round_metric_epsilon_speed_and_time_left(tmp_path: Path
     def watch(row: dict[str, float]) -> None:
         with console.capture() as text, watcher:
             watcher.watch(row)
-            console.print(watcher.table(row, watcher.looked))
+            console.print(watcher.table(row, time.monotonic()))
         shown.append(text.get())
 
     done = run(config, watch=watch)
-    for part in ("intent accuracy", "epsilon, at most", "devices/s", "time left", "3/3", "0:00"):
+    for part in ("intent accuracy", "epsilon spent (RDP)", "devices/s", "time left", "3/3", "0:00"):
         assert part in shown[-1]
     assert done.summary is not None
-    spent = epsilon_so_far(config)
-    assert spent is not None
+    spent = done.rows()[-1][SPENT]
     assert done.summary["privacy"]["epsilon_max"] <= spent < 2 * done.summary["privacy"]["epsilon_max"]
     assert f"{spent:.3f}" in shown[-1]
 
@@ -82,7 +83,7 @@ def row_shown(watcher: Watcher, row: dict[str, float]) -> None:
 
 
 def test_without_a_guarantee_there_is_no_epsilon(tmp_path: Path) -> None:
-    assert epsilon_so_far(small(tmp_path)) is None
+    assert all(SPENT not in row for row in run(small(tmp_path)).rows())
 
 
 def test_a_broken_tracker_is_told_once_and_stops_nothing(

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.app.budget.delta import delta_of
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Config
 from fedsim.data.activity import public_activity
 from fedsim.data.announced import Announced, possible_activity
-from fedsim.data.federation import FederatedDataset
 from fedsim.data.holdings import Holdings
 from fedsim.errors import RunFailed
 from fedsim.privacy.accounting import Event, epsilon
-from fedsim.privacy.claims import amplification, target_delta
+from fedsim.privacy.claims import amplification
 from fedsim.privacy.entries import local_entry, scheduled_entry, visible_entry
 from fedsim.privacy.ledger import Entry, Ledger, row_events
 from strategies.federated import Federated
@@ -161,15 +161,12 @@ class Spending:
             return ()
         return worst_events(self.ledger, self.delta)
 
-    def largest_by_round(self) -> list[tuple[int, float]]:
-        """Return (round, largest epsilon so far by RDP) at about ten rounds."""
-        rounds = sorted({entry.round for entry in self.ledger.entries})
-        shown = sorted({rounds[i] for i in np.linspace(0, len(rounds) - 1, 10).astype(int)}) if rounds else []
-        largest = []
-        for last in shown:
-            table, counts = self.ledger.counts(lambda e, last=last: e.round <= last)  # type: ignore[misc]
-            largest.append((last, float(table.epsilons(counts, self.delta).max(initial=0.0))))
-        return largest
+    def spent_rdp(self) -> float:
+        """Return the largest epsilon that a unit has spent so far, by RDP: an upper bound, fast."""
+        if self.config.dp.unit == "none":
+            return 0.0
+        table, counts = self.ledger.counts()
+        return float(table.epsilons(counts, self.delta).max(initial=0.0))
 
 
 def worst_events(ledger: Ledger, delta: float) -> tuple[Event, ...]:
@@ -193,34 +190,23 @@ def public_over_time(config: Config, holdings: Holdings) -> NDArray[np.int64]:
     return public_activity(held, config.data.activity_public)
 
 
-def protected_units(config: Config, federation: FederatedDataset) -> int:
-    """Return how many units there are in public: devices with examples, or an upper bound on examples."""
-    public = public_activity(federation.activity, config.data.activity_public)
-    if config.dp.unit == "device":
-        return int((public > 0).sum())
-    return int(
-        (2 * public - 1).clip(min=0).sum() if config.data.activity_public == "power2" else public.sum()
-    )
-
-
-def delta_warning(config: Config, federation: FederatedDataset) -> str:
-    """Return the warning of a delta that is too large for the protected units, else ""."""
-    delta, rule = target_delta(config, protected_units(config, federation))
-    return f"dp.delta = {delta:g} {rule}" if "WARNING" in rule else ""
-
-
 def make_spending(config: Config, holdings: Holdings, strategy: Federated, run: RunDir) -> Spending:
     """Return a run's spending, with its ledger as the files have it."""
-    delta, _ = target_delta(config, protected_units(config, holdings.dataset))
+    delta = delta_of(config, holdings.dataset).value
     return Spending(config, strategy, run, delta, strategy.noise.kind, public_over_time(config, holdings))
 
 
 def privacy_figures(spending: Spending, guarantee: float, relation: str) -> Mapping[str, Any]:
-    """Return `summary.json["privacy"]`; empty without DP."""
+    """Return `summary.json["privacy"]`.
+
+    `epsilon_guarantee` is promised: no unit can spend more, whatever is drawn. `epsilon_spent` is
+    the largest epsilon that a unit has spent, by PLD; `epsilon_max` is its older name.
+    """
     config = spending.config
     found, accountant = spending.epsilons()
     members = found[spending.members]
     members = members if len(members) else np.zeros(1)
+    spent = float(found.max(initial=0.0))
     target = config.dp.target_epsilon
     promised = min(guarantee, target) if target else guarantee
     return {
@@ -228,8 +214,9 @@ def privacy_figures(spending: Spending, guarantee: float, relation: str) -> Mapp
         "relation": relation,
         "trust": config.dp.trust,
         "delta": spending.delta,
-        "epsilon_guarantee": max(promised, float(found.max(initial=0.0))),
-        "epsilon_max": float(found.max(initial=0.0)),
+        "epsilon_guarantee": max(promised, spent),
+        "epsilon_spent": spent,
+        "epsilon_max": spent,
         "epsilon_median": float(np.median(members)),
         "epsilon_p95": float(np.quantile(members, 0.95)),
         "amplification": amplification(config).claimed,

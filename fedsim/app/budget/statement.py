@@ -1,19 +1,22 @@
 """The privacy statement of a run: what is promised, to whom, by what, and what would break it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
 
-from fedsim.app.budget.spending import Spending, privacy_figures, protected_units
+from fedsim.app.budget.delta import delta_of
+from fedsim.app.budget.spending import Spending, privacy_figures
 from fedsim.app.rundir.files import write_json, write_text
+from fedsim.app.rundir.metrics import spent_by_round
 from fedsim.config import Config
+from fedsim.data.activity import tenths
 from fedsim.data.federation import FederatedDataset
 from fedsim.privacy.accounting import Event, epsilon
-from fedsim.privacy.claims import amplification, relation, target_delta
+from fedsim.privacy.claims import amplification, relation
 from fedsim.privacy.ledger import row_events
 from fedsim.privacy.mechanism import device_mechanism, most_participations
 from fedsim.privacy.planning import guaranteed
@@ -45,21 +48,21 @@ def write_statement(spending: Spending, federation: FederatedDataset) -> Mapping
 
 def _parts(spending: Spending, federation: FederatedDataset) -> dict[str, Any]:
     config = spending.config
-    rule = target_delta(config, protected_units(config, federation))[1]
+    delta = delta_of(config, federation)
     return {
         "name": config.name,
         "seed": config.seed,
         "relation_meaning": RELATIONS[relation(config)],
         "trust_meaning": trust_meaning(config),
         "mechanism": mechanism_sentence(config),
-        "delta_rule": rule,
+        "delta_rule": delta.rule,
         "sampler": sampler_sentence(config),
         "claim": amplification(config).reason,
         "generator": GENERATORS[spending.noise_kind] + "Floating-point Gaussians are not hardened.",
-        "warnings": [rule] if "WARNING" in rule else [],
+        "warnings": [delta.rule] if delta.warning else [],
         "others": _other_deltas(spending),
         "deciles": _deciles(spending),
-        "rounds": spending.largest_by_round(),
+        "rounds": at_ten_rounds(spent_by_round(spending.run.rows())),
         "outside": outside(config),
         "voids": voids(config, spending.delta, spending.noise_kind),
     }
@@ -177,6 +180,13 @@ def voids(config: Config, delta: float, noise_kind: str = "seeded") -> list[str]
     return lines
 
 
+def at_ten_rounds(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Return about ten of the points, the first and the last among them."""
+    if not points:
+        return []
+    return [points[i] for i in sorted(set(np.linspace(0, len(points) - 1, 10).astype(int).tolist()))]
+
+
 def _other_deltas(spending: Spending) -> list[str]:
     """Return the largest epsilon at neighbouring deltas."""
     table, counts = spending.ledger.counts()
@@ -191,10 +201,6 @@ def _other_deltas(spending: Spending) -> list[str]:
 def _deciles(spending: Spending) -> list[dict[str, Any]]:
     found, _ = spending.epsilons()
     activity = spending.largest
-    members = np.flatnonzero(activity > 0)
-    parts = np.array_split(
-        members[np.argsort(activity[members], kind="stable")], max(1, min(10, len(members)))
-    )
     return [
         {
             "number": number,
@@ -202,8 +208,7 @@ def _deciles(spending: Spending) -> list[dict[str, Any]]:
             "median": float(np.median(found[part])),
             "largest": float(found[part].max()),
         }
-        for number, part in enumerate(parts, start=1)
-        if len(part)
+        for number, part in enumerate(tenths(activity), start=1)
     ]
 
 

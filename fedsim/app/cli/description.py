@@ -1,36 +1,24 @@
 """What an experiment is and will do, in tables and sentences, before anything trains."""
 
-import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from fedsim.app.budget.plan import privacy_sentences
-from fedsim.app.experiment.checks import check_canaries, check_evaluation, check_training
-from fedsim.app.experiment.loading import load_holdings
-from fedsim.app.place import data_dir
+from fedsim.app.server.checks import Experiment, checked
 from fedsim.config import Config, to_flat
-from fedsim.data.activity import public_activity
-from fedsim.data.availability import Clock
 from fedsim.data.federation import FederatedDataset, count_unseen_labels
 from fedsim.data.holdings import Holdings
 from fedsim.data.statistics import activity_statistics, label_skew
 from fedsim.data.stream import rounds_per_period
-from fedsim.models import build_model, parameters_of
-from fedsim.privacy.claims import check_dp
-from fedsim.privacy.inclusion_cap import privacy_cap
-from fedsim.seeds import generator
-from fedsim.types import View
-from strategies.aggregation import make_aggregator
+from fedsim.types import Cohort, View
 from strategies.disclosure import disclosure_sentences
-from strategies.selection import select
-from strategies.weights import weights
 
 
 def describe(config: Config, console: Console) -> None:
     """Print config, federation and plan. Raises WrongInput for what a run would refuse."""
-    holdings = load_holdings(config, data_dir(config.place, {}))
-    plan = plan_sentences(config, holdings)
-    console.print(config_table(config), federation_table(config, holdings.dataset), plan)
+    found = checked(config)
+    plan = plan_sentences(found)
+    console.print(config_table(config), federation_table(config, found.holdings.dataset), plan)
 
 
 def config_table(config: Config) -> Table:
@@ -66,44 +54,42 @@ def federation_table(config: Config, federation: FederatedDataset) -> Table:
     return table
 
 
-def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
+def plan_sentences(found: Experiment) -> RenderableType:
     """What a run will do, from the selection's own first draw."""
-    federation = holdings.dataset
-    check_evaluation(config, holdings)
-    check_dp(config)
-    check_canaries(config, federation.spec)
-    activity = public_activity(holdings.activity(1), config.data.activity_public)
-    hours = holdings.active_hours() if config.availability.rule == "clock" else None
-    clock = Clock(config.availability, config.seed, len(activity), hours)
-    view = View(
-        round=1,
-        devices=federation.devices,
-        activity=activity,
-        reachable=clock.reachable(1),
-        availability=clock.share(),
-        losses=np.full(len(activity), np.nan),
-        privacy_cap=privacy_cap(config, int((activity > 0).sum())),
-        participation=np.zeros(len(activity), dtype=np.int64),
-        rounds=config.train.rounds,
-    )
-    first = select(view, config.selection, generator(config.seed, "select", 1))
-    module = build_model(federation.spec, config.model, config.seed)
-    check_training(config, module)
-    params = parameters_of(module)
-    make_aggregator(config.aggregation)
-    heaviest = weights(first, view, config).max(initial=0.0)
-    count = sum(p.numel() for p in params.values())
-    train = config.train
-    work = f"{train.local_steps} steps" if train.local_steps else f"{train.local_epochs} epoch(s)"
+    config = found.config
+    view = found.strategy.view(1)
+    first = found.strategy.select(1)
     lines = [
+        *training_sentences(found, first),
+        *disclosure_sentences(config),
+        *privacy_sentences(config, found.holdings, view),
+        *selection_sentences(config, view, first),
+        *stream_sentences(config, found.holdings),
+        *availability_sentences(config, view),
+    ]
+    if config.train.patience:
+        lines.append("Early stopping looks at the dev part; that choice is outside any epsilon.")
+    return Group("", *lines)
+
+
+def training_sentences(found: Experiment, first: Cohort) -> list[str]:
+    """How many devices train what, and how."""
+    config = found.config
+    train = config.train
+    count = sum(p.numel() for p in found.strategy.state.params.values())
+    work = f"{train.local_steps} steps" if train.local_steps else f"{train.local_epochs} epoch(s)"
+    return [
         f"{train.rounds} rounds; about {config.selection.cohort} devices each ({config.selection.rule}, "
         f"{config.selection.sampling}); the first cohort would have {len(first)}.",
         f"Each device trains {work} with batches of {train.batch_size} by {train.optimizer}, lr {train.lr}.",
         f"The model {config.model.name!r} has {count:,} parameters ({count * 4 / 1e6:.1f} MB).",
         f"The server aggregates by {config.aggregation.rule} with weights {config.aggregation.weights!r}.",
-        *disclosure_sentences(config),
     ]
-    lines += privacy_sentences(config, holdings)
+
+
+def selection_sentences(config: Config, view: View, first: Cohort) -> list[str]:
+    """Who is chosen how often, and what their updates weigh."""
+    lines = []
     if first.probabilities is not None and len(first):
         sure = int((first.probabilities >= 1.0).sum())
         lines.append(
@@ -124,19 +110,22 @@ def plan_sentences(config: Config, holdings: Holdings) -> RenderableType:
             f"epsilon {config.dp.target_epsilon:g}; what that cuts off goes to nobody."
         )
     if config.aggregation.weights == "inverse_probability":
+        heaviest = first.weights.max(initial=0.0)
         lines.append(
             f"Weights by inverse probability, divided by the constant {config.selection.cohort}: the "
             f"heaviest of the first cohort weighs {heaviest:.2f}, the cap {config.aggregation.weight_cap:g}."
         )
-    lines += stream_sentences(config, holdings)
-    if config.availability.rule != "always":
-        lines.append(
-            f"In reach in round 1 ({config.availability.rule}): {int(view.reachable.sum())} of "
-            f"{len(activity)} devices; a round takes {config.availability.round_minutes:g} minutes."
-        )
-    if config.train.patience:
-        lines.append("Early stopping looks at the dev part; that choice is outside any epsilon.")
-    return Group("", *lines)
+    return lines
+
+
+def availability_sentences(config: Config, view: View) -> list[str]:
+    """How many devices are in reach in the first round, where that is limited."""
+    if config.availability.rule == "always":
+        return []
+    return [
+        f"In reach in round 1 ({config.availability.rule}): {int(view.reachable.sum())} of "
+        f"{len(view.devices)} devices; a round takes {config.availability.round_minutes:g} minutes."
+    ]
 
 
 def stream_sentences(config: Config, holdings: Holdings) -> list[str]:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -11,13 +10,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from fedsim.app.cli.options import err
-from fedsim.app.rundir.metrics import SHOWN
+from fedsim.app.rundir.metrics import SHOWN, SPENT
 from fedsim.config import Config
-from fedsim.errors import WrongInput
 
 METRICS = (*SHOWN, "perplexity", "loss")
-EVERY_S = 2.0
-"""Seconds between two looks at the ledger."""
 
 
 class Watcher:
@@ -27,8 +23,6 @@ class Watcher:
         self.config, self.quiet = config, quiet
         self.live = Live(console=console, refresh_per_second=4)
         self.metrics: dict[str, float] = {}
-        self.epsilon: float | None = None
-        self.looked = float("-inf")
         self.began: tuple[float, int] | None = None
 
     def __enter__(self) -> Callable[[dict[str, Any]], None]:
@@ -47,22 +41,20 @@ class Watcher:
         now = time.monotonic()
         self.began = self.began or (now - row["time_train_s"] - row["time_evaluate_s"], row["round"] - 1)
         self.metrics = {name: row[name] for name in METRICS if name in row} or self.metrics
-        if now - self.looked > EVERY_S or row["round"] == self.config.train.rounds:
-            self.epsilon, self.looked = epsilon_so_far(self.config), now
         self.live.update(self.table(row, now))
         self.live.start()
 
     def table(self, row: dict[str, Any], now: float) -> Table:
         """Return the table after a round."""
-        rounds, spent = self.config.train.rounds, self.epsilon
+        rounds = self.config.train.rounds
         table = Table(box=None, pad_edge=False, header_style="dim")
         cells: dict[str, RenderableType] = {
             "round": f"{row['round']}/{rounds}",
             "": ProgressBar(rounds, row["round"], width=20),
         }
         cells |= {name.replace("_", " "): f"{value:.3f}" for name, value in list(self.metrics.items())[:3]}
-        if self.config.dp.unit != "none":
-            cells["epsilon, at most"] = "unknown" if spent is None else f"{spent:.3f}"
+        if SPENT in row:
+            cells["epsilon spent (RDP)"] = f"{row[SPENT]:.3f}"
         cells["devices/s"] = f"{row['time_devices_per_s']:.0f}"
         cells["time left"] = self._left(row["round"], now)
         for name in cells:
@@ -75,25 +67,3 @@ class Watcher:
         start, before = self.began
         seconds = (now - start) / (round - before) * (self.config.train.rounds - round)
         return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
-
-
-def epsilon_so_far(config: Config) -> float | None:
-    """Return the largest epsilon that a device has spent, by Renyi (an upper bound); None where unknown.
-
-    Read from the run's own ledger; the data were loaded by the run already where both are in one process.
-    """
-    if config.dp.unit == "none":
-        return None
-    from fedsim.app.budget.spending import protected_units
-    from fedsim.app.experiment.loading import load_holdings
-    from fedsim.app.place import data_dir
-    from fedsim.app.rundir.run_dir import RunDir
-    from fedsim.privacy.claims import target_delta
-    from fedsim.privacy.ledger import Ledger
-
-    with suppress(WrongInput, OSError):
-        dataset = load_holdings(config, data_dir(config.place, {})).dataset
-        delta, _ = target_delta(config, protected_units(config, dataset))
-        table, counts = Ledger.open(RunDir.of(config).path, len(dataset.devices)).counts()
-        return float(table.epsilons(counts, delta).max(initial=0.0))
-    return None

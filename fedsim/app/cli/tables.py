@@ -105,8 +105,9 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table.add_row("devices with examples", f"{summary['devices']} of {summary['devices_all']}")
     privacy = summary["privacy"]
     if privacy:
-        spent = f"{privacy['epsilon_max']:.3f} (at most {privacy['epsilon_guarantee']:.3f})"
-        table.add_row(f"epsilon of one {privacy['unit']}, delta {privacy['delta']:g}", spent)
+        about = f"one {privacy['unit']}, delta {privacy['delta']:g}"
+        table.add_row(f"epsilon promised, {about}", f"{privacy['epsilon_guarantee']:.3f}")
+        table.add_row("epsilon spent, largest", f"{privacy['epsilon_max']:.3f}")
     table.add_row("training time", f"{summary['time']['train_s']:.1f} s")
     table.add_row("devices a second", f"{summary['time']['devices_per_s']:.0f}")
     if summary["test_labels_unseen"]:

@@ -15,6 +15,14 @@ from fedsim.app.sweeps.pareto import AXIS, cheapest_sentence, first_metric, pare
 from fedsim.app.sweeps.sweep_dir import SweepDir
 from fedsim.config import Scalar, to_flat
 
+HEADS = {
+    "privacy.epsilon_guarantee": "epsilon promised",
+    "privacy.epsilon_max": "epsilon spent",
+    "attacks.membership.auc.best": "membership auc",
+    "attacks.canary.exposure_mean.best": "canary exposure mean",
+    "attacks.audit.epsilon_low.best": "audit epsilon low",
+}
+"""Heads of columns whose names would not say enough."""
 CURVES = 8
 """Runs whose curves stand in one figure."""
 FIGURES = {
@@ -129,7 +137,7 @@ def _side_by_side(frame: pd.DataFrame, names: Sequence[str]) -> Table:
         [name, *(_short(value) for value in row)]
         for name, row in zip(names, frame[columns].values, strict=True)
     ]
-    heads = [column.partition(".")[2].replace("_", " ").removesuffix(".best") or column for column in columns]
+    heads = [HEADS.get(column) or column.partition(".")[2].replace("_", " ") or column for column in columns]
     return Table(["run", *heads], rows, numbers=False)
 
 
@@ -146,7 +154,7 @@ def _tiles(frame: pd.DataFrame, metric: str) -> list[Tile]:
     ]
     for title, column, best in (
         (f"best {metric.replace('_', ' ')}", f"metrics.{metric}", "max"),
-        ("least epsilon", "privacy.epsilon_guarantee", "min"),
+        ("least promised epsilon", "privacy.epsilon_guarantee", "min"),
         ("highest attack AUC", "attacks.membership.auc.best", "max"),
         ("highest exposure, bits", "attacks.canary.exposure_mean.best", "max"),
     ):

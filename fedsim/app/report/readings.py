@@ -3,7 +3,7 @@
 import shlex
 
 from fedsim.app.rundir.files import Row, read_json
-from fedsim.app.rundir.metrics import SHOWN, last_metrics
+from fedsim.app.rundir.metrics import SHOWN, last_metrics, spent_by_round
 from fedsim.app.rundir.run_dir import RunDir
 
 
@@ -20,9 +20,15 @@ def reference_of(run: RunDir) -> dict[str, float]:
 
 
 def epsilon_by_round(run: RunDir) -> list[tuple[float, float]]:
-    """Return (round, largest epsilon so far), as the privacy statement has it; [] without one."""
+    """Return (round, largest epsilon spent so far, by RDP); [] without DP.
+
+    Rows of older runs lack it; then the privacy statement has it for some rounds.
+    """
+    found = spent_by_round(run.rows())
     path = run.path / "privacy.json"
-    return [(float(r), float(e)) for r, e in read_json(path)["rounds"]] if path.is_file() else []
+    if not found and path.is_file():
+        found = read_json(path)["rounds"]
+    return [(float(round), float(epsilon)) for round, epsilon in found]
 
 
 def repeating(run: RunDir) -> str:

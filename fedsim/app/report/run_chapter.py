@@ -69,7 +69,7 @@ def _tiles(run: RunDir) -> list[Tile]:
     privacy = (run.summary or {}).get("privacy")
     if privacy:
         note = f"one {privacy['unit']}, delta {privacy['delta']:g}"
-        tiles.append(Tile("epsilon, at most", f"{privacy['epsilon_guarantee']:.2f}", note))
+        tiles.append(Tile("epsilon promised", f"{privacy['epsilon_guarantee']:.2f}", note))
     else:
         tiles.append(Tile("epsilon", "∞" if run.config.dp.unit == "none" else "?", "no guarantee yet"))
     return tiles + attacks.attack_tiles(run)

@@ -30,20 +30,21 @@ def privacy(run: RunDir, checks: Sequence[Row]) -> PageSection:
     relation, trust = found["relation"].replace("_", " "), found["trust"].replace("_", " ")
     amplified = "claimed" if found["amplification"] else "not claimed"
     words = [
-        f"Spent by devices: at most {found['epsilon_max']:.3f}, median {found['epsilon_median']:.3f}, 95th "
+        f"Epsilon spent by devices: largest {found['epsilon_max']:.3f}, "
+        f"median {found['epsilon_median']:.3f}, 95th "
         f"percentile {found['epsilon_p95']:.3f}. Amplification by sampling is {amplified}; accountant: "
         f"{found['accountant']}; noise: {found['noise_source']}.",
         "privacy.md beside the run is the whole statement. It covers the released models; this page shows "
         "cohorts and losses and is for the trusted party.",
     ]
     notice = (
-        f"epsilon at most {found['epsilon_guarantee']:.3f} for one {found['unit']} ({relation}), delta "
-        f"{found['delta']:g}, trust: {trust}."
+        f"Promised: epsilon at most {found['epsilon_guarantee']:.3f} for one {found['unit']} "
+        f"({relation}), delta {found['delta']:g}, trust: {trust}."
     )
     drawings, points = [], epsilon_by_round(run)
     if points:
-        figure = panel({"largest epsilon": lines({"": points})})
-        caption = f"Ledger: largest epsilon of a {found['unit']} so far, by round (Renyi, an upper bound)."
+        figure = panel({"epsilon spent (RDP)": lines({"": points})})
+        caption = "Ledger: largest epsilon spent so far, by RDP (an upper bound)."
         drawings.append(Drawing("ledger", figure, caption))
     return PageSection("privacy", "Privacy statement", words, drawings, notice=notice)
 
@@ -129,7 +130,7 @@ def rounds(run: RunDir, checks: Sequence[Row]) -> PageSection:
     spent = epsilon_by_round(run)
     audited = by_round(run)
     if spent:
-        audited["epsilon"] = {"ledger": spent} | audited.get("epsilon", {})
+        audited["epsilon"] = {"spent (RDP)": spent} | audited.get("epsilon", {})
     if best is not None:
         points = [(row["round"], row[best[0]]) for row in run.rows() if best[0] in row]
         audited["utility"] = {best[0]: points}
@@ -138,7 +139,9 @@ def rounds(run: RunDir, checks: Sequence[Row]) -> PageSection:
     if len(parts) < 2:
         words = ["There is nothing to set beside utility: no guarantee and no attack in this run."]
         return PageSection("rounds", "All by round", words)
-    caption = "By round: the ledger's epsilon, what audits certify, exposure, attack AUC and utility."
+    caption = (
+        "By round: epsilon spent (RDP, an upper bound), certified epsilon, exposure, attack AUC, utility."
+    )
     return PageSection("rounds", "All by round", drawings=[Drawing("panel", panel(parts), caption)])
 
 

@@ -69,3 +69,12 @@ def mean_flips(rows: list[Row]) -> dict[str, float]:
     """Return each rate's mean over the releases that have an earlier one."""
     names = {name: None for row in rows for name in row if name.endswith(("_rate", "_mean", "_decile"))}
     return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
+
+
+SPENT = "dp_epsilon_spent_rdp"
+"""The key of a round's row under which the largest epsilon spent so far stands, by RDP."""
+
+
+def spent_by_round(rows: Sequence[Row]) -> list[tuple[int, float]]:
+    """Return (round, largest epsilon spent so far, by RDP); [] without DP."""
+    return [(row["round"], row[SPENT]) for row in rows if SPENT in row]

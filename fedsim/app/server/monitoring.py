@@ -23,7 +23,7 @@ HELP = {
     "devices": "devices whose updates are in the last round",
     "rejected": "updates rejected in the last round",
     "rejected_all": "updates rejected so far",
-    "epsilon": "largest epsilon of a unit so far, by RDP; absent without DP",
+    "epsilon_spent_rdp": "largest epsilon that a unit has spent so far, by RDP; absent without DP",
     "round_seconds": "seconds of the last round's training",
     "updated": "when this was written, seconds since 1970",
 }
@@ -51,8 +51,7 @@ def gauges(rows: list[Row], config: Config, spending: Spending) -> dict[str, flo
     found |= {"rejected_all": sum(row["rejected"] for row in rows)}
     found |= {"round_seconds": last.get("time_train_s", 0.0), "updated": time.time()}
     if config.dp.unit != "none":
-        table, counts = spending.ledger.counts()
-        found["epsilon"] = float(table.epsilons(counts, spending.delta).max(initial=0.0))
+        found["epsilon_spent_rdp"] = spending.spent_rdp()
     return found
 
 

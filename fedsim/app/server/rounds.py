@@ -13,6 +13,7 @@ from clients.batches import count_steps
 from fedsim.app.audits.findings import FILE as AUDITS
 from fedsim.app.audits.schedule import audit
 from fedsim.app.rundir.files import Row
+from fedsim.app.rundir.metrics import SPENT
 from fedsim.app.rundir.releases import write_release
 from fedsim.app.rundir.run_dir import Checkpoint, RunDir
 from fedsim.app.server.early_stopping import dev_metrics, stopped_early
@@ -55,7 +56,7 @@ def run_rounds(server: Server, watch: Watch) -> str:
         trained = time.perf_counter()
         row = (
             train_row(round, metrics)
-            | noise_row(strategy)
+            | privacy_row(server)
             | availability_row(server)
             | evaluation_row(server, round, period)
         )
@@ -92,14 +93,19 @@ def early_sentence(patience: int, rows: list[Row]) -> str:
     )
 
 
-def noise_row(strategy: Federated) -> Row:
-    """Return what device-level DP did in the round: the clip norm of the next, how full a secure sum was."""
-    if strategy.config.dp.unit != "device":
+def privacy_row(server: Server) -> Row:
+    """Return what DP did: epsilon spent so far, the next round's clip norm, how full a secure sum was."""
+    strategy = server.strategy
+    if strategy.config.dp.unit == "none":
         return {}
+    row: Row = {SPENT: server.spending.spent_rdp()}
+    if strategy.config.dp.unit == "example":
+        return row
     state = strategy.state.aggregator
-    row: Row = {"dp_clip_norm": strategy.clip_norm}
+    row["dp_clip_norm"] = strategy.clip_norm
     if strategy.config.dp.trust == "secure_sum":
-        row |= {"dp_sum_headroom": float(state["dp/headroom"]), "dp_released": int(state["dp/released"])}
+        row["dp_sum_headroom"] = float(state["dp/headroom"])
+        row["dp_released"] = int(state["dp/released"])
     return row
 
 

@@ -15,13 +15,13 @@ from fedsim.app.audits.audited import Another
 from fedsim.app.audits.settings import check_audits
 from fedsim.app.budget.spending import make_spending
 from fedsim.app.budget.statement import write_statement
-from fedsim.app.experiment.checks import check_canaries, check_evaluation, check_patience, check_training
 from fedsim.app.experiment.loading import announced_holdings, load_holdings
 from fedsim.app.experiment.planting import write_plan
-from fedsim.app.place import data_dir, threads, torch_device
+from fedsim.app.place import data_dir, threads
 from fedsim.app.rundir.manifest import check_resume, check_roster, make_manifest, now, with_plan
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.app.server.centralised import train_centralised
+from fedsim.app.server.checks import Experiment, check_config, check_examples, check_experiment
 from fedsim.app.server.monitoring import logged, write_health
 from fedsim.app.server.nodes import Nodes
 from fedsim.app.server.rounds import run_rounds
@@ -32,12 +32,8 @@ from fedsim.config import Config
 from fedsim.data.activity import public_activity
 from fedsim.data.holdings import Holdings
 from fedsim.errors import RunFailed, WrongInput
-from fedsim.models import build_model, parameters_of
-from fedsim.models.tasks import make_task
-from fedsim.privacy.claims import check_dp
-from fedsim.privacy.noise import NoiseSource, noise_source
+from fedsim.privacy.noise import noise_source
 from fedsim.wire import EVER
-from strategies.federated import Federated
 from strategies.roster import Roster
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -88,7 +84,7 @@ def _run(
         config = config.model_copy(update={"place": with_plan(config.place, run.manifest["plan"])})
     torch.set_num_threads(threads(config.place))
     folder = data_dir(config.place, node_config)
-    check_dp(config)
+    check_config(config)
     mirrors = Mirrors(config)
     nodes = Nodes(grid, config.place)
     roster = nodes.roster(1 if config.stream.mode == "static" else EVER)
@@ -96,12 +92,8 @@ def _run(
     roster = nodes.follow(roster, 1)
     federation = holdings.dataset
     noise = noise_source(config, roster.real)
-    server = _make_server(nodes, config, holdings, run, roster, noise, another)
-    check_training(config, server.module)
-    check_evaluation(config, holdings)
-    check_patience(server.evaluate, config, federation)
     check_audits(config, roster.real)
-    check_canaries(config, federation.spec)
+    server = _make_server(check_experiment(config, holdings, roster, noise), nodes, run, another)
     if resumed:
         check_resume(run, config, federation, noise.kind)
         check_roster(run.manifest.get("roster", ""), roster.devices)
@@ -135,30 +127,22 @@ def rounds_or_reason(server: Server, watch: Watch) -> str:
 
 def _holdings(config: Config, folder: Path | None, roster: Roster) -> Holdings:
     """Return what the server knows of the federation: of real nodes with files, what they announce."""
-    if not roster.activity.any():
-        raise WrongInput(
-            "no node has a training example for this experiment; check the nodes' data, and stream.begin and "
-            "stream.end where these are set"
-        )
+    check_examples(roster.activity)
     if roster.real and config.data.source == "files":
         return announced_holdings(config, folder, roster.devices, roster.activity)
     return load_holdings(config, folder)
 
 
-def _make_server(
-    nodes: Nodes,
-    config: Config,
-    holdings: Holdings,
-    run: RunDir,
-    roster: Roster,
-    noise: NoiseSource,
-    another: Another,
-) -> Server:
-    federation = holdings.dataset
-    module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
-    hours = holdings.active_hours() if config.availability.rule == "clock" else None
-    strategy = Federated(config, roster, parameters_of(module), hours, noise)
-    strategy.select(1)  # a selector that cannot work is told before anything is written
-    task = make_task(federation.spec)
-    spending = make_spending(config, holdings, strategy, run)
-    return Server(config, holdings, module, task, strategy, nodes, run, spending, another)
+def _make_server(found: Experiment, nodes: Nodes, run: RunDir, another: Another) -> Server:
+    spending = make_spending(found.config, found.holdings, found.strategy, run)
+    return Server(
+        found.config,
+        found.holdings,
+        found.module,
+        found.task,
+        found.strategy,
+        nodes,
+        run,
+        spending,
+        another,
+    )

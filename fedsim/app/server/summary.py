@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedsim.app.audits.findings import attacks
-from fedsim.app.budget.spending import delta_warning
+from fedsim.app.budget.delta import delta_of
 from fedsim.app.rundir.metrics import last_metrics, mean_flips, period_matrix, transfer
 from fedsim.app.server.session import Server
 from fedsim.data.federation import count_unseen_labels
@@ -41,7 +41,7 @@ def summarise(
         "privacy": dict(privacy),
         "attacks": attacks(server.run),
     }
-    if privacy and (warning := delta_warning(config, federation)):
+    if privacy and (warning := delta_of(config, federation).warning):
         summary["privacy_warning"] = warning
     if why:
         summary["stopped_early"] = why

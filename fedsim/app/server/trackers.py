@@ -49,14 +49,18 @@ class TensorBoard:
 TRACKERS: dict[str, Make] = {"tensorboard": TensorBoard}
 
 
+def trackers_of(config: Config) -> dict[str, Make]:
+    """Return the trackers that a config names. Raises WrongInput for one that is not known."""
+    return {name: lookup("place.trackers", name, TRACKERS) for name in listed(config.place.trackers)}
+
+
 class Mirrors:
     """All trackers of a run; each is dropped at its first failure."""
 
     def __init__(self, config: Config) -> None:
         """Look the trackers up. Raises WrongInput for names that are not known."""
-        names = listed(config.place.trackers)
         self.config = config
-        self.makers: dict[str, Make] = {name: lookup("place.trackers", name, TRACKERS) for name in names}
+        self.makers = trackers_of(config)
         self.trackers: dict[str, Tracker] = {}
 
     def begin(self, folder: Path) -> None:

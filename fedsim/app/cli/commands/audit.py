@@ -37,8 +37,8 @@ def audit(
         "audit.references": references if references >= 0 else "",
         "place.data_dir": data_dir or "",
     }
-    from fedsim.app.audits.finished_run import audit_finished
     from fedsim.app.engines.local import run_local
+    from fedsim.app.server.finished_audit import audit_finished
 
     named = {key: value for key, value in changes.items() if value != ""}
     rows = audit_finished(run_path, named, run_local, settings or [])

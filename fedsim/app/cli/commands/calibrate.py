@@ -16,6 +16,6 @@ def calibrate(
 ) -> None:
     """Find the noise, the cap on inclusion or the rounds with which a run's guarantee is an epsilon."""
     config = resolve(experiment, settings, data_dir=data_dir)
-    from fedsim.app.budget.plan import calibrated
+    from fedsim.app.server.calibration import calibrated
 
     out.print(*calibrated(config, epsilon, what), sep="\n", soft_wrap=True)

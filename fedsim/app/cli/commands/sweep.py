@@ -26,7 +26,8 @@ def sweep(
     out_dir: Out = None,
 ) -> None:
     """Do every run of a grid or a search; repeated, go on without repeating finished runs."""
-    from fedsim.app.budget.plan import reaching
+    from fedsim.app.server.calibration import reaching
+    from fedsim.app.sweeps.check import check_runs
     from fedsim.app.sweeps.execute import do_runs, print_plan, print_search, shared_threads, write_results
     from fedsim.app.sweeps.grid import load_sweep, members
     from fedsim.app.sweeps.search import check_search, do_search, open_search
@@ -52,6 +53,7 @@ def sweep(
         runs = members(given, named_place, calibrate)
         if dry_run:
             print_plan(given, runs, jobs, Path(place.out), out)
+            check_runs(runs)
             return
         with folder.locked():
             folder.write_plan(given.metric, [axis.name for axis in given.axes], runs)

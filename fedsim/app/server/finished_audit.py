@@ -8,16 +8,14 @@ import torch
 from fedsim.app.audits.audited import Another, Audited
 from fedsim.app.audits.findings import replace_rows
 from fedsim.app.audits.schedule import audit_rows
-from fedsim.app.audits.settings import check_audits
 from fedsim.app.budget.spending import worst_events
 from fedsim.app.experiment.loading import load_holdings
-from fedsim.app.place import data_dir, threads, torch_device
+from fedsim.app.place import data_dir, threads
 from fedsim.app.rundir.files import Row
 from fedsim.app.rundir.run_dir import RunDir, open_run
+from fedsim.app.server.checks import check_config, check_experiment
 from fedsim.config import Config, Scalar, from_flat, parse_setting, to_flat
 from fedsim.errors import WrongInput
-from fedsim.models import build_model
-from fedsim.models.tasks import make_task
 from fedsim.privacy.ledger import Ledger
 
 FIXED = ("audit.coins", "audit.seed", "audit.shadow", "audit.mislabelled", "audit.canary_devices")
@@ -40,7 +38,7 @@ def audit_finished(
     wanted = dict(changes)
     wanted.update(parse_setting(setting) for setting in settings)
     config = _changed(run.config, wanted)
-    check_audits(config, real=False)
+    check_config(config)
     with run.locked():
         rows = audit_rows(_audited(run, config, float(summary["privacy"].get("delta", 0.0)), another))
         replace_rows(run, rows)
@@ -60,18 +58,17 @@ def _changed(config: Config, changes: Mapping[str, Scalar]) -> Config:
 def _audited(run: RunDir, config: Config, delta: float, another: Another) -> Audited:
     torch.set_num_threads(threads(config.place))
     holdings = load_holdings(config, data_dir(config.place, {}))
+    found = check_experiment(config, holdings)
     checkpoint = run.last_checkpoint()
     if checkpoint is None:
         raise WrongInput(f"{str(run.path)!r} has no checkpoint left, so that there is no model to attack")
-    spec = holdings.dataset.spec
-    module = build_model(spec, config.model, config.seed).to(torch_device(config.place))
     devices = len(holdings.dataset.devices)
     events = worst_events(Ledger.open(run.path, devices), delta) if delta else ()
     return Audited(
         config,
         holdings,
-        module,
-        make_task(spec),
+        found.module,
+        found.task,
         run,
         checkpoint.round,
         checkpoint.params,

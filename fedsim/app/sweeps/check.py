@@ -1,0 +1,33 @@
+"""What the runs of a sweep would be refused for, told before any of them begins."""
+
+from collections.abc import Sequence
+
+from fedsim.app.server.checks import checked
+from fedsim.app.sweeps.grid import Member
+from fedsim.errors import WrongInput
+
+
+def refused(runs: Sequence[Member]) -> dict[str, str]:
+    """Return the sentence of each setting that a run would refuse, by the settings' hash.
+
+    Seeds of one setting are refused alike, so one of them is asked.
+    """
+    found: dict[str, str] = {}
+    asked = {member.config.hash: member.config for member in reversed(runs)}
+    for key, config in reversed(asked.items()):
+        try:
+            checked(config)
+        except WrongInput as error:
+            found[key] = str(error)
+    return found
+
+
+def check_runs(runs: Sequence[Member]) -> None:
+    """Refuse a sweep in which any run would be refused. Raises WrongInput."""
+    found = refused(runs)
+    if found:
+        sentence = next(iter(found.values()))
+        raise WrongInput(
+            f"{len(found)} of {len({m.config.hash for m in runs})} settings would be refused; the first: "
+            f"{sentence}"
+        )
