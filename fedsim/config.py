@@ -259,6 +259,10 @@ class Evaluation(Section):
     holdout: float = Field(
         0.0, ge=0.0, le=0.9, description="share of a device's examples held out of training"
     )
+    metrics: str = Field(
+        "",
+        description="more metrics on test examples, with commas: {names} | package.module:function",
+    )
 
 
 class Selection(Section):

@@ -49,7 +49,7 @@ def kind_of(model: Model) -> Kind:
     """Return the model that the settings name; somebody's own may serve and read anything."""
     if not is_own_code(model.name):
         return lookup("model.name", model.name, MODELS)
-    return Kind(import_object("model.name", model.name), tuple(TASKS), letters=True)
+    return Kind(import_object("model.name", model.name, "spec, model"), tuple(TASKS), letters=True)
 
 
 def build_model(spec: Spec, model: Model, seed: int) -> nn.Module:
@@ -59,6 +59,12 @@ def build_model(spec: Spec, model: Model, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_generator(seed, "init").initial_seed())
         module = kind.make(spec, model)
+    if not isinstance(module, nn.Module) or not parameters_of(module):
+        what = "without a trainable parameter" if isinstance(module, nn.Module) else "instead"
+        raise WrongInput(
+            f"model.name = {model.name!r} must return a torch module that can be trained, got a "
+            f"{type(module).__name__} {what}"
+        )
     _refuse_shared_statistics(module)
     return module
 

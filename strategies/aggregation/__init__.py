@@ -50,7 +50,7 @@ def averages() -> dict[str, Rule]:
 
 
 def _own(settings: Aggregation) -> Aggregator:
-    return import_object("aggregation.rule", settings.rule)(settings)
+    return import_object("aggregation.rule", settings.rule, "settings")(settings)
 
 
 OWN = Rule(_own)

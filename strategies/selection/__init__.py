@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.config import Selection
+from fedsim.errors import WrongInput
 from fedsim.names import import_object, is_own_code, lookup
 from fedsim.types import Cohort, View
 from strategies.selection.by_activity import activity, mixture, privacy_aware, schedule, threshold, uniform
@@ -63,7 +64,15 @@ SELECTORS = {
 
 
 def _own(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
-    return import_object("selection.rule", settings.rule)(view, settings, rng)
+    rule = import_object("selection.rule", settings.rule, "view, settings, rng")
+    found = rule(view, settings, rng)
+    if not isinstance(found, Cohort) or not isinstance(found.devices, np.ndarray):
+        kind = type(found if not isinstance(found, Cohort) else found.devices).__name__
+        raise WrongInput(
+            f"selection.rule = {settings.rule!r} must return a fedsim.types.Cohort whose devices are an "
+            f"array of ids, got a {kind}"
+        )
+    return found
 
 
 OWN = Rule(_own)

@@ -37,6 +37,7 @@ def names_of(section: str, key: str) -> str:
     from fedsim.data.federation import SOURCES
     from fedsim.data.partitions.assign import RULES
     from fedsim.models import MODELS
+    from fedsim.models.example_metrics import METRICS
     from strategies.aggregation import AGGREGATORS, averages
     from strategies.selection import SELECTORS
 
@@ -47,6 +48,7 @@ def names_of(section: str, key: str) -> str:
         "audit.view": VIEWS,
         "canary.pattern": TEMPLATES,
         "data.source": SOURCES,
+        "evaluation.metrics": METRICS,
         "model.name": MODELS,
         "partition.name": RULES,
         "place.trackers": TRACKERS,
