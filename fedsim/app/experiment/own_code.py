@@ -16,7 +16,7 @@ from fedsim.data.federation import FederatedDataset
 from fedsim.errors import RunFailed, WrongInput
 from fedsim.models import parameters_of
 from fedsim.models.evaluation import batches
-from fedsim.models.example_metrics import metrics_of
+from fedsim.models.example_metrics import Metric, metrics_of
 from fedsim.models.tasks import Fields, Task
 from fedsim.names import check_takes, is_own_code
 from fedsim.types import Examples, Params, no_update
@@ -28,12 +28,18 @@ TRIED = 2
 
 def check_own_code(config: Config, federation: FederatedDataset, module: nn.Module, task: Task) -> None:
     """Refuse data, a model, metrics or a server rule that do not fit the task. Raises WrongInput."""
-    examples = some_examples(federation)
+    metrics = metrics_of(config.evaluation.metrics)
+    if metrics and config.evaluation.on == "devices":
+        raise WrongInput(
+            "evaluation.metrics are measured on the server's test examples; set evaluation.on = "
+            '"central" or "both", or leave them out'
+        )
     check_aggregator(config, parameters_of(module))
+    examples = some_examples(federation)
     if examples is not None:
         check_fields(config, examples, task)
         check_model(module, task, examples)
-        check_metrics(config, module, task, examples)
+        check_metrics(metrics, module, task, examples)
 
 
 def some_examples(federation: FederatedDataset) -> Examples | None:
@@ -88,16 +94,10 @@ def check_model(module: nn.Module, task: Task, examples: Examples) -> None:
         )
 
 
-def check_metrics(config: Config, module: nn.Module, task: Task, examples: Examples) -> None:
+def check_metrics(metrics: Mapping[str, Metric], module: nn.Module, task: Task, examples: Examples) -> None:
     """Refuse metrics that give anything but a number for each example. Raises WrongInput."""
-    metrics = metrics_of(config.evaluation.metrics)
     if not metrics:
         return
-    if config.evaluation.on == "devices":
-        raise WrongInput(
-            "evaluation.metrics are measured on the server's test examples; set evaluation.on = "
-            '"central" or "both", or leave them out'
-        )
     outputs, fields = _run(module, task, examples)
     own = task.metrics(task.scores(outputs, fields))
     for name, metric in metrics.items():
