@@ -47,7 +47,10 @@ Instant = Annotated[
 
 
 class Section(BaseModel):
-    """A frozen group of scalar settings that refuses keys it does not know."""
+    """A frozen group of scalar settings that refuses keys it does not know.
+
+    `{names}` in a description stands for the names of the table that the key chooses from.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -55,7 +58,7 @@ class Section(BaseModel):
 class Data(Section):
     """Where the examples come from and how they become numbers."""
 
-    source: str = Field("requests", description="requests | digits | files | hub | package.module:function")
+    source: str = Field("requests", description="{names} | package.module:function")
     task: Literal["intent_slots", "classification", "tagging", "language", "image"] = Field(
         "intent_slots", description="what is learned from an example"
     )
@@ -105,9 +108,7 @@ class Partition(Section):
 
     name: str = Field(
         "natural",
-        description="natural | iid | dirichlet | inner_dirichlet | pathological | shards | size | linear | "
-        "square | exponential | distribution | grouped_natural | continuous | fednlp_label | quantity | "
-        "cluster | heavy_tail | label_heavy_tail | package.module:function",
+        description="natural | {names} | package.module:function",
     )
     by: Literal["", "label", "tags", "device", "time", "length"] = Field(
         "", description="what the rule looks at; tags = the set of their types; empty = the rule's own"
@@ -209,7 +210,7 @@ class Model(Section):
 
     name: str = Field(
         "bag",
-        description="bag | bilstm | transformer | projection | lstm | cnn | mlp | package.module:function",
+        description="{names} | package.module:function",
     )
     embedding: int = Field(
         64, ge=1, le=10000, description="width of the word embedding, or of the projection"
@@ -260,6 +261,10 @@ class Evaluation(Section):
     holdout: float = Field(
         0.0, ge=0.0, le=0.9, description="share of a device's examples held out of training"
     )
+    metrics: str = Field(
+        "",
+        description="more metrics on test examples, with commas: {names} | package.module:function",
+    )
 
 
 class Selection(Section):
@@ -267,8 +272,7 @@ class Selection(Section):
 
     rule: str = Field(
         "activity",
-        description="uniform | activity | threshold | mixture | schedule | round_robin | least_used | "
-        "availability | privacy_aware | loss | package.module:function",
+        description="{names} | package.module:function",
     )
     cohort: Count = Field(50, description="devices a round, expected (poisson) or exact (fixed)")
     sampling: Literal["poisson", "fixed"] = Field(
@@ -293,12 +297,9 @@ class Aggregation(Section):
 
     rule: str = Field(
         "fedadam",
-        description="fedavg | fedavgm | fedadagrad | fedadam | fedyogi | median | trimmed_mean | "
-        "multi_krum | package.module:function",
+        description="{names} | package.module:function",
     )
-    step: Literal["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"] = Field(
-        "fedavg", description="rule that moves the model by what median, trimmed_mean or multi_krum found"
-    )
+    step: str = Field("fedavg", description="{names}: moves the model by what a rule of single updates found")
     lr: Positive = Field(0.01, description="server learning rate (1.0 is plain FedAvg)")
     weights: Literal["auto", "equal", "examples", "inverse_probability"] = Field(
         "auto",
@@ -402,7 +403,7 @@ class Audit(Section):
     """What is measured of a model's leakage, when, and against which attacker."""
 
     evaluators: str = Field(
-        "", description="membership, canary, bounds (comma-separated); empty = none; flips come by themselves"
+        "", description="{names} (comma-separated); empty = none; flips come by themselves"
     )
     every: int = Field(0, ge=0, le=10**9, description="rounds between two audits; 0 = at the end only")
     coins: Literal["none", "record", "device"] = Field(
@@ -436,7 +437,7 @@ class Audit(Section):
     )
     view: str = Field(
         "final",
-        description="what the attacker sees: final | rounds | updates | sums | releases (comma-separated)",
+        description="what the attacker sees: {names} (comma-separated)",
     )
     window: Count = Field(5, description="rounds, from the first, that attacks on updates and sums look at")
     records: int = Field(
@@ -453,9 +454,7 @@ class Audit(Section):
 class Canary(Section):
     """Sentences with a secret code that are planted in training and sought in the model."""
 
-    pattern: str = Field(
-        "", description="pin | call | number | colour | a template with {code} or {joined}; empty = none"
-    )
+    pattern: str = Field("", description="{names} | a template with {code} or {joined}; empty = none")
     digits: int = Field(4, ge=4, le=10, description="tokens of the code")
     candidates: str = Field(
         "", description="words that may stand in the code (comma-separated); empty = the pattern's, or digits"
@@ -497,7 +496,7 @@ class Place(Section):
     )
     metrics: bool = Field(False, description="also write metrics.json and metrics.prom after each round")
     trackers: str = Field(
-        "", description="mirrors of the run, with commas: tensorboard | package.module:function"
+        "", description="mirrors of the run, with commas: {names} | package.module:function"
     )
 
 

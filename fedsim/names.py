@@ -2,7 +2,8 @@
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from fedsim.errors import WrongInput
@@ -10,14 +11,15 @@ from fedsim.errors import WrongInput
 T = TypeVar("T")
 
 
-def lookup(key: str, name: str, table: Mapping[str, T]) -> T:
+def lookup(key: str, name: str, table: Mapping[str, T], takes: str = "") -> T:
     """Return `table[name]`, or the object behind `"package.module:function"`.
 
-    `key` is the config key that held the name; it only serves the error.
+    `key` is the config key that held the name; it only serves the error. `takes` names the arguments
+    with which somebody's own function will be called.
     Raises WrongInput when the name is not in the table or cannot be imported.
     """
     if is_own_code(name):
-        return import_object(key, name)
+        return import_object(key, name, takes)
     if name in table:
         return table[name]
     raise WrongInput(
@@ -32,8 +34,11 @@ def is_own_code(name: str) -> bool:
     return ":" in name
 
 
-def import_object(key: str, name: str) -> Any:
-    """Import the object that `"package.module:function"` names. Raises WrongInput."""
+def import_object(key: str, name: str, takes: str = "") -> Any:
+    """Import the function that `"package.module:function"` names; `takes` lists what it must take.
+
+    Raises WrongInput.
+    """
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -46,7 +51,22 @@ def import_object(key: str, name: str) -> Any:
     found = getattr(module, attribute, None)
     if not callable(found):
         raise WrongInput(f"{key} = {name!r}: the module {module_name!r} has no function {attribute!r}", key)
+    if takes:
+        check_takes(f"{key} = {name!r}", found, takes)
     return found
+
+
+def check_takes(what: str, function: Callable[..., Any], takes: str) -> None:
+    """Refuse a function that cannot be called with these positional arguments. Raises WrongInput."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions written in C do not tell
+        return
+    try:
+        signature.bind(*listed(takes))
+    except TypeError:
+        found = ", ".join(signature.parameters)
+        raise WrongInput(f"{what} must take ({takes}), but takes ({found})") from None
 
 
 def listed(text: str) -> list[str]:

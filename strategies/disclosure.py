@@ -3,20 +3,24 @@
 from fedsim.config import Config
 from fedsim.errors import WrongInput
 from fedsim.types import Asked
-from strategies.robust import COMBINERS
+from strategies import aggregation, selection
 
 
 def asked_of(config: Config) -> Asked:
     """Return what the settings' rules need to see. Raises WrongInput where that contradicts a secure sum."""
-    form = Asked(single=config.aggregation.rule in COMBINERS, figures=config.selection.rule == "loss")
+    form = Asked(
+        single=aggregation.rule_of(config.aggregation).combine is not None,
+        figures=selection.rule_of(config.selection).reads_losses,
+    )
     if config.dp.trust == "secure_sum" and (form.single or form.figures):
         raise WrongInput(
-            f'dp.trust = "secure_sum" shows the server only sums, and {_who(config)} needs '
+            f'dp.trust = "secure_sum" shows the server only sums, and {_who(config, form)} needs '
             f'{_what(form)}; choose another rule, or dp.trust = "central"'
         )
     if form.figures and config.dp.unit != "none" and config.dp.trust != "central":
         raise WrongInput(
-            f'selection.rule = "loss" needs exact losses, which dp.trust = {config.dp.trust!r} never sends; '
+            f"selection.rule = {config.selection.rule!r} needs exact losses, which dp.trust = "
+            f"{config.dp.trust!r} never sends; "
             "choose another rule"
         )
     if form.single and config.aggregation.weights not in ("auto", "equal"):
@@ -32,7 +36,7 @@ def disclosure_sentences(config: Config) -> list[str]:
     form, settings = asked_of(config), config.aggregation
     lines = ["Nodes answer with sums over their devices; no device's update leaves its node alone."]
     if form.single or form.figures:
-        lines = [f"The server sees {_what(form)}: {_who(config)} needs that."]
+        lines = [f"The server sees {_what(form)}: {_who(config, form)} needs that."]
     if settings.max_norm:
         what = "scaled down to it" if settings.over_norm == "clip" else "left out"
         lines.append(f"A device's update over the norm {settings.max_norm:g} is {what} on its node.")
@@ -44,8 +48,8 @@ def disclosure_sentences(config: Config) -> list[str]:
     return lines
 
 
-def _who(config: Config) -> str:
-    if config.aggregation.rule in COMBINERS:
+def _who(config: Config, form: Asked) -> str:
+    if form.single:
         return f"aggregation.rule = {config.aggregation.rule!r}"
     return f"selection.rule = {config.selection.rule!r}"
 

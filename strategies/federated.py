@@ -15,10 +15,10 @@ from fedsim.errors import RunFailed
 from fedsim.privacy.noise import NoiseSource
 from fedsim.types import Cohort, Params, Reply, Update, no_update
 from fedsim.wire import NOT_FINITE, failure, pack_evaluation, pack_params, pack_task, unpack_scores
+from strategies.aggregation import combine
 from strategies.cohorts import Cohorts, ServerState, part_of
 from strategies.device_metrics import spread
 from strategies.reply_checks import Guard, guarded
-from strategies.robust import combine
 from strategies.roster import Roster
 from strategies.weights import with_divisor
 

@@ -16,6 +16,11 @@ from fedsim.privacy.accounting import Event, epsilon
 from fedsim.privacy.claims import amplification, check_dp, relation, target_delta
 from fedsim.privacy.mechanism import device_mechanism, most_participations
 from fedsim.privacy.planning import calibrate, guaranteed, make_plan
+from strategies.aggregation import AGGREGATORS
+from strategies.aggregation import Rule as ServerRule
+from strategies.aggregation.averages import FedAvg
+from strategies.selection import SELECTORS, Rule
+from strategies.selection.by_activity import uniform
 from tests.conftest import Cli
 
 
@@ -80,6 +85,38 @@ def test_amplification_is_claimed_only_for_independent_secret_coins() -> None:
         {"dp__amplification": "none"},
     ):
         assert not amplification(config(**changes)).claimed
+
+
+def test_a_new_rule_claims_nothing_until_its_entry_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail: `independent` or `own_score` True by default."""
+    monkeypatch.setitem(SELECTORS, "mine", Rule(uniform))
+    mine = config(selection__rule="mine", selection__total_score=100.0)
+    assert not amplification(mine).claimed
+    assert relation(mine) == "zero_out"
+    monkeypatch.setitem(SELECTORS, "mine", Rule(uniform, independent=True, own_score=True))
+    assert amplification(mine).claimed
+    assert relation(mine) == "add_or_remove"
+
+
+def test_a_rule_that_reads_losses_is_refused_by_that_and_not_by_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seen to fail: `check_dp` that compares with the name "loss"."""
+    monkeypatch.setitem(SELECTORS, "mine", Rule(uniform, independent=True, reads_losses=True))
+    with pytest.raises(WrongInput, match="'mine' looks at protected data"):
+        check_dp(config(selection__rule="mine"))
+    with pytest.raises(WrongInput, match="'mine' looks at protected data"):
+        check_dp(config(selection__rule="mine", dp__unit="example"))
+
+
+def test_a_new_server_rule_is_no_sum_until_its_entry_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail: `of_sum` True by default."""
+    monkeypatch.setitem(AGGREGATORS, "mine", ServerRule(FedAvg))
+    for changes in ({}, {"dp__trust": "secure_sum"}):
+        with pytest.raises(WrongInput, match=r"aggregation\.rule = 'mine'"):
+            check_dp(config(aggregation__rule="mine", **changes))
+    with pytest.raises(WrongInput, match=r"aggregation\.rule = 'own:code'"):
+        check_dp(config(aggregation__rule="own:code"))
 
 
 def test_the_relation_is_the_one_that_the_mechanism_carries() -> None:

@@ -1,5 +1,6 @@
 """Help that teaches: every setting is documented, the environment is checked."""
 
+import inspect
 import json
 import tomllib
 from pathlib import Path
@@ -8,9 +9,14 @@ import jsonschema
 import pytest
 from conftest import Cli
 
-from fedsim.app.cli.commands.config import commented, json_schema
+import fedsim.config
+from fedsim.app.cli.commands.config import NAMES, commented, json_schema
 from fedsim.app.cli.commands.doctor import data_check, disk_check, package_check, shadow_check
 from fedsim.config import Config, Section
+from fedsim.data.partitions.assign import RULES
+from fedsim.models import MODELS
+from strategies.aggregation import AGGREGATORS
+from strategies.selection import SELECTORS
 
 
 def sections() -> dict[str, type[Section]]:
@@ -32,6 +38,16 @@ def test_the_commented_defaults_are_the_defaults() -> None:
     assert tomllib.loads(text) == Config().model_dump(by_alias=True)
     assert "# learning rate of the device's optimiser; above 0, at most 1e+09\nlr = 0.1" in text
     assert "none | example | device" in text
+
+
+def test_names_are_printed_from_their_tables() -> None:
+    """Seen to fail: a list of names written into a description in fedsim/config.py."""
+    text, schema = commented(), json.dumps(json_schema())
+    assert NAMES not in text + schema
+    for table in (SELECTORS, MODELS, AGGREGATORS, RULES):
+        assert " | ".join(table) in text
+        assert " | ".join(table) in schema
+        assert " | ".join(list(table)[:2]) not in inspect.getsource(fedsim.config)
 
 
 def test_the_schema_takes_experiments_and_refuses_what_a_run_refuses() -> None:

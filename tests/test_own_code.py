@@ -1,17 +1,29 @@
-"""The worked examples of own code: data set, model, selector and server rule."""
+"""The worked examples of own code: data set, model, selector, server rule and metric; what does not fit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from test_updates import examples_of
+from torch import Tensor, nn
 
+from experiments.own.dataset import Colours
+from experiments.own.model import TorchAverage
 from fedsim.app.engines.local import run_local
+from fedsim.app.experiment.own_code import check_model
 from fedsim.app.rundir.manifest import check_resume
 from fedsim.app.rundir.run_dir import RunDir
-from fedsim.config import Config, Data, Selection, load
+from fedsim.config import Config, Data, Model, Selection, load
 from fedsim.data.federation import load_federation
 from fedsim.errors import WrongInput
-from fedsim.types import Cohort, View
+from fedsim.models import MODELS, build_model, parameters_of
+from fedsim.models.evaluation import evaluate
+from fedsim.models.example_metrics import metrics_of
+from fedsim.models.tasks import Fields, make_task
+from fedsim.types import Cohort, Examples, Spec, View
+from strategies.aggregation.averages import FedAvg
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,7 +37,7 @@ def own(out: Path, *settings: str) -> Config:
     return load(ROOT / "experiments" / "own.toml", [f"place.out={out}", *settings])
 
 
-def test_all_four_together_learn(tmp_path: Path) -> None:
+def test_all_five_together_learn(tmp_path: Path) -> None:
     summary = run_local(own(tmp_path)).summary
     assert summary is not None
     assert summary["metrics"]["accuracy"] > 0.9
@@ -51,6 +63,52 @@ def test_a_model_of_torch_s_layers_gives_what_the_stacked_one_gives(tmp_path: Pa
     runs = [run_local(own(tmp_path, f"model.name=experiments.own.model:{name}")) for name in names]
     a, b = ([row["train_loss"] for row in run.rows()] for run in runs)
     assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_a_metric_is_the_mean_of_what_it_gives_each_example(tmp_path: Path) -> None:
+    """In every evaluated row, beside the task's own, and of the centralised model, too."""
+    metrics = "experiments.own.metric:true_probability, brier, top5_accuracy"
+    settings = (f"evaluation.metrics={metrics}", "train.centralised=true", "train.centralised_epochs=1")
+    run = run_local(own(tmp_path, *settings, "train.rounds=2"))
+    config, summary = run.config, run.summary
+    assert summary is not None
+    test = load_federation(config.data, None).test
+    assert test is not None
+    chances = run.model()(test.fields["tokens"])["label"].detach().double().softmax(-1)
+    label = test.fields["label"]
+    truth = torch.nn.functional.one_hot(label, 3)
+    found = summary["metrics"]
+    assert found["true_probability"] == pytest.approx(float((chances * truth).sum(-1).mean()), rel=1e-5)
+    assert found["brier"] == pytest.approx(float((chances - truth).square().sum(-1).mean()), rel=1e-5)
+    assert found["top5_accuracy"] == 1.0  # of three labels
+    assert all({"true_probability", "brier", "accuracy"} <= row.keys() for row in run.rows())
+    assert {"true_probability", "brier", "accuracy"} <= summary["reference"]["centralised"].keys()
+    assert "evaluation.metrics=experiments.own.metric:true_probability" in run.manifest["fingerprint"]
+
+
+def test_a_metric_does_not_depend_on_batches_and_a_label_never_seen_is_a_miss() -> None:
+    """Seen to fail: means of batches averaged."""
+    spec = Spec("classification", 20, labels=("a", "b"), labels_unseen=("c",))
+    module, task = build_model(spec, Model(embedding=4), 1), make_task(spec)
+    tokens = torch.arange(14).view(7, 2) + 2
+    examples = Examples({"tokens": tokens, "label": torch.tensor([0, 1, 0, 1, 2, 1, 0])})
+    params = parameters_of(module)
+    each = [evaluate(module, task, params, examples, batch, metrics_of("brier")) for batch in (1, 3, 7)]
+    assert [found["brier"] for found in each] == pytest.approx([each[0]["brier"]] * 3)
+    unseen = evaluate(module, task, params, examples[4:5], metrics=metrics_of("brier"))
+    assert 1.5 <= unseen["brier"] <= 2.0
+
+
+def test_metrics_are_of_the_server_s_test_examples_alone(tmp_path: Path) -> None:
+    with pytest.raises(WrongInput, match=r"evaluation\.metrics are measured on the server's test examples"):
+        run_local(own(tmp_path, "evaluation.on=devices", "evaluation.holdout=0.2"))
+
+
+@pytest.mark.parametrize(("name", "task"), [(n, t) for n, kind in MODELS.items() for t in kind.tasks])
+def test_every_model_fits_every_task_that_its_entry_names(name: str, task: str) -> None:
+    """Seen to fail: "language" among the tasks of the bag."""
+    spec, examples = examples_of(task)
+    assert check_model(build_model(spec, Model(name=name, embedding=8), 1), make_task(spec), examples) is None
 
 
 def test_the_selector_prefers_the_rested(tmp_path: Path) -> None:
@@ -80,7 +138,8 @@ class Bare:
 
 
 class Disordered(Bare):
-    spec, dev, test, fingerprint, notes, train = None, None, None, {}, (), None
+    spec = Spec("classification")
+    dev, test, fingerprint, notes, train = None, None, {}, (), None
 
 
 def bare(data: Data, data_dir: Path | None) -> Bare:
@@ -106,6 +165,113 @@ def test_an_own_selector_may_not_choose_who_is_away(tmp_path: Path) -> None:
     assert not (tmp_path / "own").exists()
 
 
+def bare_of_folder(data: Data) -> Bare:
+    return Bare()
+
+
+class Unlabelled(Colours):
+    def train(self, device: str) -> Examples:
+        return Examples({"tokens": super().train(device).fields["tokens"]})
+
+
+class Untrained(Colours):
+    def train(self, device: str) -> Examples:
+        return dict(super().train(device).fields)  # type: ignore[return-value]
+
+
+class ListedDevices(Colours):
+    def __init__(self, data: Data) -> None:
+        super().__init__(data)
+        self.devices = self.devices.tolist()  # type: ignore[assignment]
+
+
+def without_labels(data: Data, data_dir: Path | None) -> Unlabelled:
+    return Unlabelled(data)
+
+
+def untrained(data: Data, data_dir: Path | None) -> Untrained:
+    return Untrained(data)
+
+
+def listed_devices(data: Data, data_dir: Path | None) -> ListedDevices:
+    return ListedDevices(data)
+
+
+def forgetful(view: object) -> str:
+    return "nothing"
+
+
+def names(view: View, settings: Selection, rng: np.random.Generator) -> list[str]:
+    return ["d000"]
+
+
+class Stateless(FedAvg):
+    def step(self, params, total):  # type: ignore[no-untyped-def, override]
+        return params
+
+
+class Forgetful(FedAvg):
+    def step(self, params, total, state):  # type: ignore[no-untyped-def, override]
+        return params
+
+
+class Dropping(FedAvg):
+    def step(self, params, total, state):  # type: ignore[no-untyped-def, override]
+        return dict(list(params.items())[1:]), state
+
+
+def no_model(spec: Spec, model: Model) -> str:
+    return "a model"
+
+
+class Misnamed(TorchAverage):
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        return {"labels": super().forward(tokens)["label"]}
+
+
+class BareLogits(TorchAverage):
+    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(tokens)["label"]
+
+
+def misnamed(spec: Spec, model: Model) -> nn.Module:
+    return Misnamed(spec, model)
+
+
+def misshapen(spec: Spec, model: Model) -> nn.Module:
+    return TorchAverage(replace(spec, labels=("a", "b", "c", "d")), model)
+
+
+def bare_logits(spec: Spec, model: Model) -> nn.Module:
+    return BareLogits(spec, model)
+
+
+def broken_model(spec: Spec, model: Model) -> nn.Module:
+    made = TorchAverage(spec, model)
+    made.label = nn.Linear(model.hidden + 1, len(spec.labels))
+    return made
+
+
+def mean(outputs: Fields, fields: Fields) -> Tensor:
+    return outputs["label"].mean()
+
+
+def number(outputs: Fields, fields: Fields) -> float:
+    return 1.0
+
+
+def nowhere(outputs: Fields, fields: Fields) -> Tensor:
+    return torch.full((len(fields["label"]),), torch.nan)
+
+
+def accuracy(outputs: Fields, fields: Fields) -> Tensor:
+    return torch.ones(len(fields["label"]))
+
+
+def misread(outputs: Fields, fields: Fields) -> Tensor:
+    return outputs["tags"]
+
+
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
@@ -113,11 +279,39 @@ def test_an_own_selector_may_not_choose_who_is_away(tmp_path: Path) -> None:
         ("data.source={}:disordered", "devices must be sorted"),
         ("selection.rule={}:strangers", "unknown: nobody"),
         ("aggregation.rule={}:nothing", "has no function 'nothing'"),
+        ("data.source={}:bare_of_folder", "must take (data, data_dir), but takes (data)"),
+        ("data.source={}:without_labels", "need the tensors tokens, label, got tokens [2, 3]"),
+        ("data.source={}:untrained", "must return fedsim.types.Examples, got a dict"),
+        ("data.source={}:listed_devices", "devices must be a ndarray, got a list"),
+        ("selection.rule={}:forgetful", "must take (view, settings, rng), but takes (view)"),
+        ("selection.rule={}:names", "must return a fedsim.types.Cohort whose devices are an array"),
+        ("aggregation.rule={}:forgetful", "got a str without init"),
+        ("aggregation.rule={}:Stateless", "step must take (params, total, state), but takes (params, total)"),
+        ("aggregation.rule={}:Forgetful", "step must return (params, state), got a dict"),
+        ("aggregation.rule={}:Dropping", "step must return words.weight [11, 8]"),
+        ("model.name={}:forgetful", "must take (spec, model), but takes (view)"),
+        ("model.name={}:no_model", "must return a torch module that can be trained, got a str instead"),
+        ("model.name={}:misnamed", "return the logits label [2, 3] by name on 2 examples, got labels [2, 3]"),
+        ("model.name={}:misshapen", "return the logits label [2, 3] by name on 2 examples, got label [2, 4]"),
+        ("model.name={}:bare_logits", "by name on 2 examples, got a Tensor"),
+        ("model.name={}:broken_model", "failed on tokens [2, 3]: RuntimeError: mat1 and mat2"),
+        ("evaluation.metrics={}:forgetful", "must take (outputs, fields), but takes (view)"),
+        ("evaluation.metrics={}:mean", "one finite number an example, a tensor [2] here, got the value []"),
+        ("evaluation.metrics={}:number", "a tensor [2] here, got the value float"),
+        (
+            "evaluation.metrics={}:nowhere",
+            "must return one finite number an example, a tensor [2] here, got [nan",
+        ),
+        ("evaluation.metrics={}:accuracy", "'accuracy' names another figure; rename the function"),
+        ("evaluation.metrics={}:misread", "'misread' failed on outputs label [2, 3]: KeyError: 'tags'"),
+        ("evaluation.metrics={0}:mean, {0}:mean", "names 'mean' twice"),
+        ("evaluation.metrics=brie", "evaluation.metrics = 'brie' is not known; choose one of brier"),
     ],
 )
 def test_own_code_that_does_not_fit_is_refused_in_a_sentence(
     tmp_path: Path, setting: str, sentence: str
 ) -> None:
+    """Seen to fail: check_experiment without check_own_code; names of functions without `takes`."""
     with pytest.raises(WrongInput) as caught:
         run_local(own(tmp_path, setting.format(__name__)))
     assert sentence in str(caught.value)

@@ -26,7 +26,7 @@ from fedsim.privacy.mechanism import device_mechanism
 from fedsim.privacy.noise import NoiseSource, Seeded
 from fedsim.privacy.secure_sum import SecureSum, fewest_survivors
 from fedsim.types import Cohort, Examples, Params, Spec, Update, View, no_update
-from strategies.aggregation import AGGREGATORS, make_aggregator
+from strategies.aggregation import averages, make_aggregator
 from strategies.federated import Federated
 from strategies.inclusion import inclusion
 from strategies.noised_sum import Private, with_privacy
@@ -185,7 +185,7 @@ def test_two_rounds_get_different_noise_and_a_repeated_round_the_same() -> None:
     assert not torch.equal(first["w"], second["w"])
 
 
-@pytest.mark.parametrize("rule", sorted(AGGREGATORS))
+@pytest.mark.parametrize("rule", sorted(averages()))
 def test_every_rule_sees_the_noised_mean_only(rule: str) -> None:
     """Guarantee of Private: with noise off, the inner rule's step on the mean by the constant divisor."""
     settings = config(aggregation__rule=rule)

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 from conftest import Cli
 
+from fedsim.app.cli.progress import METRICS
 from fedsim.app.engines.local import run_local
+from fedsim.app.report.parts import PageSection
+from fedsim.app.report.run_chapter import SECTIONS, run_chapter
 from fedsim.app.report.write import report_on, write_report
 from fedsim.app.rundir.files import Row
+from fedsim.app.rundir.metrics import SHOWN
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import from_flat
 from fedsim.errors import WrongInput
@@ -197,6 +201,19 @@ def test_an_audit_above_its_ledger_is_red_unless_it_is_an_estimate(tmp_path: Pat
     assert '<tr class="bad"><td>two worlds</td>' in text
     assert "<tr><td>one run</td>" in text
     assert "<tr><td>one shot</td>" in text
+
+
+def test_a_section_is_one_entry_in_the_order_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SECTIONS, "mine", lambda run, checks: PageSection("mine", run.config.name))
+    sections = run_chapter(run(tmp_path), []).sections
+    assert [section.key for section in sections] == list(SECTIONS)
+    assert sections[-1].title == "small"
+
+
+def test_what_the_terminal_shows_is_what_the_page_shows() -> None:
+    assert METRICS[: len(SHOWN)] == SHOWN
 
 
 def test_runs_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from fedsim.config import Aggregation, from_flat
 from fedsim.errors import WrongInput
 from fedsim.types import Params, Reply, Update, no_update
-from strategies.aggregation import make_aggregator
+from strategies.aggregation import AGGREGATORS, combine, make_aggregator
+from strategies.aggregation.robust import krum_scores, median, multi_krum, trimmed_mean
 from strategies.disclosure import asked_of, disclosure_sentences
-from strategies.robust import COMBINERS, combine, krum_scores, median, multi_krum, trimmed_mean
 
+COMBINERS = {name: rule.combine for name, rule in AGGREGATORS.items() if rule.combine}
 PARAMS = {"w": torch.zeros(2), "b": torch.zeros(())}
 
 
@@ -119,6 +120,19 @@ def test_bounds_on_updates_are_told() -> None:
     assert "is left out" in disclosure_sentences(from_flat(bounds))[1]
 
 
+def test_a_step_that_is_no_rule_of_sums_is_refused_even_where_it_has_no_say() -> None:
+    """Seen to fail: a rule that is not robust made without a look at its step."""
+    for rule, step in (("median", "multi_krum"), ("median", "fedavgg"), ("fedadam", "fedavgg")):
+        with pytest.raises(WrongInput, match=f"aggregation.step = '{step}' is not known; choose one of fed"):
+            make_aggregator(Aggregation(rule=rule, step=step))
+
+
 def test_a_robust_rule_has_no_weights() -> None:
     with pytest.raises(WrongInput, match="'multi_krum' counts every device alike"):
         asked_of(from_flat({"aggregation.rule": "multi_krum", "aggregation.weights": "examples"}))
+
+
+@pytest.mark.parametrize("rule", sorted(AGGREGATORS))
+def test_a_rule_that_needs_single_updates_is_not_said_to_look_at_the_sum_alone(rule: str) -> None:
+    """Seen to fail: `of_sum=True` at the entry of the median."""
+    assert AGGREGATORS[rule].of_sum is not asked_of(from_flat({"aggregation.rule": rule})).single

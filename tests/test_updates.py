@@ -21,7 +21,7 @@ from fedsim.audit.update_scores import (
 )
 from fedsim.config import Model
 from fedsim.errors import WrongInput
-from fedsim.models import SERVES, build_model, parameters_of
+from fedsim.models import MODELS, build_model, parameters_of
 from fedsim.models.tasks import make_task
 from fedsim.seeds import generator
 from fedsim.types import PAD, Examples, Params, Spec
@@ -55,7 +55,7 @@ def examples_of(task: str, records: int = 7) -> tuple[Spec, Examples]:
 
 
 @pytest.mark.parametrize(
-    ("model", "task"), [(model, task) for model, tasks in SERVES.items() for task in tasks]
+    ("model", "task"), [(model, task) for model, kind in MODELS.items() for task in kind.tasks]
 )
 def test_products_and_norms_equal_those_of_autograd_for_every_model(model: str, task: str) -> None:
     spec, examples = examples_of(task)

@@ -61,7 +61,7 @@ def load_federation(data: Data, data_dir: Path | None, partition: Partition = NA
     records that have no devices of their own.
     Raises WrongInput when the data cannot be used.
     """
-    found = lookup("data.source", data.source, SOURCES)(data, data_dir)
+    found = lookup("data.source", data.source, SOURCES, "data, data_dir")(data, data_dir)
     if isinstance(found, Splits):
         federation: FederatedDataset = RecordTable(data, partition, found, data_dir)
     elif partition.name == "natural":
@@ -97,6 +97,15 @@ def _check(source: str, federation: FederatedDataset) -> None:
             "see FederatedDataset in fedsim/data/federation.py"
         )
     devices, activity = federation.devices, federation.activity
+    for name, value, kind in (
+        ("spec", federation.spec, Spec),
+        ("devices", devices, np.ndarray),
+        ("activity", activity, np.ndarray),
+    ):
+        if not isinstance(value, kind):
+            raise WrongInput(
+                f"data.source = {source!r}: {name} must be a {kind.__name__}, got a {type(value).__name__}"
+            )
     if len(activity) != len(devices) or (devices[1:] <= devices[:-1]).any():
         raise WrongInput(
             f"data.source = {source!r}: devices must be sorted, each once, with one activity each; got "

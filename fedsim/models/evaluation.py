@@ -7,23 +7,34 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedsim.models.example_metrics import Metric
 from fedsim.models.memory import activation_floats
-from fedsim.models.tasks import Task
+from fedsim.models.tasks import Fields, Task
 from fedsim.types import Examples, Params, concatenate, trim
 
-Fields = Mapping[str, Tensor]
+NO_MORE: Mapping[str, Metric] = {}
 FLOATS = 2**25
 """Activations that a batch may hold: 128 MiB, which only models with wide outputs reach."""
 
 
 def evaluate(
-    module: nn.Module, task: Task, params: Params, examples: Examples, batch: int = 512
+    module: nn.Module,
+    task: Task,
+    params: Params,
+    examples: Examples,
+    batch: int = 512,
+    metrics: Mapping[str, Metric] = NO_MORE,
 ) -> dict[str, float]:
-    """Return the task's metrics of `params` over `examples`, in evaluation mode, without gradients."""
+    """Return the task's metrics of `params` over `examples`, in evaluation mode, without gradients.
+
+    Of each of the other `metrics` the mean over the examples stands beside them.
+    """
     sums: Counter[str] = Counter()
+    more: Counter[str] = Counter()
     for _, outputs, fields in batches(module, task, params, examples, batch):
         sums.update(task.scores(outputs, fields))
-    return task.metrics(sums)
+        more.update({name: float(each(outputs, fields).double().sum()) for name, each in metrics.items()})
+    return task.metrics(sums) | {name: total / len(examples) for name, total in more.items()}
 
 
 def evaluate_each(

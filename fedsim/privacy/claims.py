@@ -6,13 +6,9 @@ from dataclasses import dataclass
 from fedsim.config import Config
 from fedsim.errors import WrongInput
 from fedsim.privacy.dp_checks import check_example_sum, check_examples, check_norms, check_release, check_unit
-
-POISSON_RULES = ("uniform", "activity", "threshold", "mixture", "schedule", "privacy_aware")
-"""Rules whose coins are independent with a probability that is a public function of the roster and round."""
-NORMALISED = ("uniform", "activity", "privacy_aware")
-"""Rules whose probabilities depend on nobody else once `selection.total_score` is set."""
-AVERAGES = ("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
-"""Aggregation rules that look at nothing but the sum."""
+from strategies.aggregation import averages
+from strategies.aggregation import rule_of as server_rule_of
+from strategies.selection import rule_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ def amplification(config: Config) -> Claim:
         return Claim(False, "aggregation.min_updates lets those who answer decide whether there is a release")
     if dp.min_separation > 1 or dp.max_participations:
         return Claim(False, "limits on participation make a round's coins depend on earlier ones")
-    if selection.rule not in POISSON_RULES:
+    if not rule_of(selection).independent:
         return Claim(False, f"selection.rule = {selection.rule!r} does not state independent inclusion coins")
     if selection.sampling != "poisson":
         return Claim(False, "a cohort of fixed size has no independent coins, so no accountant covers it")
@@ -94,10 +90,10 @@ def check_dp(config: Config) -> None:
             "dp.noise_multiplier = 0 hides nothing at any epsilon; raise it (fedsim calibrate finds one), or "
             'set dp.unit = "none"'
         )
-    if config.selection.rule == "loss":
+    if rule_of(config.selection).reads_losses:
         raise WrongInput(
-            'selection.rule = "loss" looks at protected data, which no epsilon here covers; choose one that '
-            'sees public activity only, or dp.unit = "none"'
+            f"selection.rule = {config.selection.rule!r} looks at protected data, which no epsilon here "
+            'covers; choose one that sees public activity only, or dp.unit = "none"'
         )
     if dp.trust != "central" and config.evaluation.on != "central":
         raise WrongInput(
@@ -125,15 +121,15 @@ def _is_normalised(config: Config) -> bool:
     """Whether a device's inclusion is the same whoever else there is."""
     if config.aggregation.weights == "inverse_probability":
         return False  # weights are shares of everybody's activity
-    return config.selection.total_score > 0 and config.selection.rule in NORMALISED
+    return config.selection.total_score > 0 and rule_of(config.selection).own_score
 
 
 def _check_sum(config: Config) -> None:
     dp, rule = config.dp, config.aggregation.rule
-    if dp.trust == "secure_sum" and rule not in AVERAGES:
+    if dp.trust == "secure_sum" and not server_rule_of(config.aggregation).of_sum:
         raise WrongInput(
             f"aggregation.rule = {rule!r} needs single updates, and a secure sum shows none; choose one of "
-            f'{", ".join(AVERAGES)}, or dp.trust = "central"'
+            f'{", ".join(averages())}, or dp.trust = "central"'
         )
     if dp.trust == "secure_sum":
         check_norms(config)
@@ -148,10 +144,10 @@ def _check_device(config: Config) -> None:
             'dp.trust = "local" protects examples; for whole devices choose dp.trust = "central" or '
             '"secure_sum", or dp.unit = "example"'
         )
-    if rule not in AVERAGES:
+    if not server_rule_of(config.aggregation).of_sum:
         raise WrongInput(
             f"aggregation.rule = {rule!r} is no sum, so a device's influence has no known bound; choose "
-            f"one of {', '.join(AVERAGES)}"
+            f"one of {', '.join(averages())}"
         )
     if dp.clipping not in ("flat", "adaptive"):
         raise WrongInput(

@@ -12,6 +12,7 @@ from fedsim.privacy.ledger import NOBODY, Entry
 from fedsim.privacy.local_plan import local_plan
 from fedsim.privacy.mechanism import device_mechanism
 from fedsim.privacy.renyi_table import RATES, quantise
+from strategies.selection import rule_of
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -27,7 +28,8 @@ def scheduled_entry(
     `probabilities` [devices] are 0 for those that cannot be in it; `weights` [devices] are public.
     """
     mechanism = device_mechanism(config)
-    rates = _on_grid(probabilities) if config.selection.rule == "schedule" else quantise(probabilities)
+    changing = rule_of(config.selection).changing
+    rates = _on_grid(probabilities) if changing else quantise(probabilities)
     pairs, inverse = np.unique(np.stack([rates, weights]), axis=1, return_inverse=True)
     groups = tuple((mechanism.event(float(q), float(v)),) for q, v in pairs.T)
     return Entry(round, period, "model", attempt, groups, inverse.reshape(-1).astype(np.int32))

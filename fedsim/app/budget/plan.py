@@ -10,12 +10,12 @@ from fedsim.app.budget.spending import public_over_time
 from fedsim.config import Config
 from fedsim.data.activity import tenths
 from fedsim.data.holdings import Holdings
-from fedsim.privacy.claims import POISSON_RULES, amplification, relation
+from fedsim.privacy.claims import amplification, relation
 from fedsim.privacy.planning import Plan, guaranteed, make_plan
 from fedsim.seeds import generator
 from fedsim.types import View
 from strategies.inclusion import inclusion
-from strategies.selection import select
+from strategies.selection import rule_of, select
 from strategies.weights import weights_of_all
 
 
@@ -67,7 +67,7 @@ def planned_deciles(plan: Plan, activity: NDArray[np.int64]) -> list[str]:
 
 def _inclusion(view: View, config: Config) -> NDArray[np.float64]:
     """Return each device's chance in the first round; where a rule states none, the share of its draws."""
-    if config.selection.rule in POISSON_RULES and config.selection.sampling == "poisson":
+    if rule_of(config.selection).independent and config.selection.sampling == "poisson":
         return inclusion(view, config.selection)
     seen = np.zeros(len(view.devices))
     draws = 20

@@ -10,10 +10,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from fedsim.app.cli.options import err
+from fedsim.app.rundir.metrics import SHOWN
 from fedsim.app.rundir.round_record import Round
 from fedsim.config import Config
 
-SHOWN = ("intent_accuracy", "slot_f1", "span_f1", "accuracy", "word_accuracy", "perplexity", "loss")
+METRICS = (*SHOWN, "perplexity", "loss")
 
 
 class Watcher:
@@ -41,7 +42,7 @@ class Watcher:
         now = time.monotonic()
         done = Round.of(row)
         self.began = self.began or (now - done.time_train_s - done.time_evaluate_s, done.round - 1)
-        self.metrics = {k: done.metrics[k] for k in SHOWN if k in done.metrics} or self.metrics
+        self.metrics = {k: done.metrics[k] for k in METRICS if k in done.metrics} or self.metrics
         self.live.update(self.table(done, now))
         self.live.start()
 

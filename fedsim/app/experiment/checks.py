@@ -7,12 +7,13 @@ from clients.dp_sgd import check_private
 from clients.tape import no_rule, without_rule
 from fedsim.app.experiment.planting import reading_of
 from fedsim.audit.canary_patterns import check_inputs
-from fedsim.config import Config, Model
+from fedsim.config import Config
 from fedsim.data.federation import FederatedDataset
 from fedsim.data.holdings import Holdings
 from fedsim.errors import WrongInput
+from fedsim.models import kind_of
 from fedsim.names import suggestion
-from fedsim.types import PAD, Evaluate, Spec
+from fedsim.types import Evaluate, Spec
 
 
 def check_training(config: Config, module: nn.Module) -> None:
@@ -68,12 +69,5 @@ def check_canaries(config: Config, spec: Spec) -> None:
     """Refuse canaries whose codes the model cannot tell apart. Raises WrongInput."""
     if config.canary.count:
         reading = reading_of(spec, config.data, config.canary)
-        check_inputs(reading.pattern, lambda tokens: as_read(reading.ids(tokens), config.model, spec))
-
-
-def as_read(ids: list[int], model: Model, spec: Spec) -> list[int]:
-    """Return what the model can know of a text: of bags without tags not the order, with them neighbours."""
-    if model.name == "bag" and spec.tags:
-        edged = [PAD, *ids, PAD]
-        return [i for window in sorted(zip(edged, edged[1:], edged[2:], strict=False)) for i in window]
-    return sorted(ids) if model.name in ("bag", "projection") else ids
+        reads = kind_of(config.model).reads
+        check_inputs(reading.pattern, lambda tokens: reads(reading.ids(tokens), spec))

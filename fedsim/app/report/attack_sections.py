@@ -19,11 +19,6 @@ AUDIT = ("method", "unit", "epsilon_low", "confidence", "ceiling", "epsilon_ledg
 OFF = "It was not measured in this run; the settings [audit] and [canary] turn it on."
 
 
-def attack_sections(run: RunDir, checks: Sequence[Row]) -> list[PageSection]:
-    """Return the sections on membership, canaries, audits and the sanity battery."""
-    return [_membership(run), _canaries(run), _audits(run), _sanity(run, checks)]
-
-
 def attack_tiles(run: RunDir) -> list[Tile]:
     """Return the strongest attack, exposure and audited bound, as far as there are any."""
     members, canaries, audits = (latest(run, kind) for kind in ("membership", "canary", "audit"))
@@ -75,7 +70,7 @@ def _strongest(rows: Sequence[Row], kind: str, key: str) -> Points:
     return [(r, max(row[key] for row in mine if row["round"] == r)) for r in rounds]
 
 
-def _membership(run: RunDir) -> PageSection:
+def membership(run: RunDir, checks: Sequence[Row]) -> PageSection:
     rows = sorted(latest(run, "membership"), key=lambda row: -row["auc"])
     if not rows:
         return PageSection("membership", "Membership attacks", [OFF])
@@ -100,7 +95,7 @@ def _blind(rows: Sequence[Row]) -> str:
     return f"An attack that never sees the model has AUC {max(blind):.2f}." if blind else ""
 
 
-def _canaries(run: RunDir) -> PageSection:
+def canaries(run: RunDir, checks: Sequence[Row]) -> PageSection:
     rows = latest(run, "canary")
     if not rows:
         return PageSection("canaries", "Canaries", [OFF])
@@ -125,7 +120,7 @@ def _slices(run: RunDir, of: str, what: str) -> list[Drawing]:
     return drawings
 
 
-def _audits(run: RunDir) -> PageSection:
+def audits(run: RunDir, checks: Sequence[Row]) -> PageSection:
     rows = latest(run, "audit")
     if not rows:
         return PageSection("audits", "Audits of the guarantee", [OFF])
@@ -140,7 +135,7 @@ def _audits(run: RunDir) -> PageSection:
     )
 
 
-def _sanity(run: RunDir, checks: Sequence[Row]) -> PageSection:
+def sanity(run: RunDir, checks: Sequence[Row]) -> PageSection:
     rows = [*latest(run, "sanity"), *checks]
     if not rows:
         words = ["Not run with this run: fedsim report --sanity tries attacks and audits on known cases."]

@@ -7,8 +7,8 @@ import pandas as pd
 
 from fedsim.app.report.parts import Chapter, Drawing, PageSection, Table, Tile
 from fedsim.app.report.plots import of_sweeps as figures
-from fedsim.app.report.run_chapter import SHOWN, repeating
-from fedsim.app.rundir.metrics import last_metrics
+from fedsim.app.report.readings import repeating
+from fedsim.app.rundir.metrics import SHOWN, last_metrics
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.app.rundir.runs_table import differing, frame_of
 from fedsim.app.sweeps.pareto import AXIS, cheapest_sentence, first_metric, pareto_table, shown

@@ -18,7 +18,7 @@ from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Config, Place
 from fedsim.data.federation import FederatedDataset
 from fedsim.errors import WrongInput
-from fedsim.names import import_object, is_own_code
+from fedsim.names import import_object, is_own_code, listed
 
 PACKAGES = ("torch", "numpy", "flwr", "datasets", "scikit-learn", "scipy")
 
@@ -75,6 +75,8 @@ def fingerprint(config: Config, federation: FederatedDataset) -> dict[str, str]:
         "aggregation.rule": config.aggregation.rule,
     }
     own = {f"{key}={name}": _source_hash(key, name) for key, name in keys.items() if is_own_code(name)}
+    metrics = filter(is_own_code, listed(config.evaluation.metrics))
+    own |= {f"evaluation.metrics={n}": _source_hash("evaluation.metrics", n) for n in metrics}
     return federation.fingerprint | own
 
 

@@ -1,4 +1,4 @@
-"""Forgetting and transfer between periods, from the rows of `periods.jsonl`."""
+"""Metrics in the rows of a run: those that are shown, the last ones, forgetting and transfer."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 from fedsim.app.rundir.files import Row
 from fedsim.app.rundir.round_record import Round
+
+SHOWN = ("intent_accuracy", "slot_f1", "frame_accuracy", "accuracy", "span_f1", "word_accuracy")
+"""Metrics in [0, 1] that are shown first, as far as a run has them."""
 
 
 def period_matrix(rows: Sequence[Row], metric: str) -> NDArray[np.float64]:

@@ -63,3 +63,8 @@ class Round:
 
 NAMES = tuple(f.name for f in fields(Round) if f.name != "measured")
 """The keys of a row that are no metrics."""
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a metric of this name would be taken for another figure of a row."""
+    return name in (*NAMES, "device_count") or name.startswith((*DERIVED, "time_", "dp_"))

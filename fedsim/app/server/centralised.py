@@ -10,6 +10,7 @@ from fedsim.config import Config
 from fedsim.data.holdings import Holdings
 from fedsim.models import build_model, parameters_of
 from fedsim.models.evaluation import evaluate
+from fedsim.models.example_metrics import metrics_of
 from fedsim.models.tasks import make_task
 from fedsim.types import concatenate
 
@@ -39,5 +40,6 @@ def train_centralised(config: Config, holdings: Holdings) -> dict[str, float]:
     trainer = Trainer(module, task, settings)
     update = trainer.train(params, [Assignment("pooled", pooled, 1.0)], config.seed, round=0)
     trained = {name: (p.double() + update.delta[name]).float() for name, p in params.items()}
-    metrics = evaluate(module, task, trained, federation.test)
+    more = metrics_of(config.evaluation.metrics)
+    metrics = evaluate(module, task, trained, federation.test, metrics=more)
     return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -17,6 +17,7 @@ from fedsim.app.experiment.checks import (
     check_training,
 )
 from fedsim.app.experiment.loading import load_holdings
+from fedsim.app.experiment.own_code import check_own_code
 from fedsim.app.place import data_dir, torch_device
 from fedsim.app.server.trackers import trackers_of
 from fedsim.config import Audit, Canary, Config
@@ -79,6 +80,7 @@ def check_experiment(
     roster = roster or local_roster(config, holdings)
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
     task = make_task(federation.spec)
+    check_own_code(config, federation, module, task)
     params = parameters_of(module)
     hours = holdings.active_hours() if config.availability.rule == "clock" else None
     cohorts = Cohorts(config, roster, params, hours, noise)

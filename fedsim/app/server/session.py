@@ -13,6 +13,7 @@ from fedsim.config import Config
 from fedsim.data.federation import FederatedDataset
 from fedsim.data.holdings import Holdings
 from fedsim.models.evaluation import evaluate
+from fedsim.models.example_metrics import metrics_of
 from fedsim.models.tasks import Task
 from fedsim.types import Examples
 from strategies.federated import Federated
@@ -61,4 +62,5 @@ class Server:
 
     def evaluate(self, examples: Examples) -> dict[str, float]:
         """Return the metrics of the current model on some examples."""
-        return evaluate(self.module, self.task, self.strategy.state.params, examples)
+        metrics = metrics_of(self.config.evaluation.metrics)
+        return evaluate(self.module, self.task, self.strategy.state.params, examples, metrics=metrics)

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fedsim.app.rundir.files import make_folder, replaced
+from fedsim.app.rundir.metrics import SHOWN
 
-UTILITY = ("intent_accuracy", "accuracy", "span_f1", "word_accuracy", "slot_f1", "frame_accuracy")
-"""Metrics that are the utility where none is named, the first that the runs have."""
 ATTACKS = {
     "attack_auc": "attacks.membership.auc.best",
     "exposure": "attacks.canary.exposure_mean.best",
@@ -41,7 +40,7 @@ def pareto_table(runs: pd.DataFrame, axes: Sequence[str], metric: str = "") -> p
 
 def first_metric(runs: pd.DataFrame) -> str:
     """Return the metric that is the utility where none is named; "" where the runs have none."""
-    return next((name for name in UTILITY if f"metrics.{name}" in runs), "")
+    return next((name for name in SHOWN if f"metrics.{name}" in runs), "")
 
 
 def frontier(utility: NDArray[np.float64], epsilon: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -111,7 +111,7 @@ def _numbers(partitioner: Partitioner) -> tuple[Owners, int]:
 
 
 def _own(data: Data, partition: Partition, records: Records) -> OwnerAssignment:
-    rule: OwnRule = import_object("partition.name", partition.name)
+    rule: OwnRule = import_object("partition.name", partition.name, "data, partition, records")
     found = [NOBODY if name is None else str(name) for name in rule(data, partition, records)]
     if len(found) != records.size:
         raise WrongInput(

@@ -13,11 +13,15 @@ from fedsim.types import Spec
 class Classification:
     """One label an example; a label that training never saw counts as wrong."""
 
+    targets: tuple[str, ...] = ("label",)
     metric = "accuracy"
 
     def __init__(self, spec: Spec, input: str = "tokens") -> None:
         self.classes = len(spec.labels)
         self.inputs: tuple[str, ...] = (input,)
+
+    def wanted(self, batch: Fields) -> dict[str, tuple[int, ...]]:
+        return {"label": (*batch["label"].shape, self.classes)}
 
     def losses(self, outputs: Fields, batch: Fields) -> Tensor:
         return label_losses(outputs["label"], batch["label"])

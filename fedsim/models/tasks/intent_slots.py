@@ -18,11 +18,19 @@ class IntentSlots:
     """
 
     inputs: tuple[str, ...] = ("tokens",)
+    targets: tuple[str, ...] = ("label", "tags")
     metric = "intent_accuracy"
 
     def __init__(self, spec: Spec) -> None:
         self.classes = len(spec.labels)
+        self.tags = len(spec.tags)
         self.tag_names = (*spec.tags, *spec.tags_unseen)
+
+    def wanted(self, batch: Fields) -> dict[str, tuple[int, ...]]:
+        return {
+            "label": (*batch["label"].shape, self.classes),
+            "tags": (*batch["tags"].shape, self.tags),
+        }
 
     def losses(self, outputs: Fields, batch: Fields) -> Tensor:
         return label_losses(outputs["label"], batch["label"]) + tag_losses(outputs["tags"], batch["tags"])

@@ -26,10 +26,14 @@ class Language:
     """
 
     inputs: tuple[str, ...] = ("tokens",)
+    targets: tuple[str, ...] = ("next",)
     metric = "word_accuracy"
 
     def __init__(self, spec: Spec) -> None:
-        pass
+        self.vocabulary = spec.vocabulary
+
+    def wanted(self, batch: Fields) -> dict[str, tuple[int, ...]]:
+        return {"next": (*batch["next"].shape, self.vocabulary)}
 
     def losses(self, outputs: Fields, batch: Fields) -> Tensor:
         known = batch["next"] > UNKNOWN

@@ -19,10 +19,15 @@ class Tagging:
     """
 
     inputs: tuple[str, ...] = ("tokens",)
+    targets: tuple[str, ...] = ("tags",)
     metric = "span_f1"
 
     def __init__(self, spec: Spec) -> None:
+        self.tags = len(spec.tags)
         self.tag_names = (*spec.tags, *spec.tags_unseen)
+
+    def wanted(self, batch: Fields) -> dict[str, tuple[int, ...]]:
+        return {"tags": (*batch["tags"].shape, self.tags)}
 
     def losses(self, outputs: Fields, batch: Fields) -> Tensor:
         return tag_losses(outputs["tags"], batch["tags"])

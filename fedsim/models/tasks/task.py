@@ -13,8 +13,13 @@ class Task(Protocol):
 
     inputs: tuple[str, ...]
     """The fields of the examples that the model's forward reads, in its order."""
+    targets: tuple[str, ...]
+    """The fields of the examples that losses and scores compare with."""
     metric: str
     """The metric that early stopping watches unless told otherwise."""
+
+    def wanted(self, batch: Fields) -> dict[str, tuple[int, ...]]:
+        """Return the outputs that a model must have on a batch: name -> shape, [B, ...]."""
 
     def losses(self, outputs: Fields, batch: Fields) -> Tensor:
         """Return the loss of each example, [..., B]."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedsim.config import Aggregation
 from fedsim.types import Params, Reply, Update
 
+Combiner = Callable[[Params, Aggregation], Params]
 COLUMNS = 2**20
 """Coordinates that are sorted at a time."""
 
@@ -42,15 +43,8 @@ def multi_krum(deltas: Params, settings: Aggregation) -> Params:
     return {name: d[kept].double().mean(0) for name, d in deltas.items()}
 
 
-COMBINERS: dict[str, Callable[[Params, Aggregation], Params]] = {
-    "median": median,
-    "trimmed_mean": trimmed_mean,
-    "multi_krum": multi_krum,
-}
-
-
-def combine(replies: Sequence[Reply], zero: Update, settings: Aggregation) -> Update:
-    """Return what the robust rule makes of single updates, as a sum of weight 1; `zero` where there is none.
+def combined(combine: Combiner, replies: Sequence[Reply], zero: Update, settings: Aggregation) -> Update:
+    """Return what `combine` makes of single updates, as a sum of weight 1; `zero` where there is none.
 
     Devices are ordered by id, so that the result does not depend on which nodes host them.
     """
@@ -59,7 +53,7 @@ def combine(replies: Sequence[Reply], zero: Update, settings: Aggregation) -> Up
         return zero
     order = torch.from_numpy(np.argsort(devices, kind="stable"))
     deltas = {name: torch.cat([r.update.delta[name] for r in replies])[order] for name in zero.delta}
-    found = COMBINERS[settings.rule](deltas, settings)
+    found = combine(deltas, settings)
     metrics = sum((replace(r.update, delta={}) for r in replies), replace(zero, delta={})).metrics
     return Update(found, 1.0, len(devices), metrics)
 

@@ -1,8 +1,4 @@
-"""How updates become a model: a server rule over their weighted sum.
-
-`Aggregator.init/step`: values in, values out. All of the server's state is one flat dict of tensors,
-which a checkpoint holds as it is.
-"""
+"""Server rules over the weighted sum of the updates: FedAvg, and its adaptive relatives."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -11,9 +7,7 @@ import torch
 from torch import Tensor
 
 from fedsim.config import Aggregation
-from fedsim.names import lookup
 from fedsim.types import Params, Update
-from strategies.robust import COMBINERS
 
 State = Params
 Second = Callable[[Tensor, Tensor, float], Tensor]
@@ -109,26 +103,6 @@ def fedadam(settings: Aggregation) -> FedOpt:
 def fedyogi(settings: Aggregation) -> FedOpt:
     """V = v - (1 - beta2)·d²·sign(v - d²)."""
     return FedOpt(settings, lambda v, square, beta2: v - (1 - beta2) * square * (v - square).sign())
-
-
-AGGREGATORS: dict[str, Callable[[Aggregation], Aggregator]] = {
-    "fedavg": FedAvg,
-    "fedavgm": FedAvgM,
-    "fedadagrad": fedadagrad,
-    "fedadam": fedadam,
-    "fedyogi": fedyogi,
-}
-
-
-def step_of(settings: Aggregation) -> Aggregator:
-    """Return the rule that steps on what a robust rule found."""
-    return AGGREGATORS[settings.step](settings)
-
-
-def make_aggregator(settings: Aggregation) -> Aggregator:
-    """Return the rule that `aggregation.rule` names; for a robust one, what `aggregation.step` names."""
-    rules = AGGREGATORS | dict.fromkeys(COMBINERS, step_of)
-    return lookup("aggregation.rule", settings.rule, rules)(settings)
 
 
 def _zeros(kind: str, params: Params) -> State:

@@ -1,0 +1,79 @@
+"""How updates become a model: a table of server rules, each with what it must see.
+
+`Aggregator.init/step`: values in, values out. All of the server's state is one flat dict of tensors,
+which a checkpoint holds as it is. A rule is a file of its own and one entry here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fedsim.config import Aggregation
+from fedsim.names import import_object, is_own_code, lookup
+from fedsim.types import Reply, Update
+from strategies.aggregation.averages import Aggregator, FedAvg, FedAvgM, State, fedadagrad, fedadam, fedyogi
+from strategies.aggregation.robust import Combiner, combined, median, multi_krum, trimmed_mean
+
+__all__ = ["AGGREGATORS", "Aggregator", "Rule", "State", "averages", "combine", "make_aggregator", "rule_of"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A server rule. What is not said of it is not claimed."""
+
+    make: Callable[[Aggregation], Aggregator]
+    of_sum: bool = False
+    """It looks at nothing but the sum, so a device's influence on it is bounded by a clip."""
+    combine: Combiner | None = None
+    """What it makes of single updates, which devices must then show; `make` steps on that."""
+
+
+def step_of(settings: Aggregation) -> Aggregator:
+    """Return the rule that steps on what a robust rule found. Raises WrongInput."""
+    return rule_of(settings.model_copy(update={"rule": settings.step})).make(settings)
+
+
+AGGREGATORS = {
+    "fedavg": Rule(FedAvg, of_sum=True),
+    "fedavgm": Rule(FedAvgM, of_sum=True),
+    "fedadagrad": Rule(fedadagrad, of_sum=True),
+    "fedadam": Rule(fedadam, of_sum=True),
+    "fedyogi": Rule(fedyogi, of_sum=True),
+    "median": Rule(step_of, combine=median),
+    "trimmed_mean": Rule(step_of, combine=trimmed_mean),
+    "multi_krum": Rule(step_of, combine=multi_krum),
+}
+
+
+def averages() -> dict[str, Rule]:
+    """Return the rules that look at nothing but the sum."""
+    return {name: rule for name, rule in AGGREGATORS.items() if rule.of_sum}
+
+
+def _own(settings: Aggregation) -> Aggregator:
+    return import_object("aggregation.rule", settings.rule, "settings")(settings)
+
+
+OWN = Rule(_own)
+"""Somebody's own code: nothing is claimed of it."""
+
+
+def rule_of(settings: Aggregation) -> Rule:
+    """Return the rule that the settings name. Raises WrongInput."""
+    own = is_own_code(settings.rule)
+    return OWN if own else lookup("aggregation.rule", settings.rule, AGGREGATORS)
+
+
+def make_aggregator(settings: Aggregation) -> Aggregator:
+    """Return the rule that `aggregation.rule` names; for a robust one, what `aggregation.step` names.
+
+    Raises WrongInput for an unknown name, also where `aggregation.step` has no say.
+    """
+    lookup("aggregation.step", settings.step, averages())
+    return rule_of(settings).make(settings)
+
+
+def combine(replies: Sequence[Reply], zero: Update, settings: Aggregation) -> Update:
+    """Return what the robust rule makes of single updates, a sum of weight 1; `zero` where there is none."""
+    found = rule_of(settings).combine
+    assert found is not None, f"{settings.rule} takes sums, not single updates"
+    return combined(found, replies, zero, settings)

@@ -1,0 +1,67 @@
+"""Rules that look at how active a device is, or that treat all alike."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.config import Selection
+from fedsim.errors import WrongInput
+from fedsim.types import Cohort, View
+from strategies.selection.sampling import draw, eligible, inclusion_probabilities, powered, sample
+
+
+def uniform(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    """Every device alike."""
+    return draw(view, np.ones(len(view.devices)), settings, rng)
+
+
+def activity(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    """Inclusion in proportion to activity ** power, at most 1."""
+    return draw(view, powered(view, settings), settings, rng)
+
+
+def threshold(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    """Uniform over the devices whose activity is at least the `quantile` of the eligible ones."""
+    least = _quantile(view.activity[eligible(view)], settings.quantile)
+    return draw(view, (view.activity >= least).astype(np.float64), settings, rng)
+
+
+def mixture(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    """`mixture` of the cohort uniformly, the rest by activity, so that nobody starves."""
+    return _mix(view, settings.mixture, settings, rng)
+
+
+def schedule(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    """By activity in the first round, uniformly in the last, linearly mixed between them."""
+    return _mix(view, (view.round - 1) / max(view.rounds - 1, 1), settings, rng)
+
+
+def privacy_aware(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    """By activity, but nobody above the chance at which its planned epsilon meets `dp.target_epsilon`.
+
+    What the cap cuts off goes to nobody, so the others' chances do not depend on who is capped.
+    """
+    if view.privacy_cap is None:
+        raise WrongInput(
+            'selection.rule = "privacy_aware" needs the inclusion probability at which a device spends '
+            'dp.target_epsilon; set dp.unit = "device", dp.noise_multiplier and dp.target_epsilon'
+        )
+    scores = np.where(eligible(view), powered(view, settings), 0.0)
+    p = settings.cohort * scores / (settings.total_score or max(scores.sum(), np.finfo(float).tiny))
+    return sample(view, np.minimum(p, np.minimum(view.privacy_cap, 1.0)), settings, rng, whole=False)
+
+
+def _mix(view: View, uniformly: float, settings: Selection, rng: np.random.Generator) -> Cohort:
+    able = eligible(view)
+    by_activity = inclusion_probabilities(np.where(able, powered(view, settings), 0.0), settings.cohort)
+    alike = inclusion_probabilities(able.astype(np.float64), settings.cohort)
+    return sample(view, (1 - uniformly) * by_activity + uniformly * alike, settings, rng)
+
+
+def _quantile(values: NDArray[np.int64], share: float) -> float:
+    """Return what np.quantile does, in linear time; 0 of nothing."""
+    if not len(values):
+        return 0.0
+    place = share * (len(values) - 1)
+    low, high = int(np.floor(place)), int(np.ceil(place))
+    parted = np.partition(values, (low, high))
+    return float(parted[low] + (place - low) * (parted[high] - parted[low]))

@@ -1,0 +1,37 @@
+"""Rules by which devices take turns."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.config import Selection
+from fedsim.types import Cohort, View
+from strategies.selection.sampling import eligible
+
+
+def round_robin(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    """Those selected least so far, in the order of their ids; no chance is involved, so none is stated."""
+    sure, tied, missing = _least_used(view, settings)
+    return Cohort(view.round, view.devices[np.sort(np.concatenate([sure, tied[:missing]]))], None)
+
+
+def least_used(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
+    """Those selected least so far; where they are too many, a part of them by chance.
+
+    The inclusion probabilities are those given the participation so far.
+    """
+    sure, tied, missing = _least_used(view, settings)
+    p = np.zeros(len(view.devices))
+    p[sure] = 1.0
+    if len(tied):
+        p[tied] = missing / len(tied)
+    chosen = np.sort(np.concatenate([sure, rng.permutation(tied)[:missing]]))
+    return Cohort(view.round, view.devices[chosen], p[chosen])
+
+
+def _least_used(view: View, settings: Selection) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Return who is in for sure, who has been selected equally often, and how many of these fit."""
+    found = np.flatnonzero(eligible(view))
+    used, size = view.participation[found], min(settings.cohort, len(found))
+    last = np.partition(used, size - 1)[size - 1] if size else 0
+    sure, tied = found[used < last], found[used == last]
+    return sure, tied, size - len(sure)
