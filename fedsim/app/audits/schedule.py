@@ -1,11 +1,13 @@
 """The audits of a run: which, at which rounds, and when they are due."""
 
+from dataclasses import replace
+
 from fedsim.app.audits.audited import Audited, Evaluator
 from fedsim.app.audits.bounds.certified import bound_rows
 from fedsim.app.audits.canaries.evaluator import canary_rows
-from fedsim.app.audits.findings import FILE
 from fedsim.app.audits.membership.views import membership_rows
-from fedsim.app.rundir.files import Row
+from fedsim.app.rundir.audit_file import FILE
+from fedsim.audit.findings import Finding, to_row
 from fedsim.config import Config
 from fedsim.names import check_names
 
@@ -30,7 +32,7 @@ def is_due(config: Config, round: int, ended: bool) -> bool:
 
 
 def audit(audited: Audited) -> None:
-    """Write the rows of the audits that are due, all of a round at once; none twice.
+    """Write the findings of the audits that are due, all of a round at once; none twice.
 
     The last audit of a run knows more (references are trained then), so it takes the place of one that an
     early end turned into the last.
@@ -40,10 +42,11 @@ def audit(audited: Audited) -> None:
     written = any(row["round"] == round for row in known)
     if is_due(audited.config, round, audited.ended) and (audited.ended or not written):
         others = [row for row in known if row["round"] != round]
-        run.rewrite_rows([*others, *audit_rows(audited)], FILE)
+        run.rewrite_rows([*others, *map(to_row, findings_after(audited))], FILE)
 
 
-def audit_rows(audited: Audited) -> list[Row]:
-    """Return the rows of all evaluators that the config wants."""
+def findings_after(audited: Audited) -> list[Finding]:
+    """Return what all evaluators that the config wants find after a round."""
     names = evaluators(audited.config)
-    return [{"round": audited.round} | row for name in names for row in EVALUATORS[name](audited)]
+    found = (each for name in names for each in EVALUATORS[name](audited))
+    return [replace(each, round=audited.round) for each in found]

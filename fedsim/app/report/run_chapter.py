@@ -1,6 +1,7 @@
 """The chapter of a report about one run, made from its files alone."""
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,17 @@ from fedsim.app.report.plots.of_attacks import lines, panel
 from fedsim.app.rundir.files import Row, read_json
 from fedsim.app.rundir.metrics import last_metrics, period_matrix, spent_by_round
 from fedsim.app.rundir.run_dir import RunDir
+from fedsim.audit.findings import SanityCheck
 from fedsim.config import Config, to_flat
 from fedsim.data.activity import gini
 from fedsim.errors import WrongInput
 
 SHOWN = ("intent_accuracy", "slot_f1", "frame_accuracy", "accuracy", "span_f1", "word_accuracy")
 """Metrics in [0, 1] that the learning curve shows, as far as the run has them."""
-Checks = list[Row]
 
 
-def run_chapter(run: RunDir, checks: Checks) -> Chapter:
-    """Return the chapter of a run, finished or not; `checks` are rows of a sanity battery just done.
+def run_chapter(run: RunDir, checks: Sequence[SanityCheck]) -> Chapter:
+    """Return the chapter of a run, finished or not; `checks` are of a sanity battery just done.
 
     Raises WrongInput before its first round.
     """

@@ -10,8 +10,8 @@ import numpy as np
 from flwr.app import ConfigRecord
 
 from clients.batches import count_steps
-from fedsim.app.audits.findings import FILE as AUDITS
 from fedsim.app.audits.schedule import audit
+from fedsim.app.rundir.audit_file import FILE as AUDITS
 from fedsim.app.rundir.files import Row
 from fedsim.app.rundir.metrics import SPENT
 from fedsim.app.rundir.releases import write_release

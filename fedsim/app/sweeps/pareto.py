@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fedsim.app.rundir.files import make_folder, replaced
+from fedsim.app.rundir.runs_table import ATTACK_AUC, AUDITED_EPSILON, EXPOSURE
 
 UTILITY = ("intent_accuracy", "accuracy", "span_f1", "word_accuracy", "slot_f1", "frame_accuracy")
 """Metrics that are the utility where none is named, the first that the runs have."""
 ATTACKS = {
-    "attack_auc": "attacks.membership.auc.best",
-    "exposure": "attacks.canary.exposure_mean.best",
-    "audited_epsilon": "attacks.audit.epsilon_low.best",
+    "attack_auc": ATTACK_AUC,
+    "exposure": EXPOSURE,
+    "audited_epsilon": AUDITED_EPSILON,
 }
 """Columns of the table -> those of `load_runs`."""
 AXIS = "where."

@@ -1,6 +1,7 @@
 """Membership attacks on a run's model: the game, the references, the ladder, the rows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -9,8 +10,8 @@ from fedsim.app.audits.membership.game import Game, membership_game
 from fedsim.app.audits.membership.references import targets_of
 from fedsim.app.audits.membership.subgroups import slices_of
 from fedsim.app.audits.membership.threat import blind, region, threat, unlike
-from fedsim.app.rundir.files import Row
 from fedsim.audit.attacks import ATTACKS, choose
+from fedsim.audit.findings import Finding, Membership
 from fedsim.audit.predict import predict
 from fedsim.audit.quantile import QUANTILE, quantile_regression
 from fedsim.audit.result import Trial, attack_figures
@@ -25,29 +26,30 @@ from fedsim.types import PAD, Examples
 QUANTILE_FPR = 0.05
 
 
-def final_rows(audited: Audited) -> list[Row]:
-    """Return a row for each attack on the current model, and slices of the strongest one."""
+def final_rows(audited: Audited) -> list[Finding]:
+    """Return a finding for each attack on the current model, and slices of the strongest one."""
     game = membership_game(audited)
     targets = targets_of(audited, game)
     names = attacks_of(audited.config, targets[0].references)
     reason = unlike(audited.config, game.unit)
     rng = generator(audited.config.seed, "audit", "membership", audited.round)
-    rows = []
+    found = []
     for name in names:
         trials = trials_of(name, audited, game, targets)
-        row: Row = {"kind": "membership", "attack": name}
-        row |= threat(audited, game, targets[0].references)
-        row |= attack_figures(trials, rng) | {"auc_run": _area(trials[0])}
-        bound = region(audited, trials[0], row["fpr"], rng) if not reason else _told(audited.config, reason)
-        rows.append(row | bound)
+        figures = attack_figures(trials, rng)
+        found.append(
+            Membership(
+                name,
+                threat(audited, game, targets[0].references),
+                figures,
+                auc_run=_area(trials[0]),
+                region=None if reason else region(audited, trials[0], figures.curve.fpr, rng),
+                note=_told(audited.config, reason),
+            )
+        )
     unseen = blind(audited, game, rng)
-    slices = slices_of(audited, game, trials, rng)
-    return [row | unseen for row in rows] + [
-        {"kind": "slice", "of": "membership", "attack": names[-1]}
-        | threat(audited, game, targets[0].references)
-        | s
-        for s in slices
-    ]
+    slices = slices_of(audited, game, found[-1], trials, rng)
+    return [*(replace(each, blind_auc=unseen) for each in found), *slices]
 
 
 def strongest_attack(audited: Audited) -> tuple[str, Game, Trial]:
@@ -58,8 +60,8 @@ def strongest_attack(audited: Audited) -> tuple[str, Game, Trial]:
     return name, game, Trial(ATTACKS[name](target), target.member)
 
 
-def _told(config: Config, reason: str) -> Row:
-    return {} if config.dp.unit == "none" else {"note": reason}
+def _told(config: Config, reason: str) -> str | None:
+    return reason if reason and config.dp.unit != "none" else None
 
 
 def attacks_of(config: Config, references: int) -> list[str]:

@@ -6,7 +6,7 @@ from fedsim.app.audits.membership.several_models import release_rows, round_rows
 from fedsim.app.audits.membership.sums import sum_rows
 from fedsim.app.audits.membership.updates import update_rows
 from fedsim.app.audits.membership.user_inference import device_rows
-from fedsim.app.rundir.files import Row
+from fedsim.audit.findings import Finding
 from fedsim.names import listed
 
 VIEWS: dict[str, tuple[Evaluator, ...]] = {
@@ -18,7 +18,7 @@ VIEWS: dict[str, tuple[Evaluator, ...]] = {
 }
 
 
-def membership_rows(audited: Audited) -> list[Row]:
-    """Return the rows of every view that the config names, in the order of the table."""
+def membership_rows(audited: Audited) -> list[Finding]:
+    """Return the findings of every view that the config names, in the order of the table."""
     names = listed(audited.config.audit.view)
     return [row for name in VIEWS if name in names for rows in VIEWS[name] for row in rows(audited)]
