@@ -2,7 +2,8 @@
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from fedsim.errors import WrongInput
@@ -52,15 +53,34 @@ def listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def check_names(key: str, text: str, known: Iterable[str]) -> list[str]:
-    """Return the names that a setting lists. Raises WrongInput for an unknown one."""
+def check_names(key: str, text: str, known: Iterable[str], own: bool = False) -> list[str]:
+    """Return the names that a setting lists. Raises WrongInput for an unknown one.
+
+    With `own`, names of own code are let through; `function_of_one` looks them up.
+    """
     names, known = listed(text), list(known)
+    door = ' or name your own code as "package.module:function"' if own else ""
     for name in names:
-        if name not in known:
+        if name not in known and not (own and is_own_code(name)):
             raise WrongInput(
-                f"{key} names {name!r}; choose among {', '.join(known)}{suggestion(name, known)}"
+                f"{key} names {name!r}; choose among {', '.join(known)}{door}{suggestion(name, known)}"
             )
     return names
+
+
+def function_of_one(key: str, name: str, wanted: str) -> Callable[[Any], Any]:
+    """Import own code that takes one argument. Raises WrongInput where it takes others.
+
+    `wanted` goes on the sentence "has to be a function of".
+    """
+    found = import_object(key, name)
+    try:
+        inspect.signature(found).bind(None)
+    except TypeError as error:
+        raise WrongInput(
+            f"{key} = {name!r} has to be a function of {wanted}; its arguments are {inspect.signature(found)}"
+        ) from error
+    return found
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -12,8 +12,9 @@ from fedsim.app.audits.membership.by_device import OTHERS, SAME, asked_about, gr
 from fedsim.app.audits.membership.game import membership_game
 from fedsim.app.audits.membership.update_contents import Leaks
 from fedsim.app.audits.membership.updates import items_of, update_rows
+from fedsim.app.audits.membership.views import views_of
 from fedsim.app.audits.replay import Replay
-from fedsim.app.audits.settings import check_audits, views_of
+from fedsim.app.audits.settings import check_audits
 from fedsim.app.engines.local import run_local
 from fedsim.app.experiment.loading import load_holdings
 from fedsim.app.rundir.files import Row

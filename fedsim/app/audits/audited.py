@@ -1,4 +1,4 @@
-"""A run as its auditors see it, and what an evaluator is."""
+"""A run as its auditors see it, and what an audit is."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,3 +37,16 @@ class Audited:
 
 
 Evaluator = Callable[[Audited], Sequence[Finding]]
+
+
+def accept(config: Config) -> None:
+    """Refuse no experiment."""
+
+
+@dataclass(frozen=True)
+class Auditor:
+    """An entry of a table of audits: what it finds, and which experiments it refuses before they train."""
+
+    find: Evaluator
+    check: Callable[[Config], None] = accept
+    """Raises WrongInput."""

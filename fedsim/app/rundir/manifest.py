@@ -18,7 +18,7 @@ from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Config, Place
 from fedsim.data.federation import FederatedDataset
 from fedsim.errors import WrongInput
-from fedsim.names import import_object, is_own_code
+from fedsim.names import import_object, is_own_code, listed
 
 PACKAGES = ("torch", "numpy", "flwr", "datasets", "scikit-learn", "scipy")
 
@@ -68,13 +68,15 @@ def with_plan(place: Place, plan: dict[str, Any]) -> Place:
 
 def fingerprint(config: Config, federation: FederatedDataset) -> dict[str, str]:
     """Return name -> SHA-256 of the data and of the user's own code that the config names."""
-    keys = {
-        "data.source": config.data.source,
-        "model.name": config.model.name,
-        "selection.rule": config.selection.rule,
-        "aggregation.rule": config.aggregation.rule,
-    }
-    own = {f"{key}={name}": _source_hash(key, name) for key, name in keys.items() if is_own_code(name)}
+    names = [
+        ("data.source", config.data.source),
+        ("model.name", config.model.name),
+        ("selection.rule", config.selection.rule),
+        ("aggregation.rule", config.aggregation.rule),
+        *(("audit.attacks", name) for name in listed(config.audit.attacks)),
+        *(("audit.evaluators", name) for name in listed(config.audit.evaluators)),
+    ]
+    own = {f"{key}={name}": _source_hash(key, name) for key, name in names if is_own_code(name)}
     return federation.fingerprint | own
 
 

@@ -13,8 +13,10 @@ from fedsim.audit.bounds import Bound
 from fedsim.audit.findings import LowerBound
 from fedsim.audit.one_run import one_run
 from fedsim.audit.one_shot import one_shot
+from fedsim.config import Config
 from fedsim.data.canary_devices import canary_names, random_direction
 from fedsim.data.pool import pooled
+from fedsim.errors import WrongInput
 from fedsim.models import build_model, parameters_of
 from fedsim.privacy.accounting import epsilon
 from fedsim.seeds import generator
@@ -23,6 +25,16 @@ from fedsim.types import Examples
 FLOATS = 2 * 10**9
 """Noise values that a crafted audit draws at most."""
 FEWEST = 100
+
+
+def check_bounds(config: Config) -> None:
+    """Refuse experiments of which no bound could be had. Raises WrongInput."""
+    crafted = config.dp.unit != "none" and config.dp.trust != "secure_sum"
+    if config.audit.coins == "none" and not crafted and not config.audit.canary_devices:
+        raise WrongInput(
+            'audit.evaluators = "bounds" needs audit.coins, or a [dp] unit without a secure sum, or '
+            "audit.canary_devices"
+        )
 
 
 def bound_rows(audited: Audited) -> list[LowerBound]:

@@ -19,14 +19,30 @@ from fedsim.app.audits.canaries.canary_search import (
 )
 from fedsim.app.audits.canaries.code_extraction import extracted
 from fedsim.app.audits.canaries.watched import watched_rows
+from fedsim.app.audits.membership.views import views_of
+from fedsim.app.audits.replay import REPLAYED, check_replayed
 from fedsim.app.experiment.planting import Cell, cells, natural_activity, plan_of
 from fedsim.app.rundir.audit_file import findings_of
 from fedsim.audit.exposure import joint_p_value, largest_mean, null_mean
 from fedsim.audit.findings import Canary, CanarySlice, ExposureFigures, Extraction, Finding
+from fedsim.config import Config
 from fedsim.data.activity import deciles
 from fedsim.data.pool import pooled
+from fedsim.errors import WrongInput
 from fedsim.names import listed
 from fedsim.privacy.accounting import epsilon, group_epsilon
+
+
+def check_canary(config: Config) -> None:
+    """Refuse to seek canaries where none are planted, or in rounds that are gone. Raises WrongInput."""
+    for view in views_of(config):
+        if view in REPLAYED:
+            check_replayed(config, view)
+    if not config.canary.count:
+        raise WrongInput(
+            "audit.evaluators names 'canary', and canary.count = 0 plants none; set canary.count and "
+            'canary.pattern = "pin", for one'
+        )
 
 
 def canary_rows(audited: Audited) -> list[Finding]:

@@ -7,10 +7,10 @@ import torch
 
 from fedsim.app.audits.audited import Audited
 from fedsim.app.audits.membership.game import Game, membership_game
+from fedsim.app.audits.membership.ladder import attack_of, attacks_of
 from fedsim.app.audits.membership.references import targets_of
 from fedsim.app.audits.membership.subgroups import slices_of
 from fedsim.app.audits.membership.threat import blind, region, threat, unlike
-from fedsim.audit.attacks import ATTACKS, choose
 from fedsim.audit.findings import Finding, Membership
 from fedsim.audit.predict import predict
 from fedsim.audit.quantile import QUANTILE, quantile_regression
@@ -19,7 +19,6 @@ from fedsim.audit.roc import auc
 from fedsim.audit.scores import Floats, Target
 from fedsim.config import Config
 from fedsim.errors import WrongInput
-from fedsim.names import check_names
 from fedsim.seeds import generator
 from fedsim.types import PAD, Examples
 
@@ -57,25 +56,18 @@ def strongest_attack(audited: Audited) -> tuple[str, Game, Trial]:
     game = membership_game(audited)
     target = targets_of(audited, game)[0]
     name = attacks_of(audited.config, target.references)[-1]
-    return name, game, Trial(ATTACKS[name](target), target.member)
+    return name, game, Trial(attack_of(name)(target), target.member)
 
 
 def _told(config: Config, reason: str) -> str | None:
     return reason if reason and config.dp.unit != "none" else None
 
 
-def attacks_of(config: Config, references: int) -> list[str]:
-    """Return the attacks by name, the strongest last. Raises WrongInput."""
-    if config.audit.attacks == "auto":
-        best = choose(references)
-        return ["loss"] if best == "loss" else ["loss", best]
-    return check_names("audit.attacks", config.audit.attacks, (*ATTACKS, QUANTILE))
-
-
 def trials_of(name: str, audited: Audited, game: Game, targets: Sequence[Target]) -> list[Trial]:
     """Return an attack's scores of each target; quantile regression is tried on the run itself only."""
     if name != QUANTILE:
-        return [Trial(ATTACKS[name](t), t.member) for t in targets]
+        attack = attack_of(name)
+        return [Trial(attack(t), t.member) for t in targets]
     test = audited.holdings.dataset.test
     if test is None or game.unit == "device" or (game.rows < 0).any():
         raise WrongInput(

@@ -9,11 +9,13 @@ from fedsim.app.audits.audited import Audited
 from fedsim.app.audits.membership.game import Game, in_units, membership_game, of_unit, only
 from fedsim.app.audits.membership.subgroups import slices_of
 from fedsim.app.audits.membership.threat import blind, threat
+from fedsim.app.audits.replay import check_kept
 from fedsim.app.rundir.releases import read_release
 from fedsim.audit.findings import Finding, Membership, MembershipSlice
 from fedsim.audit.predict import predict
 from fedsim.audit.result import Trial, area, attack_figures
 from fedsim.audit.scores import Floats
+from fedsim.config import Config
 from fedsim.data.stream import period_of_round
 from fedsim.errors import WrongInput
 from fedsim.models import build_model, parameters_of
@@ -21,6 +23,20 @@ from fedsim.seeds import generator
 from fedsim.types import Params
 
 SLICES = ("period", "kept", "activity_decile")
+
+
+def check_rounds(config: Config) -> None:
+    """Refuse runs that keep only their last model. Raises WrongInput."""
+    check_kept(config, "rounds")
+
+
+def check_releases(config: Config) -> None:
+    """Refuse runs of one period, which have one release. Raises WrongInput."""
+    if config.stream.mode != "continual":
+        raise WrongInput(
+            'audit.view names "releases", the last model of each period; set stream.mode = "continual", or '
+            'audit.view = "rounds"'
+        )
 
 
 def round_rows(audited: Audited) -> list[Finding]:
@@ -44,7 +60,7 @@ def release_rows(audited: Audited) -> list[Finding]:
     rng = generator(audited.config.seed, "audit", "releases", audited.round)
     now = period_of_round(audited.config.stream, audited.config.train.rounds, audited.round)
     game, arrivals = membership_game(audited), audited.holdings.arrivals
-    assert arrivals is not None, "the view's check wants a stream for releases"
+    assert arrivals is not None, "check_releases wants a stream for releases"
     # fresh records and whole devices have no period of their own
     arrived = arrivals.period[game.rows] if audited.config.audit.coins == "record" else None
     models = _models(audited, now)

@@ -18,10 +18,22 @@ from fedsim.app.audits.membership.by_device import (
 )
 from fedsim.app.audits.membership.game import Game
 from fedsim.app.audits.membership.threat import blind, threat
-from fedsim.app.audits.replay import Replay, Round
+from fedsim.app.audits.replay import Replay, Round, check_replayed
 from fedsim.audit.findings import Finding, Membership
 from fedsim.audit.update_scores import SUM_ATTACKS
+from fedsim.config import Config
+from fedsim.errors import WrongInput
 from fedsim.seeds import generator
+
+
+def check_sums(config: Config) -> None:
+    """Refuse runs whose rounds cannot be replayed, and a game over devices. Raises WrongInput."""
+    check_replayed(config, "sums")
+    if config.audit.coins == "device":
+        raise WrongInput(
+            'audit.view names "sums", whose game is about records of the devices that trained; set '
+            'audit.coins = "record" or "none"'
+        )
 
 
 def sum_rows(audited: Audited) -> list[Finding]:

@@ -25,14 +25,20 @@ from fedsim.app.audits.membership.by_device import (
 from fedsim.app.audits.membership.game import Game
 from fedsim.app.audits.membership.threat import blind, threat
 from fedsim.app.audits.membership.update_contents import Leaks
-from fedsim.app.audits.replay import Replay, Round, check_single, visible
+from fedsim.app.audits.replay import Replay, Round, check_replayed, check_single, visible
 from fedsim.audit.blind_baseline import histogram_scores
 from fedsim.audit.findings import Finding, Membership
 from fedsim.audit.result import Trial
 from fedsim.audit.scores import Floats
 from fedsim.audit.update_scores import FEWEST_DEVICES, UPDATE_ATTACKS
+from fedsim.config import Config
 from fedsim.seeds import generator
 from fedsim.types import Examples, Params
+
+
+def check_updates(config: Config) -> None:
+    """Refuse runs whose updates cannot be replayed or are seen by nobody. Raises WrongInput."""
+    check_replayed(config, "updates")
 
 
 def update_rows(audited: Audited) -> list[Finding]:
