@@ -403,7 +403,8 @@ class Audit(Section):
     """What is measured of a model's leakage, when, and against which attacker."""
 
     evaluators: str = Field(
-        "", description="{names} (comma-separated); empty = none; flips come by themselves"
+        "",
+        description="{names} | package.module:function (commas between); empty = none",
     )
     every: int = Field(0, ge=0, le=10**9, description="rounds between two audits; 0 = at the end only")
     coins: Literal["none", "record", "device"] = Field(
@@ -426,7 +427,8 @@ class Audit(Section):
     )
     attacks: str = Field(
         "auto",
-        description="membership attacks (comma-separated); auto = loss and the best that references carry",
+        description="membership attacks (comma-separated), also package.module:function; auto = loss and the "
+        "best that references carry",
     )
     references: int = Field(
         16, ge=0, le=1024, description="shadow models of the membership attacks, an even number; 0 = none"

@@ -74,13 +74,17 @@ def listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def check_names(key: str, text: str, known: Iterable[str]) -> list[str]:
-    """Return the names that a setting lists. Raises WrongInput for an unknown one."""
+def check_names(key: str, text: str, known: Iterable[str], own: bool = False) -> list[str]:
+    """Return the names that a setting lists. Raises WrongInput for an unknown one.
+
+    With `own`, names of own code are let through; `import_object` looks them up.
+    """
     names, known = listed(text), list(known)
+    door = ' or name your own code as "package.module:function"' if own else ""
     for name in names:
-        if name not in known:
+        if name not in known and not (own and is_own_code(name)):
             raise WrongInput(
-                f"{key} names {name!r}; choose among {', '.join(known)}{suggestion(name, known)}", key
+                f"{key} names {name!r}; choose among {', '.join(known)}{door}{suggestion(name, known)}", key
             )
     return names
 

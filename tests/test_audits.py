@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.app.audits.findings import FILE
 from fedsim.app.audits.membership.shadows import shadow_config
 from fedsim.app.engines.local import run_local
 from fedsim.app.experiment.loading import load_holdings
+from fedsim.app.rundir.audit_file import FILE
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.app.server.finished_audit import audit_finished
 from fedsim.config import Config, from_flat

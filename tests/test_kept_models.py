@@ -14,6 +14,7 @@ from fedsim.app.audits.membership.user_inference import NAME, device_rows, devic
 from fedsim.app.engines.local import run_local
 from fedsim.app.rundir.releases import read_release
 from fedsim.app.rundir.run_dir import RunDir
+from fedsim.audit.findings import Membership
 from fedsim.audit.predict import predict
 from fedsim.audit.roc import auc
 from fedsim.audit.scores import Predictions, Target
@@ -90,7 +91,7 @@ def test_an_audit_within_a_run_asks_only_about_what_has_arrived(moving: RunDir) 
     game, arrivals = membership_game(early), audited.holdings.arrivals
     assert arrivals is not None
     assert set(arrivals.period[game.rows]) == {1}
-    assert {row["attack"] for row in release_rows(early)} == {
+    assert {each.attack for each in release_rows(early) if isinstance(each, Membership)} == {
         "loss_last",
         "loss_best",
         "loss_own_period",

@@ -1,5 +1,6 @@
-"""The worked examples of own code: data set, model, selector, server rule and metric; what does not fit."""
+"""The worked examples of own code, from data set to evaluator; and what does not fit."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,14 @@ from torch import Tensor, nn
 
 from experiments.own.dataset import Colours
 from experiments.own.model import TorchAverage
+from fedsim.app.audits.audited import Audited
 from fedsim.app.engines.local import run_local
 from fedsim.app.experiment.own_code import check_model
+from fedsim.app.rundir.audit_file import findings_of
 from fedsim.app.rundir.manifest import check_resume
 from fedsim.app.rundir.run_dir import RunDir
+from fedsim.audit.findings import Finding, LowerBound, Membership
+from fedsim.audit.scores import Floats, Target
 from fedsim.config import Config, Data, Model, Selection, load
 from fedsim.data.federation import load_federation
 from fedsim.errors import WrongInput
@@ -128,6 +133,105 @@ def test_a_resume_with_changed_own_code_is_refused(tmp_path: Path) -> None:
     changed.write_manifest(manifest | {"fingerprint": manifest["fingerprint"] | {key: "0"}})
     with pytest.raises(WrongInput, match=r"begun with another selection\.rule"):
         check_resume(changed, config, load_federation(config.data, None))
+
+
+AUDITED = (
+    "data.source=requests",  # colours say the same words too often: a game asks about records that occur once
+    "data.examples=400",
+    "train.rounds=3",
+    "audit.coins=record",
+    "audit.references=2",
+    "audit.evaluators=membership,experiments.own.evaluator:since_the_start",
+    "audit.attacks=loss,experiments.own.attack:surprise",
+)
+
+
+def test_an_own_attack_and_an_own_evaluator_stand_beside_the_built_in_ones(tmp_path: Path) -> None:
+    """Seen to fail: a fingerprint that knows nothing of own code in [audit]."""
+    run = run_local(own(tmp_path, *AUDITED))
+    found = [each for each in findings_of(run) if isinstance(each, Membership)]
+    attack = "experiments.own.attack:surprise"
+    assert [each.attack for each in found] == ["loss", attack, "since_the_start"]
+    assert [each.threat.references for each in found] == [2, 2, 0]
+    assert all(each.round == 3 for each in found)
+    assert run.summary is not None
+    assert [row["attack"] for row in run.summary["attacks"]["membership"]] == [each.attack for each in found]
+    keys = {f"audit.attacks={attack}", "audit.evaluators=experiments.own.evaluator:since_the_start"}
+    assert keys <= run.manifest["fingerprint"].keys()
+
+
+def two(one: object, other: object) -> None:
+    """Neither attack nor evaluator: it takes two arguments."""
+
+
+def short(target: Target) -> Floats:
+    return target.own.phi[1:]
+
+
+def endless(target: Target) -> Floats:
+    return target.own.phi / 0.0 if target.references else target.own.phi
+
+
+def texts(target: Target) -> list[str]:
+    return ["in"] * len(target.member)
+
+
+def fails(target: Target) -> Floats:
+    raise KeyError("phi")
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("audit.attacks={}:two", "must take (target"),
+        ("audit.attacks={}:short", "a score for each record; it returned float64 of the shape (99,)"),
+        ("audit.attacks={}:endless", "100 of them are not finite"),
+        ("audit.attacks={}:texts", "it returned a list"),
+        ("audit.attacks={}:fails", "fails on 100 made-up records with 2 references: KeyError"),
+        ("audit.attacks={}:nothing", "has no function 'nothing'"),
+        ("audit.attacks=lyra", 'name your own code as "package.module:function"; did you mean'),
+        ("audit.evaluators={}:two", "must take (audited"),
+        ("audit.evaluators={}:nothing", "has no function 'nothing'"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
+def test_an_own_attack_or_evaluator_that_does_not_fit_is_refused_before_training(
+    tmp_path: Path, setting: str, sentence: str
+) -> None:
+    """Seen to fail: attacks looked up when the audit is due, after a whole run of training."""
+    with pytest.raises(WrongInput) as caught:
+        run_local(own(tmp_path, *AUDITED, setting.format(__name__)))
+    assert sentence in str(caught.value)
+    assert not (tmp_path / "own").exists()
+
+
+def a_row(audited: Audited) -> list[dict[str, str]]:
+    return [{"kind": "membership"}]
+
+
+def nan(audited: Audited) -> list[Finding]:
+    return [LowerBound("by hand", float("nan"))]
+
+
+def yielding(audited: Audited) -> Iterator[Finding]:
+    yield LowerBound("by hand", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("a_row", "one of them is a dict"),
+        ("nan", "cannot be written"),
+        ("yielding", "it returned a generator"),
+    ],
+)
+def test_what_an_own_evaluator_returns_has_to_be_findings(tmp_path: Path, name: str, sentence: str) -> None:
+    """Seen to fail: rows and NaN written as they came."""
+    settings = ("train.rounds=1", f"audit.evaluators={__name__}:{name}")
+    with pytest.raises(WrongInput) as caught:
+        run_local(own(tmp_path, *settings))
+    assert "has to return a list of findings" in str(caught.value)
+    assert sentence in str(caught.value)
 
 
 class Bare:

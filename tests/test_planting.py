@@ -9,11 +9,11 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
-from fedsim.app.audits.findings import FILE as AUDITS
 from fedsim.app.engines.local import run_local
 from fedsim.app.experiment.loading import load_holdings
 from fedsim.app.experiment.planting import FILE, Cell, cells, plan_of
 from fedsim.app.node.node import node_of
+from fedsim.app.rundir.audit_file import FILE as AUDITS
 from fedsim.app.rundir.files import Row
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Canary, Config, from_flat, to_flat

@@ -12,14 +12,16 @@ from fedsim.app.audits.membership.by_device import OTHERS, SAME, asked_about, gr
 from fedsim.app.audits.membership.game import membership_game
 from fedsim.app.audits.membership.update_contents import Leaks
 from fedsim.app.audits.membership.updates import items_of, update_rows
+from fedsim.app.audits.membership.views import views_of
 from fedsim.app.audits.replay import Replay
-from fedsim.app.audits.settings import check_audits, views_of
+from fedsim.app.audits.settings import check_audits
 from fedsim.app.engines.local import run_local
 from fedsim.app.experiment.loading import load_holdings
 from fedsim.app.rundir.files import Row
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.app.server.finished_audit import audit_finished
 from fedsim.audit.blind_baseline import histogram_scores
+from fedsim.audit.findings import Membership, MembershipSlice
 from fedsim.audit.roc import auc, null_standard_error
 from fedsim.audit.update_scores import directional, norm_of, record_losses
 from fedsim.config import Config, from_flat, to_flat
@@ -136,13 +138,16 @@ def test_coins_that_were_not_those_of_training_are_not_found(hard: RunDir) -> No
     """Swapped coins: the devices are the same and trained as hard, and who is a member is another draw."""
     audited = audited_of(hard)
     other = from_flat(to_flat(hard.config) | {"audit.seed": 99})
-    rows = update_rows(replace(audited, holdings=load_holdings(other, None)))
-    judged = [row for row in rows if row["kind"] == "membership" and row.get("game") == SAME]
+    findings = update_rows(replace(audited, holdings=load_holdings(other, None)))
+    judged = [each for each in findings if isinstance(each, Membership) and each.threat.game == SAME]
     assert len(judged) == 7
-    for row in judged:
+    for each in judged:
         # the passive attacks judge every record, the active one at most 128 of them
-        error = null_standard_error(row["members"], row["records"] - row["members"])
-        assert abs(row["auc_pooled"] - 0.5) < 3 * error, row["attack"]
+        records, members, pooled = each.figures.records, each.figures.members, each.figures.auc_pooled
+        assert records is not None
+        assert members is not None
+        assert pooled is not None
+        assert abs(pooled - 0.5) < 3 * null_standard_error(members, records - members), each.attack
 
 
 def test_without_coins_fresh_records_and_other_devices_records_are_two_games(tmp_path: Path) -> None:
@@ -156,8 +161,8 @@ def test_without_coins_fresh_records_and_other_devices_records_are_two_games(tmp
 
 def test_a_finished_run_is_attacked_by_its_updates(tmp_path: Path) -> None:
     run = run_local(config(tmp_path, **HARD | {"audit__evaluators": ""}))
-    rows = audit_finished(run.path, {"audit.view": "sums", "audit.evaluators": "membership"}, run_local)
-    assert {row["view"] for row in rows} == {"sums"}
+    found = audit_finished(run.path, {"audit.view": "sums", "audit.evaluators": "membership"}, run_local)
+    assert {each.threat.view for each in found if isinstance(each, Membership | MembershipSlice)} == {"sums"}
 
 
 @pytest.mark.parametrize(
@@ -198,4 +203,4 @@ def test_records_without_labels_are_told_by_their_words(tmp_path: Path) -> None:
     counts = items_of(records)
     assert (counts.sum(1) == records.fields["tokens"].shape[1]).all()
     leaks = Leaks(audited_of(run).module, audited_of(run).holdings)
-    assert leaks.rows() == []
+    assert leaks.found("updates") == []

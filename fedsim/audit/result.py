@@ -1,15 +1,14 @@
 """What a membership attack amounts to over its targets: areas, rates, precision and ROC, with intervals."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fedsim.audit.findings import Area, AttackFigures, Curve
 from fedsim.audit.intervals import FEWEST_TARGETS, over_targets, proportion_high, proportion_low
 from fedsim.audit.roc import (
     EXPECTED_ALARMS,
-    PRIORS,
     auc,
     auc_standard_error,
     balanced_accuracy,
@@ -18,7 +17,6 @@ from fedsim.audit.roc import (
 )
 from fedsim.audit.scores import Bools, Floats
 
-RATES = {"1pct": 0.01, "01pct": 0.001}
 POINTS = 120
 LOWEST = 1e-4
 Z = 1.959963984540054
@@ -40,54 +38,60 @@ class Trial:
         return min(int(self.member.sum()), int((~self.member).sum())) >= 2
 
 
-def attack_figures(trials: Sequence[Trial], rng: np.random.Generator) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Group:
+    """A named part of the records, with the area on it."""
+
+    value: int | str | bool
+    records: int
+    area: Area
+
+
+def attack_figures(trials: Sequence[Trial], rng: np.random.Generator) -> AttackFigures:
     """Return the figures of an attack, each a mean over its targets.
 
     From 5 targets on intervals are over targets, below that over the records of the first (DeLong et al.,
     1988), which says less and is told in `interval`. A rate that too few non-members stand for is left out.
     """
     members, others = int(trials[0].member.sum()), int((~trials[0].member).sum())
-    row: dict[str, Any] = area(trials, rng) | {
-        "balanced_accuracy": float(np.mean([balanced_accuracy(t.scores, t.member) for t in trials])),
-        "records": members + others,
-        "members": members,
-        "targets": len(trials),
-    }
-    for name, fpr in RATES.items():
-        if _enough(fpr, trials):
-            row[f"tpr_at_{name}"] = float(np.mean(np.stack([_at(np.array([fpr]), t) for t in trials])))
-    if "tpr_at_1pct" in row:
-        row |= {f"ppv_{100 * p:.0f}pct": precision(row["tpr_at_1pct"], 0.01, p) for p in PRIORS}
-    else:
-        row["too_few"] = (
+    found = AttackFigures(
+        area=area(trials, rng),
+        balanced_accuracy=float(np.mean([balanced_accuracy(t.scores, t.member) for t in trials])),
+        records=members + others,
+        members=members,
+        targets=len(trials),
+        tpr_at_1pct=_rate(0.01, trials),
+        tpr_at_01pct=_rate(0.001, trials),
+        curve=curve(trials, rng),
+    )
+    if found.tpr_at_1pct is None:
+        why = (
             f"{others:,} non-members in each of {len(trials)} target(s) are too few for a rate at 1 % false "
             "positives, which wants 1,000 in all"
         )
-    return row | curve(trials, rng)
+        return replace(found, too_few=why)
+    return replace(
+        found,
+        ppv_1pct=precision(found.tpr_at_1pct, 0.01, prior=0.01),
+        ppv_10pct=precision(found.tpr_at_1pct, 0.01, prior=0.1),
+        ppv_50pct=precision(found.tpr_at_1pct, 0.01, prior=0.5),
+    )
 
 
-def area(trials: Sequence[Trial], rng: np.random.Generator) -> dict[str, Any]:
-    """Return `auc` with `auc_low`, `auc_high` and what the interval is over."""
+def area(trials: Sequence[Trial], rng: np.random.Generator) -> Area:
+    """Return the area under the ROC curve, a mean over targets, with its interval."""
     values = np.array([auc(t.scores, t.member) for t in trials])
     if len(trials) >= FEWEST_TARGETS:
         found = over_targets(values, rng)
-        return {
-            "auc": found.mean,
-            "auc_low": max(0.0, found.low),
-            "auc_high": min(1.0, found.high),
-            "interval": found.method,
-        }
+        return Area(found.mean, max(0.0, found.low), min(1.0, found.high), found.method)
     error = float(np.mean([auc_standard_error(t.scores, t.member) for t in trials]))
     mean = float(values.mean())
-    return {
-        "auc": mean,
-        "auc_low": max(0.0, mean - Z * error),
-        "auc_high": min(1.0, mean + Z * error),
-        "interval": f"records of {'one target' if len(trials) == 1 else f'{len(trials)} targets'} (DeLong)",
-    }
+    over = "one target" if len(trials) == 1 else f"{len(trials)} targets"
+    low, high = max(0.0, mean - Z * error), min(1.0, mean + Z * error)
+    return Area(mean, low, high, f"records of {over} (DeLong)")
 
 
-def curve(trials: Sequence[Trial], rng: np.random.Generator) -> dict[str, list[float]]:
+def curve(trials: Sequence[Trial], rng: np.random.Generator) -> Curve:
     """Return the mean ROC at false positive rates on a log axis, with a band at each of its points."""
     others = min(int((~t.member).sum()) for t in trials)
     grid = np.unique(np.round(np.geomspace(max(LOWEST, 1 / others), 1, POINTS) * others)) / others
@@ -99,26 +103,29 @@ def curve(trials: Sequence[Trial], rng: np.random.Generator) -> dict[str, list[f
         members = int(trials[0].member.sum())
         hits = np.round(each[0] * members)
         low, high = proportion_low(hits, members, 0.025), proportion_high(hits, members, 0.025)
-    return {
-        "fpr": grid.tolist(),
-        "tpr": each.mean(0).tolist(),
-        "tpr_low": low.clip(0, 1).tolist(),
-        "tpr_high": high.clip(0, 1).tolist(),
-    }
+    lists = (grid, each.mean(0), low.clip(0, 1), high.clip(0, 1))
+    return Curve(*(tuple(values.tolist()) for values in lists))
 
 
 def sliced(
     trials: Sequence[Trial],
-    groups: Sequence[tuple[Any, Bools]],
+    groups: Sequence[tuple[int | str | bool, Bools]],
     rng: np.random.Generator,
-) -> list[dict[str, Any]]:
+) -> list[Group]:
     """Return the area on each named group of records that has members and others in every target."""
-    rows = []
+    found = []
     for value, which in groups:
         parts = [t.only(which) for t in trials]
         if all(p.judged for p in parts):
-            rows.append({"value": value, "records": int(which.sum())} | area(parts, rng))
-    return rows
+            found.append(Group(value, int(which.sum()), area(parts, rng)))
+    return found
+
+
+def _rate(fpr: float, trials: Sequence[Trial]) -> float | None:
+    """Return the mean true positive rate at a false positive rate; None where too few stand for it."""
+    if not _enough(fpr, trials):
+        return None
+    return float(np.mean(np.stack([_at(np.array([fpr]), t) for t in trials])))
 
 
 def _enough(fpr: float, trials: Sequence[Trial]) -> bool:

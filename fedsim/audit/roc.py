@@ -8,7 +8,6 @@ from fedsim.errors import WrongInput
 
 EXPECTED_ALARMS = 10
 """A true positive rate at a given false positive rate wants that many false positives to stand on."""
-PRIORS = (0.01, 0.1, 0.5)
 
 
 def auc(scores: Floats, member: Bools) -> float:

@@ -5,7 +5,7 @@ outcome is fixed; over seeds each row's chance of a false alarm is told beside i
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,6 +18,7 @@ from fedsim.audit.blind_baseline import blind_auc
 from fedsim.audit.bounds import Bound, gaussian_worlds, two_worlds
 from fedsim.audit.broken_mechanisms import DELTA, EPSILON, Build
 from fedsim.audit.centralised_proxy import CentralisedProxy
+from fedsim.audit.findings import SanityCheck
 from fedsim.audit.one_run import one_run
 from fedsim.audit.one_shot import one_shot_bound
 from fedsim.audit.region import excess, gaussian, gaussian_mu
@@ -37,22 +38,12 @@ ALARM = 1e-4
 """p-values below are an alarm in the sampler's rows."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One check: what should be seen, what was, and whether they agree."""
-
-    name: str
-    expected: str
-    observed: str
-    ok: bool
-
-
-def sanity(seed: int = 0) -> list[Row]:
+def sanity(seed: int = 0) -> list[SanityCheck]:
     """Return the rows of the whole battery; about 20 seconds."""
     return [*membership_rows(seed), *dp_rows(seed), *null_rows(seed), *broken_rows(seed), *sampler_rows(seed)]
 
 
-def membership_rows(seed: int) -> Iterator[Row]:
+def membership_rows(seed: int) -> Iterator[SanityCheck]:
     """Attacks on models that know nothing, and on models that learned by heart."""
     proxy, mislabelled = _memoriser(seed)
     keep = fair_coins(MODELS, RECORDS, seed)
@@ -71,7 +62,7 @@ def membership_rows(seed: int) -> Iterator[Row]:
     yield at_least("memorising model, LiRA on mislabelled", 0.95, _mean_auc(trained, lira, mislabelled))
 
 
-def dp_rows(seed: int) -> Iterator[Row]:
+def dp_rows(seed: int) -> Iterator[SanityCheck]:
     """The best attack on a right mechanism stays within what its epsilon allows; that on another does not."""
     mu = gaussian_mu(EPSILON, DELTA)
     for name, strength, allowed in (("right build", mu, True), ("thrice the leak", 3 * mu, False)):
@@ -79,18 +70,20 @@ def dp_rows(seed: int) -> Iterator[Row]:
         member = rng.random(20_000) < 0.5
         over = excess(rng.normal(size=len(member)) + strength * member, member, gaussian(mu), rng)
         wanted = "under the curve (false alarm 5 %)" if allowed else "over the curve"
-        yield Row(f"ROC of the best attack, {name}", wanted, f"excess {over:+.3f}", (over <= 0) == allowed)
+        yield SanityCheck(
+            f"ROC of the best attack, {name}", wanted, f"excess {over:+.3f}", (over <= 0) == allowed
+        )
     for name, method in _METHODS.items():
         yield rate_row(f"{name}: bound over the truth", partial(method, mu), EPSILON, seed)
 
 
-def null_rows(seed: int) -> Iterator[Row]:
+def null_rows(seed: int) -> Iterator[SanityCheck]:
     """Every bound on pure noise."""
     for name, method in _METHODS.items():
         yield rate_row(f"{name}: bound over 0 on noise", partial(method, 0.0), 0.0, seed)
 
 
-def broken_rows(seed: int) -> Iterator[Row]:
+def broken_rows(seed: int) -> Iterator[SanityCheck]:
     """Audits of a right build and of broken ones that claim the same epsilon."""
     for name, build, audit in (
         ("noise x 0", builds.without_noise, two_worlds),
@@ -101,12 +94,14 @@ def broken_rows(seed: int) -> Iterator[Row]:
         yield broken_row(name, build, audit, seed)
     for name, audit in (("two worlds", two_worlds), ("gaussian", gaussian_worlds)):
         low = audited(builds.right, audit, seed).epsilon_low
-        yield Row(
+        yield SanityCheck(
             f"right build, {name}", f"at most {EPSILON:g} (false alarm 5 %)", f"{low:.2f}", low <= EPSILON
         )
 
 
-def sampler_rows(seed: int, records: int = 2000, steps: int = 200, rate: float = 0.05) -> Iterator[Row]:
+def sampler_rows(
+    seed: int, records: int = 2000, steps: int = 200, rate: float = 0.05
+) -> Iterator[SanityCheck]:
     """The sampler test on Poisson batches and on shuffled ones."""
     for name, sample, poisson in (
         ("Poisson batches", builds.poisson_batches, True),
@@ -115,41 +110,43 @@ def sampler_rows(seed: int, records: int = 2000, steps: int = 200, rate: float =
         rng = generator(seed, "sanity", name)
         p = poisson_p_value(sample(records, steps, rate, rng), rate)
         wanted = f"p >= {ALARM:g} (false alarm {ALARM:.2%})" if poisson else f"p < {ALARM:g}"
-        yield Row(name, wanted, f"p = {p:.2g}", (p >= ALARM) == poisson)
+        yield SanityCheck(name, wanted, f"p = {p:.2g}", (p >= ALARM) == poisson)
 
 
-def null_row(name: str, scores: Floats, member: Bools) -> Row:
+def null_row(name: str, scores: Floats, member: Bools) -> SanityCheck:
     """Scores that know nothing: AUC .5 within 3 standard errors, a false alarm in .3 %."""
     error = null_standard_error(int(member.sum()), int((~member).sum()))
     area = auc(scores, member)
     expected = f"AUC .5 ± {3 * error:.3f} (false alarm .3 %)"
-    return Row(name, expected, f"{area:.3f}", abs(area - 0.5) <= 3 * error)
+    return SanityCheck(name, expected, f"{area:.3f}", abs(area - 0.5) <= 3 * error)
 
 
-def blind_row(features: Floats, member: Bools, seed: int) -> Row:
+def blind_row(features: Floats, member: Bools, seed: int) -> SanityCheck:
     """The blind baseline of a game by fair coins: AUC .5 within 3 standard errors."""
     area = blind_auc(features, member, generator(seed, "sanity", "blind"))
     wide = 3 * null_standard_error(int(member.sum()) // 2, int((~member).sum()) // 2)
     expected = f"AUC .5 ± {wide:.3f} (false alarm .3 %)"
-    return Row("blind baseline", expected, f"{area:.3f}", abs(area - 0.5) <= wide)
+    return SanityCheck("blind baseline", expected, f"{area:.3f}", abs(area - 0.5) <= wide)
 
 
-def at_least(name: str, floor: float, area: float) -> Row:
+def at_least(name: str, floor: float, area: float) -> SanityCheck:
     """A planted leak must be seen."""
-    return Row(name, f"AUC at least {floor:g}", f"{area:.3f}", area >= floor)
+    return SanityCheck(name, f"AUC at least {floor:g}", f"{area:.3f}", area >= floor)
 
 
-def rate_row(name: str, method: Callable[[int, int], Bound], limit: float, seed: int) -> Row:
+def rate_row(name: str, method: Callable[[int, int], Bound], limit: float, seed: int) -> SanityCheck:
     """A bound exceeds the truth in at most 5 % + 2 standard errors of independent trials."""
     allowed = 0.05 + 2 * np.sqrt(0.05 * 0.95 / TRIALS)
     share = float(np.mean([method(seed, trial).epsilon_low > limit for trial in range(TRIALS)]))
-    return Row(name, f"at most {allowed:.1%} of {TRIALS} (nominal 5 %)", f"{share:.1%}", share <= allowed)
+    return SanityCheck(
+        name, f"at most {allowed:.1%} of {TRIALS} (nominal 5 %)", f"{share:.1%}", share <= allowed
+    )
 
 
-def broken_row(name: str, build: Build, audit: Callable[..., Bound], seed: int) -> Row:
+def broken_row(name: str, build: Build, audit: Callable[..., Bound], seed: int) -> SanityCheck:
     """A broken build must be caught: each set-up does so with a power over .99."""
     bound = audited(build, audit, seed)
-    return Row(
+    return SanityCheck(
         f"broken: {name}",
         f"over {EPSILON:g} (power > .99, {bound.method})",
         f"{bound.epsilon_low:.2f}, ceiling {bound.ceiling:.2f}",

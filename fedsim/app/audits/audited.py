@@ -1,12 +1,12 @@
-"""A run as its auditors see it, and what an evaluator is."""
+"""A run as its auditors see it, and what an audit is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from fedsim.app.rundir.files import Row
 from fedsim.app.rundir.run_dir import RunDir
+from fedsim.audit.findings import Finding
 from fedsim.config import Config
 from fedsim.data.holdings import Holdings
 from fedsim.models.tasks import Task
@@ -36,4 +36,17 @@ class Audited:
     delta: float = 0.0
 
 
-Evaluator = Callable[[Audited], list[Row]]
+Evaluator = Callable[[Audited], Sequence[Finding]]
+
+
+def accept(config: Config) -> None:
+    """Refuse no experiment."""
+
+
+@dataclass(frozen=True)
+class Auditor:
+    """An entry of a table of audits: what it finds, and which experiments it refuses before they train."""
+
+    find: Evaluator
+    check: Callable[[Config], None] = accept
+    """Raises WrongInput."""

@@ -119,6 +119,23 @@ def check_seeded(config: Config, noise: str) -> None:
         )
 
 
+def check_kept(config: Config, view: str) -> None:
+    """Refuse a view of past rounds where a run keeps no models. Raises WrongInput."""
+    if config.place.keep != "all":
+        raise WrongInput(
+            f"audit.view names {view!r}, which looks at the checkpoint of every round, and place.keep = "
+            f'{config.place.keep!r} drops them; set place.keep = "all" before training'
+        )
+
+
+def check_replayed(config: Config, view: str) -> None:
+    """Refuse a view of replayed rounds that this run cannot give. Raises WrongInput."""
+    check_kept(config, view)
+    if view == "updates":
+        check_single(config)
+    check_seeded(config, config.dp.noise_source)
+
+
 def check_single(config: Config) -> None:
     """Refuse attacks on single updates where nobody sees any. Raises WrongInput."""
     dp = config.dp

@@ -1,25 +1,38 @@
 """The audits of a run: which, at which rounds, and when they are due."""
 
-from fedsim.app.audits.audited import Audited, Evaluator
-from fedsim.app.audits.bounds.certified import bound_rows
-from fedsim.app.audits.canaries.evaluator import canary_rows
-from fedsim.app.audits.findings import FILE
-from fedsim.app.audits.membership.views import membership_rows
-from fedsim.app.rundir.files import Row
-from fedsim.config import Config
-from fedsim.names import check_names
+import json
+from dataclasses import replace
 
-EVALUATORS: dict[str, Evaluator] = {
-    "membership": membership_rows,
-    "canary": canary_rows,
-    "bounds": bound_rows,
+from fedsim.app.audits.audited import Audited, Auditor
+from fedsim.app.audits.bounds.certified import bound_rows, check_bounds
+from fedsim.app.audits.canaries.evaluator import canary_rows, check_canary
+from fedsim.app.audits.membership.views import check_membership, membership_rows
+from fedsim.app.rundir.audit_file import FILE
+from fedsim.audit.findings import TYPES, Finding, to_row
+from fedsim.config import Config
+from fedsim.errors import WrongInput
+from fedsim.names import check_names, import_object, is_own_code
+
+KEY = "audit.evaluators"
+EVALUATORS: dict[str, Auditor] = {
+    "membership": Auditor(membership_rows, check_membership),
+    "canary": Auditor(canary_rows, check_canary),
+    "bounds": Auditor(bound_rows, check_bounds),
 }
 
 
 def evaluators(config: Config) -> list[str]:
     """Return the names of the evaluators that the config wants. Raises WrongInput."""
-    names = check_names("audit.evaluators", config.audit.evaluators, (*EVALUATORS, "flips"))
+    names = check_names(KEY, config.audit.evaluators, (*EVALUATORS, "flips"), own=True)
     return [name for name in names if name != "flips"]  # flips come with every period's release
+
+
+def audit_named(name: str) -> Auditor:
+    """Return an audit by name; findings of own code are checked. Raises WrongInput."""
+    if not is_own_code(name):
+        return EVALUATORS[name]
+    own = import_object(KEY, name, "audited: fedsim.app.audits.audited.Audited")
+    return Auditor(lambda audited: _checked(name, own(audited)))
 
 
 def is_due(config: Config, round: int, ended: bool) -> bool:
@@ -30,7 +43,7 @@ def is_due(config: Config, round: int, ended: bool) -> bool:
 
 
 def audit(audited: Audited) -> None:
-    """Write the rows of the audits that are due, all of a round at once; none twice.
+    """Write the findings of the audits that are due, all of a round at once; none twice.
 
     The last audit of a run knows more (references are trained then), so it takes the place of one that an
     early end turned into the last.
@@ -40,10 +53,28 @@ def audit(audited: Audited) -> None:
     written = any(row["round"] == round for row in known)
     if is_due(audited.config, round, audited.ended) and (audited.ended or not written):
         others = [row for row in known if row["round"] != round]
-        run.rewrite_rows([*others, *audit_rows(audited)], FILE)
+        run.rewrite_rows([*others, *map(to_row, findings_after(audited))], FILE)
 
 
-def audit_rows(audited: Audited) -> list[Row]:
-    """Return the rows of all evaluators that the config wants."""
+def findings_after(audited: Audited) -> list[Finding]:
+    """Return what all evaluators that the config wants find after a round."""
     names = evaluators(audited.config)
-    return [{"round": audited.round} | row for name in names for row in EVALUATORS[name](audited)]
+    found = (each for name in names for each in audit_named(name).find(audited))
+    return [replace(each, round=audited.round) for each in found]
+
+
+def _checked(name: str, found: object) -> list[Finding]:
+    """Return what own code gave as findings. Raises WrongInput where it gave something else."""
+    wanted = f"{KEY} = {name!r} has to return a list of findings (fedsim.audit.findings)"
+    if not isinstance(found, list):
+        raise WrongInput(f"{wanted}; it returned a {type(found).__name__}")
+    for each in found:
+        if not isinstance(each, TYPES):
+            raise WrongInput(f"{wanted}; one of them is a {type(each).__name__}")
+        try:
+            json.dumps(to_row(each), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise WrongInput(
+                f"{wanted} of finite numbers and texts; one cannot be written: {error}"
+            ) from error
+    return found

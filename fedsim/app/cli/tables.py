@@ -1,77 +1,112 @@
 """Tables for the terminal: what a run gave, and what audits found."""
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rich.table import Table
 
-from fedsim.app.rundir.files import Row
+from fedsim.audit.findings import Canary, Finding, Leak, LowerBound, Membership
 from fedsim.errors import WrongInput
 
 if TYPE_CHECKING:  # torch is imported only by the commands that need it
     from fedsim.app.rundir.run_dir import RunDir
 
-COLUMNS = {
-    "membership": {
-        "attack": "attack", "game": "game", "view": "view", "unit": "unit", "references": "references",
-        "auc": "AUC", "auc_low": "from", "auc_high": "to", "targets": "targets",
-        "tpr_at_1pct": "TPR at 1 %", "blind_auc": "blind AUC","allowed_auc": "AUC allowed",
-    },
-    "canary": {
-        "pattern": "pattern", "copies": "copies", "devices": "devices", "view": "view", "unit": "unit",
-        "exposure_mean": "exposure", "exposure_max": "largest", "null_mean": "null", "p_value": "p",
-        "digit_accuracy": "digits right", "chance": "chance", "canaries": "canaries",
-    },
-    "leak": {
-        "attack": "leak", "view": "view", "unit": "unit", "precision": "precision", "recall": "recall",
-        "updates": "updates",
-    },
-    "audit": {
-        "method": "method", "unit": "unit", "epsilon_low": "epsilon at least", "ceiling": "ceiling",
-        "epsilon_ledger": "epsilon (ledger)", "delta": "delta", "confidence": "confidence",
-    },
-}  # fmt: skip
-SHARED = (
-    "game",
-    "view",
-    "unit",
-    "references",
-    "delta",
-    "confidence",
-    "targets",
-    "devices",
-    "pattern",
-    "copies",
-)
-TITLES = {
-    "membership": "Membership",
-    "canary": "Canaries",
-    "leak": "Words and labels that updates name",
-    "audit": "Lower bounds on epsilon",
-}
+F = TypeVar("F", bound=Finding)
 
 
-def findings(rows: Sequence[Row]) -> Iterator[Table]:
-    """Yield a table for each kind of finding that there is.
+@dataclass(frozen=True)
+class Column(Generic[F]):
+    """A column of a table of findings; where no finding has a value, it is left out."""
 
-    What all its rows have in common, as the game and the view, stands in the title and takes no column.
+    title: str
+    value: Callable[[F], object]
+    shared: bool = False
+    """Whether a value that all have in common stands in the table's title instead."""
+    whole: bool = False
+    """Whether its texts are never broken into lines."""
+
+
+MEMBERSHIP: list[Column[Membership]] = [
+    Column("attack", lambda f: f.attack, whole=True),
+    Column("game", lambda f: f.threat.game, shared=True),
+    Column("view", lambda f: f.threat.view, shared=True),
+    Column("unit", lambda f: f.threat.unit, shared=True),
+    Column("references", lambda f: f.threat.references, shared=True),
+    Column("AUC", lambda f: f.figures.area.auc),
+    Column("from", lambda f: f.figures.area.auc_low),
+    Column("to", lambda f: f.figures.area.auc_high),
+    Column("targets", lambda f: f.figures.targets, shared=True),
+    Column("TPR at 1 %", lambda f: f.figures.tpr_at_1pct),
+    Column("blind AUC", lambda f: f.blind_auc),
+    Column("AUC allowed", lambda f: f.region and f.region.allowed_auc),
+]
+CANARY: list[Column[Canary]] = [
+    Column("pattern", lambda f: f.threat.pattern, shared=True),
+    Column("copies", lambda f: f.threat.copies, shared=True),
+    Column("devices", lambda f: f.threat.devices, shared=True),
+    Column("view", lambda f: f.threat.view, shared=True),
+    Column("unit", lambda f: f.threat.unit, shared=True),
+    Column("exposure", lambda f: f.figures.exposure_mean),
+    Column("largest", lambda f: f.figures.exposure_max),
+    Column("null", lambda f: f.figures.null_mean),
+    Column("p", lambda f: f.figures.p_value),
+    Column("digits right", lambda f: f.extraction and f.extraction.digit_accuracy),
+    Column("chance", lambda f: f.figures.chance),
+    Column("canaries", lambda f: f.figures.canaries),
+]
+LEAK: list[Column[Leak]] = [
+    Column("leak", lambda f: f.attack, whole=True),
+    Column("view", lambda f: f.view, shared=True),
+    Column("unit", lambda f: f.unit, shared=True),
+    Column("precision", lambda f: f.precision),
+    Column("recall", lambda f: f.recall),
+    Column("updates", lambda f: f.updates),
+]
+BOUND: list[Column[LowerBound]] = [
+    Column("method", lambda f: f.method, whole=True),
+    Column("unit", lambda f: f.unit, shared=True),
+    Column("epsilon at least", lambda f: f.epsilon_low),
+    Column("ceiling", lambda f: f.ceiling),
+    Column("epsilon (ledger)", lambda f: f.epsilon_ledger),
+    Column("delta", lambda f: f.delta, shared=True),
+    Column("confidence", lambda f: f.confidence, shared=True),
+]
+
+
+def tables_of(findings: Sequence[Finding]) -> Iterator[Table]:
+    """Yield a table for each kind of finding that there is; slices have none."""
+    yield from _table("Membership", MEMBERSHIP, [f for f in findings if isinstance(f, Membership)])
+    yield from _table("Canaries", CANARY, [f for f in findings if isinstance(f, Canary)])
+    yield from _table(
+        "Words and labels that updates name", LEAK, [f for f in findings if isinstance(f, Leak)]
+    )
+    yield from _table("Lower bounds on epsilon", BOUND, [f for f in findings if isinstance(f, LowerBound)])
+
+
+def _table(title: str, columns: Sequence[Column[F]], findings: Sequence[F]) -> Iterator[Table]:
+    """Yield the table of findings of one kind, or nothing where there is none.
+
+    What all have in common, as the game and the view, stands in the title and takes no column.
     """
-    for kind, columns in COLUMNS.items():
-        mine = [row for row in rows if row["kind"] == kind]
-        if not mine:
-            continue
-        shown = [name for name in columns if any(name in row for row in mine)]
-        common = [name for name in shown if name in SHARED and len({str(row.get(name)) for row in mine}) == 1]
-        title = ", ".join([TITLES[kind], *(f"{columns[name]}: {_text(mine[0][name])}" for name in common)])
-        table = Table(title=title, title_justify="left")
-        for name in (name for name in shown if name not in common):
-            table.add_column(columns[name], no_wrap=name in ("attack", "method"))
-        for row in mine:
-            table.add_row(*(_text(row.get(name, "")) for name in shown if name not in common))
-        yield table
+    if not findings:
+        return
+    texts = {column: [_text(column.value(found)) for found in findings] for column in columns}
+    texts = {column: values for column, values in texts.items() if any(values)}
+    common = [c for c, values in texts.items() if c.shared and len(set(values)) == 1]
+    words = [title, *(f"{column.title}: {texts[column][0]}" for column in common)]
+    table = Table(title=", ".join(words), title_justify="left")
+    shown = [column for column in texts if column not in common]
+    for column in shown:
+        table.add_column(column.title, no_wrap=column.whole)
+    for cells in zip(*(texts[column] for column in shown), strict=True):
+        table.add_row(*cells)
+    yield table
 
 
 def _text(value: object) -> str:
+    if value is None:
+        return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

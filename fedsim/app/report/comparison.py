@@ -10,7 +10,7 @@ from fedsim.app.report.plots import of_sweeps as figures
 from fedsim.app.report.readings import repeating
 from fedsim.app.rundir.metrics import SHOWN, last_metrics
 from fedsim.app.rundir.run_dir import RunDir
-from fedsim.app.rundir.runs_table import differing, frame_of
+from fedsim.app.rundir.runs_table import ATTACK_AUC, AUDITED_EPSILON, EXPOSURE, differing, frame_of
 from fedsim.app.sweeps.pareto import AXIS, cheapest_sentence, first_metric, pareto_table, shown
 from fedsim.app.sweeps.sweep_dir import SweepDir
 from fedsim.config import Scalar, to_flat
@@ -18,18 +18,21 @@ from fedsim.config import Scalar, to_flat
 HEADS = {
     "privacy.epsilon_guarantee": "epsilon promised",
     "privacy.epsilon_max": "epsilon spent",
-    "attacks.membership.auc.best": "membership auc",
-    "attacks.canary.exposure_mean.best": "canary exposure mean",
-    "attacks.audit.epsilon_low.best": "audit epsilon low",
+    ATTACK_AUC: "membership auc",
+    EXPOSURE: "canary exposure mean",
+    AUDITED_EPSILON: "audit epsilon low",
 }
 """Heads of columns whose names would not say enough."""
 CURVES = 8
 """Runs whose curves stand in one figure."""
-FIGURES = {
-    "metrics.": ("loss",),
-    "privacy.": ("epsilon_guarantee", "epsilon_max"),
-    "attacks.": ("membership.auc.best", "canary.exposure_mean.best", "audit.epsilon_low.best"),
-}
+FIGURES = (
+    "metrics.loss",
+    "privacy.epsilon_guarantee",
+    "privacy.epsilon_max",
+    ATTACK_AUC,
+    EXPOSURE,
+    AUDITED_EPSILON,
+)
 """Columns of `load_runs` that stand in the table of runs, beside the metrics in [0, 1]."""
 
 
@@ -129,9 +132,7 @@ def _curves(runs: Sequence[RunDir], names: Sequence[str]) -> list[Drawing]:
 
 
 def _side_by_side(frame: pd.DataFrame, names: Sequence[str]) -> Table:
-    columns = [f"metrics.{name}" for name in SHOWN]
-    columns += [f"{part}{name}" for part, keys in FIGURES.items() for name in keys]
-    columns = ["status", *(column for column in columns if column in frame), "time.train_s"]
+    columns = ["status", *(f"metrics.{name}" for name in SHOWN), *FIGURES, "time.train_s"]
     columns = [column for column in columns if column in frame]
     rows = [
         [name, *(_short(value) for value in row)]
@@ -155,8 +156,8 @@ def _tiles(frame: pd.DataFrame, metric: str) -> list[Tile]:
     for title, column, best in (
         (f"best {metric.replace('_', ' ')}", f"metrics.{metric}", "max"),
         ("least promised epsilon", "privacy.epsilon_guarantee", "min"),
-        ("highest attack AUC", "attacks.membership.auc.best", "max"),
-        ("highest exposure, bits", "attacks.canary.exposure_mean.best", "max"),
+        ("highest attack AUC", ATTACK_AUC, "max"),
+        ("highest exposure, bits", EXPOSURE, "max"),
     ):
         if column in frame and frame[column].notna().any():
             tiles.append(Tile(title, f"{frame[column].agg(best):.3f}", "of one run"))

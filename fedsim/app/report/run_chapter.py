@@ -6,12 +6,12 @@ from fedsim.app.report import attack_sections as attacks
 from fedsim.app.report import run_sections as training
 from fedsim.app.report.parts import Chapter, PageSection, Tile
 from fedsim.app.report.readings import reference_of, utility_of
-from fedsim.app.rundir.files import Row
 from fedsim.app.rundir.run_dir import RunDir
+from fedsim.audit.findings import SanityCheck
 from fedsim.config import Config
 from fedsim.errors import WrongInput
 
-SECTIONS: dict[str, Callable[[RunDir, Sequence[Row]], PageSection]] = {
+SECTIONS: dict[str, Callable[[RunDir, Sequence[SanityCheck]], PageSection]] = {
     "privacy": training.privacy,
     "utility": training.utility,
     "devices": training.devices,
@@ -24,14 +24,14 @@ SECTIONS: dict[str, Callable[[RunDir, Sequence[Row]], PageSection]] = {
     "time": training.time,
     "repeat": training.repeat,
 }
-"""Key -> function of (run, rows of a sanity battery just done), in the order of the page.
+"""Key -> function of (run, checks of a sanity battery just done), in the order of the page.
 
 A section is a function, in a file of its own where it is long, and one entry here.
 """
 
 
-def run_chapter(run: RunDir, checks: Sequence[Row]) -> Chapter:
-    """Return the chapter of a run, finished or not; `checks` are rows of a sanity battery just done.
+def run_chapter(run: RunDir, checks: Sequence[SanityCheck]) -> Chapter:
+    """Return the chapter of a run, finished or not; `checks` are checks of a sanity battery just done.
 
     Raises WrongInput before its first round.
     """

@@ -16,11 +16,12 @@ from fedsim.app.report.readings import epsilon_by_round, reference_of, repeating
 from fedsim.app.rundir.files import Row
 from fedsim.app.rundir.metrics import SHOWN, last_metrics, period_matrix
 from fedsim.app.rundir.run_dir import RunDir
+from fedsim.audit.findings import SanityCheck
 from fedsim.config import Config, to_flat
 from fedsim.data.activity import gini
 
 
-def privacy(run: RunDir, checks: Sequence[Row]) -> PageSection:
+def privacy(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
     found = (run.summary or {}).get("privacy")
     if not found:
         sentence = "None. Nothing bounds what this model reveals of its training data."
@@ -49,7 +50,7 @@ def privacy(run: RunDir, checks: Sequence[Row]) -> PageSection:
     return PageSection("privacy", "Privacy statement", words, drawings, notice=notice)
 
 
-def utility(run: RunDir, checks: Sequence[Row]) -> PageSection:
+def utility(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
     rows, reference, config = run.rows(), reference_of(run), run.config
     names = [name for name in SHOWN if name in last_metrics(rows)]
     drawings = []
@@ -76,7 +77,7 @@ def _metrics(run: RunDir) -> list[list[str]]:
     return table
 
 
-def devices(run: RunDir, checks: Sequence[Row]) -> PageSection:
+def devices(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
     checkpoint = run.last_checkpoint()
     assert checkpoint is not None
     with np.load(run.path / "devices.npz", allow_pickle=False) as arrays:
@@ -107,7 +108,7 @@ def _deciles(rows: list[Row]) -> list[Drawing]:
     return [Drawing("deciles", figure, caption)]
 
 
-def forgetting(run: RunDir, checks: Sequence[Row]) -> PageSection:
+def forgetting(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
     """Return the forgetting matrix and the prequential curve of a continual run."""
     rows = run.rows("periods.jsonl")
     metric = next((name for name in SHOWN if rows and name in rows[-1]), None)
@@ -124,7 +125,7 @@ def forgetting(run: RunDir, checks: Sequence[Row]) -> PageSection:
     return PageSection("forgetting", "Forgetting", drawings=drawings)
 
 
-def rounds(run: RunDir, checks: Sequence[Row]) -> PageSection:
+def rounds(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
     """Return privacy, what attacks found and utility by round, below one another."""
     best = utility_of(run.rows())
     spent = epsilon_by_round(run)
@@ -145,7 +146,7 @@ def rounds(run: RunDir, checks: Sequence[Row]) -> PageSection:
     return PageSection("rounds", "All by round", drawings=[Drawing("panel", panel(parts), caption)])
 
 
-def time(run: RunDir, checks: Sequence[Row]) -> PageSection:
+def time(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
     rows = run.rows()
     series = {
         name: [(row["round"], row[key]) for row in rows if key in row]
@@ -163,7 +164,7 @@ def time(run: RunDir, checks: Sequence[Row]) -> PageSection:
     return PageSection("time", "Time", drawings=[drawing], tables=[Table(["", "wall clock"], facts)])
 
 
-def repeat(run: RunDir, checks: Sequence[Row]) -> PageSection:
+def repeat(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
     default = to_flat(Config())
     changed = [[key, str(v)] for key, v in to_flat(run.config).items() if v != default[key]]
     tables = [

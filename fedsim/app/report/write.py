@@ -9,19 +9,20 @@ from fedsim.app.report.page import render
 from fedsim.app.report.parts import Chapter
 from fedsim.app.report.plots.style import inline_svg, save
 from fedsim.app.report.run_chapter import run_chapter
-from fedsim.app.rundir.files import Row, make_folder, write_text
+from fedsim.app.rundir.files import make_folder, write_text
 from fedsim.app.rundir.run_dir import RunDir, found_runs
 from fedsim.app.sweeps.sweep_dir import SweepDir
+from fedsim.audit.findings import SanityCheck
 from fedsim.errors import WrongInput
 
 DETAILED = 4
 """Runs of a comparison up to which each one's own chapter stands on the page, too."""
 
 
-def write_report(run: RunDir, checks: Sequence[Row] = ()) -> Path:
+def write_report(run: RunDir, checks: Sequence[SanityCheck] = ()) -> Path:
     """Write `report.html` and `figures/` into the run's folder; return the page's path.
 
-    `checks` are rows of a sanity battery. Works on an unfinished run too. Raises WrongInput before its first
+    `checks` are of a sanity battery. Works on an unfinished run too. Raises WrongInput before its first
     round.
     """
     chapter = run_chapter(run, list(checks))
@@ -53,7 +54,7 @@ def write_comparison(paths: Sequence[Path], target: Path, within: float = 0.05) 
     return _write(chapters, target / "report.html")
 
 
-def report_on(paths: Sequence[Path], within: float, checks: Sequence[Row] = ()) -> Path:
+def report_on(paths: Sequence[Path], within: float, checks: Sequence[SanityCheck] = ()) -> Path:
     """Write the page that fits: in the run's folder for one run, else in `reports/<time>/`."""
     if len(paths) == 1 and not SweepDir(paths[0]).exists:
         found = found_runs(paths[0])

@@ -68,15 +68,16 @@ def with_plan(place: Place, plan: dict[str, Any]) -> Place:
 
 def fingerprint(config: Config, federation: FederatedDataset) -> dict[str, str]:
     """Return name -> SHA-256 of the data and of the user's own code that the config names."""
-    keys = {
-        "data.source": config.data.source,
-        "model.name": config.model.name,
-        "selection.rule": config.selection.rule,
-        "aggregation.rule": config.aggregation.rule,
-    }
-    own = {f"{key}={name}": _source_hash(key, name) for key, name in keys.items() if is_own_code(name)}
-    metrics = filter(is_own_code, listed(config.evaluation.metrics))
-    own |= {f"evaluation.metrics={n}": _source_hash("evaluation.metrics", n) for n in metrics}
+    names = [
+        ("data.source", config.data.source),
+        ("model.name", config.model.name),
+        ("selection.rule", config.selection.rule),
+        ("aggregation.rule", config.aggregation.rule),
+        *(("evaluation.metrics", name) for name in listed(config.evaluation.metrics)),
+        *(("audit.attacks", name) for name in listed(config.audit.attacks)),
+        *(("audit.evaluators", name) for name in listed(config.audit.evaluators)),
+    ]
+    own = {f"{key}={name}": _source_hash(key, name) for key, name in names if is_own_code(name)}
     return federation.fingerprint | own
 
 

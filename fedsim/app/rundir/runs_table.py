@@ -8,13 +8,16 @@ import pandas as pd
 
 from fedsim.app.rundir.files import Row
 from fedsim.app.rundir.run_dir import RunDir, find_runs
+from fedsim.audit.findings import Canary, Finding, LowerBound, Membership, from_row, smallest_is_best
 from fedsim.config import Config, to_flat
 from fedsim.errors import WrongInput
 
 ALWAYS = ("selection.rule", "stream.mode", "dp.unit")
 """Settings that stand in the table whether they differ or not: what a Pareto view divides by."""
-SMALLEST_IS_BEST = ("p_value", "perplexity", "rank", "median_rank")
-"""Figures of attack rows of which the smallest is the best that the attack did."""
+ATTACK_AUC = "attacks.membership.auc.best"
+EXPOSURE = "attacks.canary.exposure_mean.best"
+AUDITED_EPSILON = "attacks.audit.epsilon_low.best"
+"""Columns that pages and sweeps go by."""
 
 
 def load_runs(path: str | Path) -> pd.DataFrame:
@@ -89,9 +92,27 @@ def _figures(run: RunDir) -> Row:
     }
     flat = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
     for kind, rows in summary["attacks"].items():
-        certified = [row for row in rows if not row.get("estimate")]  # estimates certify nothing
+        found = [from_row(row, kind) for row in rows]
+        certified = [row for row, each in zip(rows, found, strict=True) if not _is_estimate(each)]
         flat |= {f"attacks.{kind}.{key}": value for key, value in strongest(certified).items()}
+        flat |= _highest(found)
     return flat
+
+
+def _is_estimate(finding: Finding | None) -> bool:
+    """Whether a finding certifies nothing."""
+    return isinstance(finding, LowerBound) and finding.estimate
+
+
+def _highest(findings: Sequence[Finding | None]) -> dict[str, float]:
+    """Return the columns that pages and sweeps go by, as far as there are such findings."""
+    bounds = [f for f in findings if isinstance(f, LowerBound) and not f.estimate]
+    each = {
+        ATTACK_AUC: [f.figures.area.auc for f in findings if isinstance(f, Membership)],
+        EXPOSURE: [f.figures.exposure_mean for f in findings if isinstance(f, Canary)],
+        AUDITED_EPSILON: [f.epsilon_low for f in bounds],
+    }
+    return {column: max(values) for column, values in each.items() if values}
 
 
 def strongest(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -100,7 +121,7 @@ def strongest(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     for key in dict.fromkeys(key for row in rows for key in row):
         numbers = [float(row[key]) for row in rows if _is_number(row.get(key))]
         if numbers:
-            best = min if key in SMALLEST_IS_BEST else max
+            best = min if key in smallest_is_best() else max
             found |= {f"{key}.best": best(numbers), f"{key}.mean": sum(numbers) / len(numbers)}
     return found
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 
 from fedsim.app.audits.audited import Another, Audited
-from fedsim.app.audits.findings import replace_rows
-from fedsim.app.audits.schedule import audit_rows
+from fedsim.app.audits.schedule import findings_after
 from fedsim.app.budget.spending import worst_events
 from fedsim.app.experiment.loading import load_holdings
 from fedsim.app.place import data_dir, threads
-from fedsim.app.rundir.files import Row
+from fedsim.app.rundir.audit_file import replace_findings
 from fedsim.app.rundir.run_dir import RunDir, open_run
 from fedsim.app.server.check_experiment import check_config, check_experiment
+from fedsim.audit.findings import Finding
 from fedsim.config import Config, Scalar, from_flat, parse_setting, to_flat
 from fedsim.errors import WrongInput
 from fedsim.privacy.ledger import Ledger
@@ -23,7 +23,7 @@ FIXED = ("audit.coins", "audit.seed", "audit.shadow", "audit.mislabelled", "audi
 
 def audit_finished(
     path: Path, changes: Mapping[str, Scalar], another: Another, settings: Iterable[str] = ()
-) -> list[Row]:
+) -> list[Finding]:
     """Audit a finished run with other `[audit]` or `[place]` settings; keep what is found beside the run.
 
     Findings of the same threat model are replaced, in `audit.jsonl` and in the summary. What was trained
@@ -40,9 +40,9 @@ def audit_finished(
     config = _changed(run.config, wanted)
     check_config(config)
     with run.locked():
-        rows = audit_rows(_audited(run, config, float(summary["privacy"].get("delta", 0.0)), another))
-        replace_rows(run, rows)
-    return rows
+        found = findings_after(_audited(run, config, float(summary["privacy"].get("delta", 0.0)), another))
+        replace_findings(run, found)
+    return found
 
 
 def _changed(config: Config, changes: Mapping[str, Scalar]) -> Config:

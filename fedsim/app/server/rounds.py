@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import ConfigRecord
 
 from clients.batches import count_steps
-from fedsim.app.audits.findings import FILE as AUDITS
+from fedsim.app.rundir.audit_file import FILE as AUDITS
 from fedsim.app.rundir.files import Row, Watch
 from fedsim.app.rundir.releases import write_release
 from fedsim.app.rundir.round_record import Round

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fedsim.app.audits.findings import attacks
 from fedsim.app.budget.delta import delta_of
+from fedsim.app.rundir.audit_file import attacks
 from fedsim.app.rundir.metrics import last_metrics, mean_flips, period_matrix, transfer
 from fedsim.app.server.session import Server
 from fedsim.data.federation import count_unseen_labels

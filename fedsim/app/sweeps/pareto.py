@@ -10,11 +10,12 @@ from scipy import stats
 
 from fedsim.app.rundir.files import make_folder, replaced
 from fedsim.app.rundir.metrics import SHOWN
+from fedsim.app.rundir.runs_table import ATTACK_AUC, AUDITED_EPSILON, EXPOSURE
 
 ATTACKS = {
-    "attack_auc": "attacks.membership.auc.best",
-    "exposure": "attacks.canary.exposure_mean.best",
-    "audited_epsilon": "attacks.audit.epsilon_low.best",
+    "attack_auc": ATTACK_AUC,
+    "exposure": EXPOSURE,
+    "audited_epsilon": AUDITED_EPSILON,
 }
 """Columns of the table -> those of `load_runs`."""
 AXIS = "where."

@@ -1,18 +1,22 @@
 """Lower bounds on a run's epsilon: from its coins, from a crafted canary, from canary devices."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from fedsim.app.audits.audited import Audited
-from fedsim.app.audits.bounds.crafted_canary import RUNS, AuditedCode, Crafted, audit_devices, audit_examples
+from fedsim.app.audits.bounds.crafted_canary import RUNS, AuditedCode, audit_devices, audit_examples
 from fedsim.app.audits.membership.final import strongest_attack
 from fedsim.app.audits.membership.threat import unlike
-from fedsim.app.rundir.files import Row
 from fedsim.audit.bounds import Bound
+from fedsim.audit.findings import LowerBound
 from fedsim.audit.one_run import one_run
 from fedsim.audit.one_shot import one_shot
+from fedsim.config import Config
 from fedsim.data.canary_devices import canary_names, random_direction
 from fedsim.data.pool import pooled
+from fedsim.errors import WrongInput
 from fedsim.models import build_model, parameters_of
 from fedsim.privacy.accounting import epsilon
 from fedsim.seeds import generator
@@ -23,38 +27,48 @@ FLOATS = 2 * 10**9
 FEWEST = 100
 
 
-def bound_rows(audited: Audited) -> list[Row]:
-    """Return a row for each bound that the config makes possible."""
+def check_bounds(config: Config) -> None:
+    """Refuse experiments of which no bound could be had. Raises WrongInput."""
+    crafted = config.dp.unit != "none" and config.dp.trust != "secure_sum"
+    if config.audit.coins == "none" and not crafted and not config.audit.canary_devices:
+        raise WrongInput(
+            'audit.evaluators = "bounds" needs audit.coins, or a [dp] unit without a secure sum, or '
+            "audit.canary_devices"
+        )
+
+
+def bound_rows(audited: Audited) -> list[LowerBound]:
+    """Return each bound that the config makes possible."""
     config = audited.config
-    rows = []
+    found = []
     if config.audit.coins != "none":
-        rows.append(_by_coins(audited))
+        found.append(_by_coins(audited))
     if config.dp.unit != "none" and config.dp.trust != "secure_sum" and audited.ended:
-        rows.append(_by_crafting(audited))
+        found.append(_by_crafting(audited))
     if config.audit.canary_devices and audited.ended:
-        rows.append(_by_canary_devices(audited))
-    return rows
+        found.append(_by_canary_devices(audited))
+    return found
 
 
-def _by_coins(audited: Audited) -> Row:
+def _by_coins(audited: Audited) -> LowerBound:
     """Steinke et al. (2023): the coins of the run itself; what they bound is the epsilon of their unit."""
     config, name, game, trial = audited.config, *strongest_attack(audited)
     delta = audited.delta or 1e-5
     rng = generator(config.seed, "audit", "one run", audited.round)
-    row = _row(one_run(trial.scores, trial.member, delta, rng)) | {
-        "unit": game.unit,
-        "view": "final",
-        "game": game.name,
-        "attack": name,
-        "canaries": len(trial.member),
-    }
     reason = unlike(config, game.unit)
-    if reason:
-        return row | {"note": reason}
-    return row | {"epsilon_ledger": epsilon(audited.events, delta)}
+    return replace(
+        _finding(one_run(trial.scores, trial.member, delta, rng)),
+        unit=game.unit,
+        view="final",
+        game=game.name,
+        attack=name,
+        canaries=len(trial.member),
+        note=reason or None,
+        epsilon_ledger=None if reason else epsilon(audited.events, delta),
+    )
 
 
-def _by_crafting(audited: Audited) -> Row:
+def _by_crafting(audited: Audited) -> LowerBound:
     """Jagielski et al. (2020), on one round of the run's own code: see crafted_canary.py."""
     config = audited.config
     start = parameters_of(build_model(audited.holdings.dataset.spec, config.model, config.seed))
@@ -64,11 +78,14 @@ def _by_crafting(audited: Audited) -> Row:
         found, what = audit_devices(code), "one round's noised sum"
     else:
         found, what = audit_examples(code, _four(audited)), "one round of one device with 4 examples"
-    return _of_crafted(found) | {"unit": config.dp.unit, "view": what, "runs": runs}
-
-
-def _of_crafted(found: Crafted) -> Row:
-    return _row(found.bound) | {"method": "crafted canary, two worlds", "epsilon_ledger": found.epsilon}
+    return replace(
+        _finding(found.bound),
+        method="crafted canary, two worlds",
+        unit=config.dp.unit,
+        view=what,
+        runs=runs,
+        epsilon_ledger=found.epsilon,
+    )
 
 
 def _four(audited: Audited) -> Examples:
@@ -83,7 +100,7 @@ def _four(audited: Audited) -> Examples:
     return Examples(fields)
 
 
-def _by_canary_devices(audited: Audited) -> Row:
+def _by_canary_devices(audited: Audited) -> LowerBound:
     """Andrew et al. (2024): how far the whole change points to where canary devices did; an estimate."""
     config = audited.config
     start = parameters_of(build_model(audited.holdings.dataset.spec, config.model, config.seed))
@@ -95,21 +112,23 @@ def _by_canary_devices(audited: Audited) -> Row:
         cosines.append(float(sum((change[n] * d).sum() for n, d in direction.items()) / size))
     dimensions = sum(p.numel() for p in start.values())
     found = one_shot(np.array(cosines), dimensions, audited.delta or 1e-5)
-    row = _row(found.bound) | {"unit": "device", "view": "final", "canaries": len(cosines)}
-    row |= {"epsilon_estimate": found.epsilon_estimate}
-    if config.dp.unit == "device":
-        row["epsilon_ledger"] = epsilon(audited.events, audited.delta)
-    return row
+    return replace(
+        _finding(found.bound),
+        unit="device",
+        view="final",
+        canaries=len(cosines),
+        epsilon_estimate=found.epsilon_estimate,
+        epsilon_ledger=epsilon(audited.events, audited.delta) if config.dp.unit == "device" else None,
+    )
 
 
-def _row(bound: Bound) -> Row:
-    return {
-        "kind": "audit",
-        "method": bound.method,
-        "epsilon_low": bound.epsilon_low,
-        "ceiling": bound.ceiling,
-        "confidence": bound.confidence,
-        "delta": bound.delta,
-        "assumptions": bound.assumptions,
-        "estimate": bound.estimate,
-    }
+def _finding(bound: Bound) -> LowerBound:
+    return LowerBound(
+        bound.method,
+        bound.epsilon_low,
+        ceiling=bound.ceiling,
+        confidence=bound.confidence,
+        delta=bound.delta,
+        assumptions=bound.assumptions,
+        estimate=bound.estimate,
+    )

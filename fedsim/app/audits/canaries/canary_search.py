@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from fedsim.app.audits.audited import Audited
 from fedsim.app.experiment.loading import changes_of
 from fedsim.app.experiment.planting import Cell, Reading, canaries_of, reading_of
-from fedsim.app.rundir.files import Row
 from fedsim.audit.canary_patterns import ENUMERABLE, Canary, completions, position, reference_codes
 from fedsim.audit.exposure import (
     exposure,
@@ -26,6 +25,7 @@ from fedsim.audit.exposure import (
     rank,
     rank_among,
 )
+from fedsim.audit.findings import CanaryThreat, ExposureFigures
 from fedsim.audit.scores import Floats
 from fedsim.models.evaluation import batches
 from fedsim.seeds import generator
@@ -113,40 +113,38 @@ def _exposed(search: CanarySearch, number: int, losses: Losses) -> Exposed:
     return Exposed(own, np.array(others), exposure_by_fit(float(found[0]), among, space))
 
 
-def canary_threat(search: CanarySearch, cell: Cell, view: str) -> Row:
-    """Return whose secret is sought where: the row's first fields."""
+def canary_threat(search: CanarySearch, cell: Cell, view: str) -> CanaryThreat:
+    """Return whose secret is sought where."""
     settings = search.audited.config.canary
     unit = "group" if cell.devices > 1 else "device" if cell.copies > 1 else "example"
-    return {
-        "kind": "canary",
-        "pattern": settings.pattern,
-        "copies": cell.copies,
-        "devices": cell.devices,
-        "holders": cell.holders,
-        "period": settings.period or 1,
-        "view": view,
-        "unit": unit,
-    }
+    return CanaryThreat(
+        pattern=settings.pattern,
+        view=view,
+        unit=unit,
+        copies=cell.copies,
+        devices=cell.devices,
+        holders=cell.holders,
+        period=settings.period or 1,
+    )
 
 
-def exposure_figures(search: CanarySearch, found: Sequence[Exposed]) -> Row:
+def exposure_figures(search: CanarySearch, found: Sequence[Exposed]) -> ExposureFigures:
     """Return the exposures of canaries and of their nulls, with the joint p-value of the former."""
     pattern = search.reading.pattern
     own, nulls = np.array([f.exposure for f in found]), np.concatenate([f.nulls for f in found])
-    row: Row = {
-        "space": float(pattern.space),
-        "canaries": len(found),
-        "exposure_mean": float(own.mean()),
-        "exposure_max": float(own.max()),
-        "exposure_se": float(own.std(ddof=1) / len(own) ** 0.5)
-        if len(own) > 1
-        else exposure_standard_error(1),
-        "null_mean": float(nulls.mean()),
-        "null_expected": null_mean(min(pattern.space, len(search.codes) + 1)),
-        "p_value": joint_p_value(own),
-        "chance": 1 / len(pattern.candidates),
-        "exposures": own.tolist(),
-        "null_exposures": nulls.tolist(),
-    }
     fitted = [f.fitted for f in found if f.fitted is not None]
-    return row | ({"exposure_fitted_mean": float(np.mean(fitted))} if fitted else {})
+    several = len(own) > 1
+    return ExposureFigures(
+        exposure_mean=float(own.mean()),
+        exposure_max=float(own.max()),
+        exposure_se=float(own.std(ddof=1) / len(own) ** 0.5) if several else exposure_standard_error(1),
+        null_mean=float(nulls.mean()),
+        null_expected=null_mean(min(pattern.space, len(search.codes) + 1)),
+        p_value=joint_p_value(own),
+        space=float(pattern.space),
+        canaries=len(found),
+        chance=1 / len(pattern.candidates),
+        exposures=tuple(own.tolist()),
+        null_exposures=tuple(nulls.tolist()),
+        exposure_fitted_mean=float(np.mean(fitted)) if fitted else None,
+    )

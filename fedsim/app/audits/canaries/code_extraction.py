@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from fedsim.app.audits.audited import Audited
 from fedsim.app.audits.canaries.canary_search import CanarySearch, Exposed
-from fedsim.app.rundir.files import Row
+from fedsim.audit.canary_patterns import Canary
 from fedsim.audit.extraction import Guess, beam, success
+from fedsim.audit.findings import Extraction
 from fedsim.audit.modiva import Search, modiva_each
 from fedsim.audit.whitebox import next_log_probs, relaxed_loss
 from fedsim.seeds import torch_generator
@@ -17,7 +18,7 @@ from fedsim.types import Params
 BEAM = 10
 
 
-def extracted(search: CanarySearch, found: Sequence[Exposed]) -> dict[int, Row]:
+def extracted(search: CanarySearch, found: Sequence[Exposed]) -> dict[int, Extraction]:
     """Return how right the code is that is extracted for each canary, beside ceiling and control.
 
     Searches: greedy and beam in language models; ModIvA in models with one embedding table; the ceiling is
@@ -25,29 +26,39 @@ def extracted(search: CanarySearch, found: Sequence[Exposed]) -> dict[int, Row]:
     """
     audited, joined = search.audited, search.reading.pattern.joined
     if audited.config.data.task == "language" and not joined:
-        return {i: _row(search, i, _beamed(search, i), found[i]) for i in range(len(found))}
+        return {i: _extraction(search, i, found[i], *_beamed(search, i)) for i in range(len(found))}
     module, _ = _one_table(audited)
     mixed = list(getattr(module, "tables", {}).values()) == ["tokens"]
     if joined or not mixed or audited.config.data.ngrams:
-        return {i: _row(search, i, {}, found[i]) for i in range(len(found)) if found[i].likeliest}
-    return {i: _row(search, i, {"": guess}, found[i]) for i, guess in enumerate(_modiva(search))}
+        return {i: _extraction(search, i, found[i]) for i in range(len(found)) if found[i].likeliest}
+    return {i: _extraction(search, i, found[i], guess) for i, guess in enumerate(_modiva(search))}
 
 
-def _row(search: CanarySearch, number: int, guesses: Mapping[str, Guess], found: Exposed) -> Row:
-    """Return the figures of guesses (by a prefix of their names), of the ceiling and of the control."""
-    canary, control = search.canaries[number], search.nulls(number)[0]
-    ceiling = {"ceiling_": Guess(found.likeliest, 0.0)} if found.likeliest else {}
-    row: Row = {}
-    for prefix, guess in {**guesses, **ceiling}.items():
-        right = success(guess, canary.code.tolist(), len(canary.pattern.candidates))
-        row |= {
-            f"{prefix}digit_accuracy": right.digit_accuracy,
-            f"{prefix}exact_match": float(right.exact_match),
-        }
-    for guess in guesses.values():
-        right = success(guess, control.code.tolist(), len(canary.pattern.candidates))
-        row["control_digit_accuracy"] = right.digit_accuracy
-    return row
+def _extraction(
+    search: CanarySearch, number: int, found: Exposed, best: Guess | None = None, greedy: Guess | None = None
+) -> Extraction:
+    """Return how right guesses are, beside the ceiling; the last of them is tried on the control, too."""
+    own, control = search.canaries[number], search.nulls(number)[0]
+    digits, exact = _right(best, own)
+    greedy_digits, greedy_exact = _right(greedy, own)
+    ceiling_digits, ceiling_exact = _right(Guess(found.likeliest, 0.0) if found.likeliest else None, own)
+    return Extraction(
+        digit_accuracy=digits,
+        exact_match=exact,
+        greedy_digit_accuracy=greedy_digits,
+        greedy_exact_match=greedy_exact,
+        ceiling_digit_accuracy=ceiling_digits,
+        ceiling_exact_match=ceiling_exact,
+        control_digit_accuracy=_right(greedy or best, control)[0],
+    )
+
+
+def _right(guess: Guess | None, canary: Canary) -> tuple[float | None, float | None]:
+    """Return the share of a code's tokens that a guess has right, and whether it has all of them."""
+    if guess is None:
+        return None, None
+    right = success(guess, canary.code.tolist(), len(canary.pattern.candidates))
+    return right.digit_accuracy, float(right.exact_match)
 
 
 def _modiva(search: CanarySearch) -> list[Guess]:
@@ -77,7 +88,8 @@ def _one_table(audited: Audited) -> tuple[nn.Module, Params]:
     return fold(params) if fold else (audited.module, params)
 
 
-def _beamed(search: CanarySearch, number: int) -> dict[str, Guess]:
+def _beamed(search: CanarySearch, number: int) -> tuple[Guess, Guess]:
+    """Return the best code by beam search and by greedy search."""
     audited, canary = search.audited, search.canaries[number]
     pattern = canary.pattern
     ids = torch.tensor([search.reading.ids(canary.sentence)[: pattern.gap]])
@@ -85,6 +97,6 @@ def _beamed(search: CanarySearch, number: int) -> dict[str, Guess]:
     params = {name: p.cpu() for name, p in audited.params.items()}
     audited.module.eval()
     odds = next_log_probs(audited.module, params, ids[0], candidates)
-    found = {"": beam(odds, pattern.length, BEAM)[0], "greedy_": beam(odds, pattern.length, 1)[0]}
+    found = (beam(odds, pattern.length, BEAM)[0], beam(odds, pattern.length, 1)[0])
     audited.module.train()
     return found

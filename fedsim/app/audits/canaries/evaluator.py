@@ -1,9 +1,10 @@
-"""The canaries of a run sought in its models: rows of exposures and of codes extracted.
+"""The canaries of a run sought in its models: exposures, and codes extracted.
 
 A code that was extracted is held against one that was never planted, too: the control.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 
 import numpy as np
 
@@ -18,98 +19,130 @@ from fedsim.app.audits.canaries.canary_search import (
 )
 from fedsim.app.audits.canaries.code_extraction import extracted
 from fedsim.app.audits.canaries.watched import watched_rows
-from fedsim.app.audits.findings import FILE
+from fedsim.app.audits.membership.views import views_of
+from fedsim.app.audits.replay import REPLAYED, check_replayed
 from fedsim.app.experiment.planting import Cell, cells, natural_activity, plan_of
-from fedsim.app.rundir.files import Row
+from fedsim.app.rundir.audit_file import findings_of
 from fedsim.audit.exposure import joint_p_value, largest_mean, null_mean
+from fedsim.audit.findings import Canary, CanarySlice, ExposureFigures, Extraction, Finding
+from fedsim.config import Config
 from fedsim.data.activity import deciles
 from fedsim.data.pool import pooled
+from fedsim.errors import WrongInput
 from fedsim.names import listed
 from fedsim.privacy.accounting import epsilon, group_epsilon
 
 
-def canary_rows(audited: Audited) -> list[Row]:
-    """Return a row for each way of planting, and slices over holders' activity."""
+def check_canary(config: Config) -> None:
+    """Refuse to seek canaries where none are planted, or in rounds that are gone. Raises WrongInput."""
+    for view in views_of(config):
+        if view in REPLAYED:
+            check_replayed(config, view)
+    if not config.canary.count:
+        raise WrongInput(
+            "audit.evaluators names 'canary', and canary.count = 0 plants none; set canary.count and "
+            'canary.pattern = "pin", for one'
+        )
+
+
+def canary_rows(audited: Audited) -> list[Finding]:
+    """Return a finding for each way of planting, and slices over holders' activity."""
     search = make_search(audited)
     everyone = range(len(search.canaries))
     found = exposures(search, lambda number, codes: search.losses(audited.params, number, codes), everyone)
     right = extracted(search, found) if audited.ended else {}
-    kinds, rows = cells(audited.config.canary), []
+    kinds = cells(audited.config.canary)
+    final = []
     for turn, cell in enumerate(kinds):
         mine = range(turn, len(found), len(kinds))
-        row = canary_threat(search, cell, "final") | exposure_figures(search, [found[i] for i in mine])
-        row |= _mean([right[i] for i in mine]) if right else {}
-        rows.append(row | _bound(audited, cell, search.reading.pattern.space))
+        bound, spent = _bound(audited, cell, search.reading.pattern.space)
+        final.append(
+            Canary(
+                canary_threat(search, cell, "final"),
+                exposure_figures(search, [found[i] for i in mine]),
+                extraction=_mean([right[i] for i in mine]) if right else None,
+                epsilon_bound=bound,
+                epsilon=spent,
+            )
+        )
+    watched: list[Canary] = []
     if audited.ended and "rounds" in listed(audited.config.audit.view):
-        rows += [best for row in rows if (best := over_rounds(audited, row))]
+        watched += [best for each in final if (best := over_rounds(audited, each))]
     if audited.ended:
-        rows += watched_rows(search)
-    return rows + list(_slices(search, found))
+        watched += watched_rows(search)
+    return [*final, *watched, *_slices(search, found)]
 
 
-def over_rounds(audited: Audited, last: Row) -> Row | None:
-    """Return the row of an attacker who keeps the model of every audited round and takes the best.
+def over_rounds(audited: Audited, last: Canary) -> Canary | None:
+    """Return what an attacker finds who keeps the model of every audited round and takes the best.
 
     Canaries and nulls both have their best round; the p-value pays for the choice (Bonferroni).
     """
-    named = ("kind", "pattern", "copies", "devices", "holders", "period", "unit", "space", "canaries")
-    same = [r for r in audited.run.rows(FILE) if all(r.get(n) == last[n] for n in named)]
-    seen = [row for row in same if row["view"] == "final" and row["round"] != audited.round] + [last]
-    if len(seen) < 2:
+    seen = [each for each in findings_of(audited.run) if isinstance(each, Canary) and _alike(each, last)]
+    figures = [each.figures for each in seen if each.round != audited.round] + [last.figures]
+    if len(figures) < 2:
         return None
-    own = np.max([row["exposures"] for row in seen], axis=0)
-    nulls = np.max([row["null_exposures"] for row in seen], axis=0)
-    paid = np.maximum(own - np.log2(len(seen)), 0.0)
-    return {name: last[name] for name in (*named, "chance")} | {
-        "view": "rounds",
-        "rounds_seen": len(seen),
-        "exposure_mean": float(own.mean()),
-        "exposure_max": float(own.max()),
-        "null_mean": float(nulls.mean()),
-        "p_value": joint_p_value(paid),
-        "exposures": own.tolist(),
-        "null_exposures": nulls.tolist(),
-    }
+    own = np.max([each.exposures for each in figures], axis=0)
+    nulls = np.max([each.null_exposures for each in figures], axis=0)
+    paid = np.maximum(own - np.log2(len(figures)), 0.0)
+    best = ExposureFigures(
+        exposure_mean=float(own.mean()),
+        exposure_max=float(own.max()),
+        null_mean=float(nulls.mean()),
+        p_value=joint_p_value(paid),
+        space=last.figures.space,
+        canaries=last.figures.canaries,
+        chance=last.figures.chance,
+        exposures=tuple(own.tolist()),
+        null_exposures=tuple(nulls.tolist()),
+    )
+    return Canary(replace(last.threat, view="rounds"), best, rounds_seen=len(figures))
 
 
-def _bound(audited: Audited, cell: Cell, space: int) -> Row:
-    """Return what DP allows the mean exposure to be, where its unit covers all copies of a canary.
+def _alike(one: Canary, other: Canary) -> bool:
+    """Whether two findings are of the same canaries, sought in the same view."""
+    here, there = one.figures, other.figures
+    return one.threat == other.threat and (here.space, here.canaries) == (there.space, there.canaries)
+
+
+def _bound(audited: Audited, cell: Cell, space: int) -> tuple[float | None, float | None]:
+    """Return what DP allows the mean exposure to be and its epsilon, where its unit covers all copies.
 
     (1 + eps)/ln 2 and delta log2 |R|, at most log2 |R|. Copies on one device are one unit of device-level DP,
     and a group under example-level DP. The events are those of the unit with the largest epsilon.
     """
     dp = audited.config.dp
     if dp.unit == "none" or cell.devices > 1:
-        return {}
+        return None, None
     if dp.unit == "device":
         spent = epsilon(audited.events, audited.delta)
     else:
         spent = group_epsilon(audited.events, cell.copies, audited.delta)
     most = float(np.log2(space))
     bound = min(most, largest_mean(min(spent, most)) + audited.delta * most)
-    return {"epsilon_bound": bound} | ({"epsilon": spent} if np.isfinite(spent) else {})
+    return bound, spent if np.isfinite(spent) else None
 
 
-def _mean(rows: Sequence[Row]) -> Row:
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+def _mean(each: Sequence[Extraction]) -> Extraction:
+    """Return the mean over canaries of every share that was measured."""
+    names = [one.name for one in fields(Extraction) if getattr(each[0], one.name) is not None]
+    return Extraction(**{name: float(np.mean([getattr(one, name) for one in each])) for name in names})
 
 
-def _slices(search: CanarySearch, found: Sequence[Exposed]) -> Iterator[Row]:
+def _slices(search: CanarySearch, found: Sequence[Exposed]) -> Iterator[CanarySlice]:
     """Yield the mean exposure by the decile of a canary's holders' activity, and by each axis of the grid."""
     for name, values in _groups(search).items():
         for value in dict.fromkeys(sorted(values)):
             mine = [f.exposure for f, v in zip(found, values, strict=True) if v == value]
-            yield {
-                "kind": "slice",
-                "of": "canary",
-                "view": "final",
-                "pattern": search.audited.config.canary.pattern,
-                "slice": name,
-                "value": value,
-                "canaries": len(mine),
-                "exposure_mean": float(np.mean(mine)),
-                "null_expected": null_mean(min(search.reading.pattern.space, len(search.codes) + 1)),
-            }
+            yield CanarySlice(
+                name,
+                value,
+                search.audited.config.canary.pattern,
+                view="final",
+                exposure_mean=float(np.mean(mine)),
+                canaries=len(mine),
+                null_expected=null_mean(min(search.reading.pattern.space, len(search.codes) + 1)),
+            )
 
 
 def _groups(search: CanarySearch) -> dict[str, list[int | str]]:

@@ -10,7 +10,7 @@ from fedsim.app.audits.audited import Audited
 from fedsim.app.audits.canaries.canary_search import CanarySearch, canary_threat, exposure_figures, exposures
 from fedsim.app.audits.replay import REPLAYED, Replay, Round, visible
 from fedsim.app.experiment.planting import cells, plan_of
-from fedsim.app.rundir.files import Row
+from fedsim.audit.findings import Canary
 from fedsim.audit.scores import Floats
 from fedsim.data.pool import pooled
 from fedsim.names import listed
@@ -25,15 +25,15 @@ class Step:
     after: Params
 
 
-def watched_rows(search: CanarySearch) -> list[Row]:
-    """Return the rows of the views "updates" and "sums", as far as the config names them.
+def watched_rows(search: CanarySearch) -> list[Canary]:
+    """Return the findings of the views "updates" and "sums", as far as the config names them.
 
     Both look at the first `audit.window` rounds, replayed, and of these at the rounds in which a holder of
     the canary took part. "updates": the mean loss of the holders' own models, the round's model and the
     update. "sums": the mean change of the loss from the round's model to the next.
     """
     config = search.audited.config
-    rows: list[Row] = []
+    rows: list[Canary] = []
     for view in (name for name in REPLAYED if name in listed(config.audit.view)):
         replay = Replay(search.audited)
         rounds = [replay.round(t) for t in range(1, 1 + min(config.audit.window, search.audited.round))]
@@ -42,7 +42,7 @@ def watched_rows(search: CanarySearch) -> list[Row]:
     return rows
 
 
-def _rows(search: CanarySearch, view: str, steps: Sequence[Sequence[Step]], window: int) -> list[Row]:
+def _rows(search: CanarySearch, view: str, steps: Sequence[Sequence[Step]], window: int) -> list[Canary]:
     seen = [number for number in range(len(steps)) if steps[number]]
 
     def losses(number: int, codes: NDArray[np.int64]) -> Floats:
@@ -58,11 +58,8 @@ def _rows(search: CanarySearch, view: str, steps: Sequence[Sequence[Step]], wind
         mine = [found[i] for i in seen if i % len(kinds) == turn]
         if mine:
             told = visible(search.audited.config) if view == "updates" else "the sum of a round's updates"
-            rows.append(
-                canary_threat(search, cell, view)
-                | exposure_figures(search, mine)
-                | {"window": window, "visible": told}
-            )
+            figures = exposure_figures(search, mine)
+            rows.append(Canary(canary_threat(search, cell, view), figures, window=window, visible=told))
     return rows
 
 

@@ -12,7 +12,7 @@ from fedsim.app.audits.membership.by_device import SAME, could_train, held_by, o
 from fedsim.app.audits.membership.game import Game, only
 from fedsim.app.audits.membership.threat import blind, threat
 from fedsim.app.audits.replay import Replay, Round
-from fedsim.app.rundir.files import Row
+from fedsim.audit.findings import Membership
 from fedsim.audit.result import Trial
 from fedsim.audit.scores import Floats
 from fedsim.audit.update_scores import moved_along, norm_of, record_losses
@@ -28,8 +28,8 @@ ASCENT = 3.0
 
 def active_rows(
     audited: Audited, replay: Replay, rounds: Sequence[Round], game: Game, rng: np.random.Generator
-) -> list[Row]:
-    """Return the row of a server that sends a device a model made worse on the record it asks about.
+) -> list[Membership]:
+    """Return the attack of a server that sends a device a model made worse on the record it asks about.
 
     Members are what the device then mends most (gradient ascent; Nasr et al., 2019). One record at a time:
     a model made worse on many is mended for all alike.
@@ -47,10 +47,17 @@ def active_rows(
             trials += [Trial(scores, mine.member)] if scores is not None else []
     if not trials:
         return []
-    row = {"kind": "membership", "attack": "active_ascent", "active": True}
-    row |= threat(audited, replace(game, name=SAME), 0, "updates") | over_devices(trials, rng)
-    told = "each device's update of a round in which the server sends it a model of its making"
-    return [row | blind(audited, game, rng) | {"window": 1, "visible": told}]
+    return [
+        Membership(
+            "active_ascent",
+            threat(audited, replace(game, name=SAME), 0, "updates"),
+            over_devices(trials, rng),
+            blind_auc=blind(audited, game, rng),
+            active=True,
+            window=1,
+            visible="each device's update of a round in which the server sends it a model of its making",
+        )
+    ]
 
 
 def _mended(audited: Audited, replay: Replay, round: Round, device: str, records: Examples) -> Floats | None:

@@ -1,7 +1,7 @@
 """Scores of records by device and round, and what they amount to over devices."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from clients.tape import without_rule
 from fedsim.app.audits.audited import Audited
 from fedsim.app.audits.membership.game import Game, membership_game, only
 from fedsim.app.audits.replay import Replay, Round
-from fedsim.app.rundir.files import Row
+from fedsim.audit.findings import AttackFigures, MembershipSlice, Threat
 from fedsim.audit.intervals import FEWEST_TARGETS
 from fedsim.audit.result import Trial, area, attack_figures
 from fedsim.audit.scores import Bools, Floats
@@ -122,19 +122,20 @@ def could_train(audited: Audited, round: Round, game: Game) -> Bools:
     return held
 
 
-def rows_by_round(
-    found: Sequence[Scored], attack: str, game: Game, versus: Versus, head: Row, rng: np.random.Generator
-) -> Iterator[Row]:
+def slices_by_round(
+    found: Sequence[Scored], attack: str, game: Game, versus: Versus, seen: Threat, rng: np.random.Generator
+) -> Iterator[MembershipSlice]:
+    """Yield the attack's area on each round alone, where there is anything to compare."""
     for one in found:
         trials = trials_of_devices([one], attack, game, versus)
         if trials and all_devices(trials).judged:
-            row = {"kind": "slice", "of": "membership", "attack": attack} | head
             inner = over_devices(trials, rng)
-            names = ("records", "targets", "auc", "auc_low", "auc_high", "interval")
-            yield row | {"slice": "round", "value": one.round} | {name: inner[name] for name in names}
+            yield MembershipSlice(
+                "round", one.round, attack, seen, inner.area, records=inner.records, targets=inner.targets
+            )
 
 
-def over_devices(trials: Sequence[Trial], rng: np.random.Generator) -> Row:
+def over_devices(trials: Sequence[Trial], rng: np.random.Generator) -> AttackFigures:
     """Return the figures of all devices' records together; AUC and its interval are over devices.
 
     Only devices with two members and two others are targets. Below five of them the area is that of all
@@ -146,9 +147,10 @@ def over_devices(trials: Sequence[Trial], rng: np.random.Generator) -> Row:
             "attacks on updates want two members and two others at least on the devices that answered; raise "
             "audit.window or audit.records, or devices with more records"
         )
-    row, judged = attack_figures([together], rng), [trial for trial in trials if trial.judged]
-    row |= {"auc_pooled": row["auc"], "targets": len(judged)}
-    return row | area(judged, rng) if len(judged) >= FEWEST_TARGETS else row
+    pooled = attack_figures([together], rng)
+    judged = [trial for trial in trials if trial.judged]
+    found = replace(pooled, auc_pooled=pooled.area.auc, targets=len(judged))
+    return replace(found, area=area(judged, rng)) if len(judged) >= FEWEST_TARGETS else found
 
 
 def trials_of_devices(found: Sequence[Scored], attack: str, game: Game, versus: Versus) -> list[Trial]:

@@ -1,16 +1,17 @@
 """Membership attacks on a run's model: the game, the references, the ladder, the rows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from fedsim.app.audits.audited import Audited
 from fedsim.app.audits.membership.game import Game, membership_game
+from fedsim.app.audits.membership.ladder import attack_of, attacks_of
 from fedsim.app.audits.membership.references import targets_of
 from fedsim.app.audits.membership.subgroups import slices_of
 from fedsim.app.audits.membership.threat import blind, region, threat, unlike
-from fedsim.app.rundir.files import Row
-from fedsim.audit.attacks import ATTACKS, choose
+from fedsim.audit.findings import Finding, Membership
 from fedsim.audit.predict import predict
 from fedsim.audit.quantile import QUANTILE, quantile_regression
 from fedsim.audit.result import Trial, attack_figures
@@ -18,36 +19,36 @@ from fedsim.audit.roc import auc
 from fedsim.audit.scores import Floats, Target
 from fedsim.config import Config
 from fedsim.errors import WrongInput
-from fedsim.names import check_names
 from fedsim.seeds import generator
 from fedsim.types import PAD, Examples
 
 QUANTILE_FPR = 0.05
 
 
-def final_rows(audited: Audited) -> list[Row]:
-    """Return a row for each attack on the current model, and slices of the strongest one."""
+def final_rows(audited: Audited) -> list[Finding]:
+    """Return a finding for each attack on the current model, and slices of the strongest one."""
     game = membership_game(audited)
     targets = targets_of(audited, game)
     names = attacks_of(audited.config, targets[0].references)
     reason = unlike(audited.config, game.unit)
     rng = generator(audited.config.seed, "audit", "membership", audited.round)
-    rows = []
+    found = []
     for name in names:
         trials = trials_of(name, audited, game, targets)
-        row: Row = {"kind": "membership", "attack": name}
-        row |= threat(audited, game, targets[0].references)
-        row |= attack_figures(trials, rng) | {"auc_run": _area(trials[0])}
-        bound = region(audited, trials[0], row["fpr"], rng) if not reason else _told(audited.config, reason)
-        rows.append(row | bound)
+        figures = attack_figures(trials, rng)
+        found.append(
+            Membership(
+                name,
+                threat(audited, game, targets[0].references),
+                figures,
+                auc_run=_area(trials[0]),
+                region=None if reason else region(audited, trials[0], figures.curve.fpr, rng),
+                note=_told(audited.config, reason),
+            )
+        )
     unseen = blind(audited, game, rng)
-    slices = slices_of(audited, game, trials, rng)
-    return [row | unseen for row in rows] + [
-        {"kind": "slice", "of": "membership", "attack": names[-1]}
-        | threat(audited, game, targets[0].references)
-        | s
-        for s in slices
-    ]
+    slices = slices_of(audited, game, found[-1], trials, rng)
+    return [*(replace(each, blind_auc=unseen) for each in found), *slices]
 
 
 def strongest_attack(audited: Audited) -> tuple[str, Game, Trial]:
@@ -55,25 +56,18 @@ def strongest_attack(audited: Audited) -> tuple[str, Game, Trial]:
     game = membership_game(audited)
     target = targets_of(audited, game)[0]
     name = attacks_of(audited.config, target.references)[-1]
-    return name, game, Trial(ATTACKS[name](target), target.member)
+    return name, game, Trial(attack_of(name)(target), target.member)
 
 
-def _told(config: Config, reason: str) -> Row:
-    return {} if config.dp.unit == "none" else {"note": reason}
-
-
-def attacks_of(config: Config, references: int) -> list[str]:
-    """Return the attacks by name, the strongest last. Raises WrongInput."""
-    if config.audit.attacks == "auto":
-        best = choose(references)
-        return ["loss"] if best == "loss" else ["loss", best]
-    return check_names("audit.attacks", config.audit.attacks, (*ATTACKS, QUANTILE))
+def _told(config: Config, reason: str) -> str | None:
+    return reason if reason and config.dp.unit != "none" else None
 
 
 def trials_of(name: str, audited: Audited, game: Game, targets: Sequence[Target]) -> list[Trial]:
     """Return an attack's scores of each target; quantile regression is tried on the run itself only."""
     if name != QUANTILE:
-        return [Trial(ATTACKS[name](t), t.member) for t in targets]
+        attack = attack_of(name)
+        return [Trial(attack(t), t.member) for t in targets]
     test = audited.holdings.dataset.test
     if test is None or game.unit == "device" or (game.rows < 0).any():
         raise WrongInput(

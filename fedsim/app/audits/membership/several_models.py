@@ -9,11 +9,13 @@ from fedsim.app.audits.audited import Audited
 from fedsim.app.audits.membership.game import Game, in_units, membership_game, of_unit, only
 from fedsim.app.audits.membership.subgroups import slices_of
 from fedsim.app.audits.membership.threat import blind, threat
-from fedsim.app.rundir.files import Row
+from fedsim.app.audits.replay import check_kept
 from fedsim.app.rundir.releases import read_release
+from fedsim.audit.findings import Finding, Membership, MembershipSlice
 from fedsim.audit.predict import predict
 from fedsim.audit.result import Trial, area, attack_figures
 from fedsim.audit.scores import Floats
+from fedsim.config import Config
 from fedsim.data.stream import period_of_round
 from fedsim.errors import WrongInput
 from fedsim.models import build_model, parameters_of
@@ -23,46 +25,63 @@ from fedsim.types import Params
 SLICES = ("period", "kept", "activity_decile")
 
 
-def round_rows(audited: Audited) -> list[Row]:
-    """Return the row of the mean log-likelihood over all rounds' models, and that of each round."""
+def check_rounds(config: Config) -> None:
+    """Refuse runs that keep only their last model. Raises WrongInput."""
+    check_kept(config, "rounds")
+
+
+def check_releases(config: Config) -> None:
+    """Refuse runs of one period, which have one release. Raises WrongInput."""
+    if config.stream.mode != "continual":
+        raise WrongInput(
+            'audit.view names "releases", the last model of each period; set stream.mode = "continual", or '
+            'audit.view = "rounds"'
+        )
+
+
+def round_rows(audited: Audited) -> list[Finding]:
+    """Return the attack by the mean log-likelihood over all rounds' models, and that of each round."""
     game, rng = membership_game(audited), generator(audited.config.seed, "audit", "rounds", audited.round)
     member = in_units(game.member, game)
     rounds = [round for round in audited.run.kept_rounds() if round <= audited.round]
     series = [_logp(audited, _kept(audited, round), game) for round in rounds]
-    head = {"attack": "loss_series"} | threat(audited, game, 0, "rounds")
-    row = {"kind": "membership"} | head | attack_figures([Trial(np.mean(series, 0), member)], rng)
-    part = {"kind": "slice", "of": "membership"} | head | {"slice": "round", "records": len(member)}
+    attack, seen = "loss_series", threat(audited, game, 0, "rounds")
+    figures = attack_figures([Trial(np.mean(series, 0), member)], rng)
     slices = [
-        part | {"value": round} | area([Trial(one, member)], rng)
+        MembershipSlice("round", round, attack, seen, area([Trial(one, member)], rng), records=len(member))
         for round, one in zip(rounds, series, strict=True)
     ]
-    return [row | {"models": len(rounds)} | blind(audited, game, rng), *slices]
+    unseen = blind(audited, game, rng)
+    return [Membership(attack, seen, figures, blind_auc=unseen, models=len(rounds)), *slices]
 
 
-def release_rows(audited: Audited) -> list[Row]:
+def release_rows(audited: Audited) -> list[Finding]:
     """Return attacks with and without the releases of earlier periods, by period, deletion and activity."""
     rng = generator(audited.config.seed, "audit", "releases", audited.round)
     now = period_of_round(audited.config.stream, audited.config.train.rounds, audited.round)
     game, arrivals = membership_game(audited), audited.holdings.arrivals
-    assert arrivals is not None, "check_views wants a stream for releases"
+    assert arrivals is not None, "check_releases wants a stream for releases"
     # fresh records and whole devices have no period of their own
     arrived = arrivals.period[game.rows] if audited.config.audit.coins == "record" else None
     models = _models(audited, now)
     series = {period: _logp(audited, params, game) for period, params in models.items()}
-    unseen, rows = blind(audited, game, rng), []
+    unseen = blind(audited, game, rng)
+    found: list[Finding] = []
     for attack, scores, known in _attacks(series, arrived, now):
         part = game if known.all() else only(game, known)
         trial = Trial(scores[known], in_units(part.member, part))
         if not trial.judged:
             continue
-        head = {"attack": attack} | threat(audited, part, 0, "releases")
-        row = {"kind": "membership"} | head | attack_figures([trial], rng) | unseen
-        rows.append(row | {"releases": sorted(series)})
-        slices = slices_of(audited, part, [trial], rng)
-        rows += [
-            {"kind": "slice", "of": "membership"} | head | each for each in slices if each["slice"] in SLICES
-        ]
-    return rows
+        whole = Membership(
+            attack,
+            threat(audited, part, 0, "releases"),
+            attack_figures([trial], rng),
+            blind_auc=unseen,
+            releases=tuple(sorted(series)),
+        )
+        slices = slices_of(audited, part, whole, [trial], rng)
+        found += [whole, *(each for each in slices if each.slice in SLICES)]
+    return found
 
 
 def _attacks(

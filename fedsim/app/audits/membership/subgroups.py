@@ -1,12 +1,12 @@
 """An attack's areas by activity, label, random labels, period and deletion."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from fedsim.app.audits.audited import Audited
 from fedsim.app.audits.membership.game import Game
+from fedsim.audit.findings import Membership, MembershipSlice
 from fedsim.audit.result import Trial, sliced
 from fedsim.audit.scores import Bools
 from fedsim.data.activity import deciles, public_activity
@@ -15,15 +15,17 @@ from fedsim.data.stream import period_of_round
 
 
 def slices_of(
-    audited: Audited, game: Game, trials: Sequence[Trial], rng: np.random.Generator
-) -> Iterator[dict[str, Any]]:
-    """Yield the strongest attack's areas by activity, label, mislabelling, period and deletion."""
+    audited: Audited, game: Game, whole: Membership, trials: Sequence[Trial], rng: np.random.Generator
+) -> Iterator[MembershipSlice]:
+    """Yield the areas of the attack `whole` by activity, label, mislabelling, period and deletion."""
     for name, groups in _groups(audited, game):
-        for row in sliced(trials, groups, rng):
-            yield {"slice": name} | row
+        for group in sliced(trials, groups, rng):
+            yield MembershipSlice(
+                name, group.value, whole.attack, whole.threat, group.area, records=group.records
+            )
 
 
-def _groups(audited: Audited, game: Game) -> Iterator[tuple[str, list[tuple[Any, Bools]]]]:
+def _groups(audited: Audited, game: Game) -> Iterator[tuple[str, list[tuple[int | str | bool, Bools]]]]:
     activity = public_activity(audited.holdings.dataset.activity, audited.config.data.activity_public)
     owner = game.owner if game.unit == "example" else np.unique(game.owner)
     inside = owner >= 0

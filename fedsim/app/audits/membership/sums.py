@@ -12,20 +12,32 @@ from fedsim.app.audits.membership.by_device import (
     observed_in,
     over_devices,
     places_of,
-    rows_by_round,
+    slices_by_round,
     trials_of_devices,
     window,
 )
 from fedsim.app.audits.membership.game import Game
 from fedsim.app.audits.membership.threat import blind, threat
-from fedsim.app.audits.replay import Replay, Round
-from fedsim.app.rundir.files import Row
+from fedsim.app.audits.replay import Replay, Round, check_replayed
+from fedsim.audit.findings import Finding, Membership
 from fedsim.audit.update_scores import SUM_ATTACKS
+from fedsim.config import Config
+from fedsim.errors import WrongInput
 from fedsim.seeds import generator
 
 
-def sum_rows(audited: Audited) -> list[Row]:
-    """Return the rows of who sees only models of consecutive rounds, whose difference is a sum's step.
+def check_sums(config: Config) -> None:
+    """Refuse runs whose rounds cannot be replayed, and a game over devices. Raises WrongInput."""
+    check_replayed(config, "sums")
+    if config.audit.coins == "device":
+        raise WrongInput(
+            'audit.view names "sums", whose game is about records of the devices that trained; set '
+            'audit.coins = "record" or "none"'
+        )
+
+
+def sum_rows(audited: Audited) -> list[Finding]:
+    """Return the attacks of who sees only models of consecutive rounds, whose difference is a sum's step.
 
     It knows who took part in a round, as the server of a secure sum does.
     """
@@ -33,16 +45,20 @@ def sum_rows(audited: Audited) -> list[Row]:
     rounds = window(audited, replay)
     game = asked_about(audited, rounds, rng)
     found = [_scored_sum(audited, round, game) for round in rounds]
-    head = threat(audited, game, 0, "sums")
-    seen = {"window": len(rounds), "visible": "differences of consecutive models, and who took part"}
-    unseen, rows = blind(audited, game, rng), []
+    seen, unseen = threat(audited, game, 0, "sums"), blind(audited, game, rng)
+    findings: list[Finding] = []
     for attack in SUM_ATTACKS:
         trial = all_devices(trials_of_devices(found, attack, game, non_members))
-        rows.append(
-            {"kind": "membership", "attack": attack} | head | over_devices([trial], rng) | unseen | seen
+        whole = Membership(
+            attack,
+            seen,
+            over_devices([trial], rng),
+            blind_auc=unseen,
+            window=len(rounds),
+            visible="differences of consecutive models, and who took part",
         )
-        rows += list(rows_by_round(found, attack, game, non_members, head, rng))
-    return rows
+        findings += [whole, *slices_by_round(found, attack, game, non_members, seen, rng)]
+    return findings
 
 
 def _scored_sum(audited: Audited, round: Round, game: Game) -> Scored:

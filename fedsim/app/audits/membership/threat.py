@@ -6,8 +6,8 @@ import numpy as np
 
 from fedsim.app.audits.audited import Audited
 from fedsim.app.audits.membership.game import Game, in_units
-from fedsim.app.rundir.files import Row
 from fedsim.audit.blind_baseline import blind_auc
+from fedsim.audit.findings import Region, Threat
 from fedsim.audit.region import excess, largest_auc
 from fedsim.audit.result import Trial
 from fedsim.audit.scores import Floats
@@ -20,11 +20,10 @@ MANY_LABELS = 100
 """The blind baseline knows the labels one by one up to here."""
 
 
-def threat(audited: Audited, game: Game, references: int, view: str = "final") -> Row:
-    """Return the threat model as a row's fields."""
-    audit = audited.config.audit
-    row: Row = {"game": game.name, "view": view, "unit": game.unit, "references": references}
-    return row | ({"shadows": audit.shadows} if references else {})
+def threat(audited: Audited, game: Game, references: int, view: str = "final") -> Threat:
+    """Return the threat model of an attack in a game."""
+    shadows = audited.config.audit.shadows if references else None
+    return Threat(game.name, view, game.unit, references, shadows)
 
 
 def fits_dp(config: Config, game: Game) -> bool:
@@ -51,24 +50,24 @@ def unlike(config: Config, unit: str) -> str:
     return ""
 
 
-def region(audited: Audited, trial: Trial, fpr: Sequence[float], rng: np.random.Generator) -> Row:
+def region(audited: Audited, trial: Trial, fpr: Sequence[float], rng: np.random.Generator) -> Region:
     """Return what the run's whole privacy profile allows, and by how much the attack is surely over it."""
     over = excess(trial.scores, trial.member, lambda f: power(audited.events, f), rng)
-    return {
-        "allowed_tpr": power(audited.events, np.array(fpr)).tolist(),
-        "allowed_auc": largest_auc(lambda f: power(audited.events, f), points=401),
-        "over_region": max(0.0, over),
-    }
+    return Region(
+        allowed_tpr=tuple(power(audited.events, np.array(fpr)).tolist()),
+        allowed_auc=largest_auc(lambda f: power(audited.events, f), points=401),
+        over_region=max(0.0, over),
+    )
 
 
-def blind(audited: Audited, game: Game, rng: np.random.Generator) -> Row:
-    """Return how well membership is told without the model: from label, length, device and activity."""
+def blind(audited: Audited, game: Game, rng: np.random.Generator) -> float:
+    """Return the AUC of who never sees the model, and goes by label, length, device and activity."""
     if game.unit == "device":
         activity = audited.holdings.dataset.activity[np.unique(game.owner)]
         features = np.log1p(activity)[:, None].astype(np.float64)
     else:
         features = _features(game)
-    return {"blind_auc": blind_auc(features, in_units(game.member, game), rng)}
+    return blind_auc(features, in_units(game.member, game), rng)
 
 
 def _features(game: Game) -> Floats:

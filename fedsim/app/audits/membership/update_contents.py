@@ -4,7 +4,7 @@ import numpy as np
 from torch import nn
 
 from fedsim.app.audits.replay import Round
-from fedsim.app.rundir.files import Row
+from fedsim.audit.findings import Leak
 from fedsim.audit.scores import Bools
 from fedsim.audit.update_scores import hits, leaked_labels, leaked_tokens
 from fedsim.data.holdings import Holdings
@@ -17,7 +17,7 @@ class Leaks:
     def __init__(self, module: nn.Module, holdings: Holdings) -> None:
         self.holdings = holdings
         self.tables = [name for name, field in getattr(module, "tables", {}).items() if field == "tokens"]
-        self.found: dict[str, list[tuple[float, float]]] = {"token_set": [], "label_set": []}
+        self.hits: dict[str, list[tuple[float, float]]] = {"token_set": [], "label_set": []}
 
     def see(self, round: Round, device: str, change: Params) -> None:
         """Compare an update with what the device held in the round."""
@@ -25,18 +25,25 @@ class Leaks:
         for table in self.tables:
             truth = _among(held, "tokens", len(change[table]))
             truth[PAD] = False
-            self.found["token_set"].append(hits(leaked_tokens(change[table]), truth))
+            self.hits["token_set"].append(hits(leaked_tokens(change[table]), truth))
         labels = len(self.holdings.dataset.spec.labels)
         biases = [c for name, c in change.items() if name.endswith("bias") and c.shape == (labels,)]
         if biases and labels and "label" in held.fields:
-            self.found["label_set"].append(hits(leaked_labels(biases[-1]), _among(held, "label", labels)))
+            self.hits["label_set"].append(hits(leaked_labels(biases[-1]), _among(held, "label", labels)))
 
-    def rows(self) -> list[Row]:
-        """Return a row for each kind of leak: means over the updates."""
+    def found(self, visible: str) -> list[Leak]:
+        """Return each kind of leak, means over the updates; `visible` says what of an update is seen."""
         return [
-            {"kind": "leak", "attack": attack, "view": "updates", "unit": "device", "updates": len(each)}
-            | {"precision": float(np.mean(each, 0)[0]), "recall": float(np.mean(each, 0)[1])}
-            for attack, each in self.found.items()
+            Leak(
+                attack,
+                view="updates",
+                unit="device",
+                precision=float(np.mean(each, 0)[0]),
+                recall=float(np.mean(each, 0)[1]),
+                updates=len(each),
+                visible=visible,
+            )
+            for attack, each in self.hits.items()
             if each
         ]
 

@@ -18,40 +18,45 @@ from fedsim.app.audits.membership.by_device import (
     held_by,
     observed_in,
     over_devices,
-    rows_by_round,
+    slices_by_round,
     trials_of_devices,
     window,
 )
 from fedsim.app.audits.membership.game import Game
 from fedsim.app.audits.membership.threat import blind, threat
 from fedsim.app.audits.membership.update_contents import Leaks
-from fedsim.app.audits.replay import Replay, Round, check_single, visible
-from fedsim.app.rundir.files import Row
+from fedsim.app.audits.replay import Replay, Round, check_replayed, check_single, visible
 from fedsim.audit.blind_baseline import histogram_scores
+from fedsim.audit.findings import Finding, Membership
 from fedsim.audit.result import Trial
 from fedsim.audit.scores import Floats
 from fedsim.audit.update_scores import FEWEST_DEVICES, UPDATE_ATTACKS
+from fedsim.config import Config
 from fedsim.seeds import generator
 from fedsim.types import Examples, Params
 
 
-def update_rows(audited: Audited) -> list[Row]:
-    """Return the rows of a passive server, and of an active one, that sees every device's update."""
+def check_updates(config: Config) -> None:
+    """Refuse runs whose updates cannot be replayed or are seen by nobody. Raises WrongInput."""
+    check_replayed(config, "updates")
+
+
+def update_rows(audited: Audited) -> list[Finding]:
+    """Return the attacks of a passive server, and of an active one, that sees every device's update."""
     check_single(audited.config)
     replay, rng = Replay(audited), generator(audited.config.seed, "audit", "updates", audited.round)
     rounds = window(audited, replay)
     game = asked_about(audited, rounds, rng)
     leaks = Leaks(audited.module, audited.holdings)
     found = [_scored(audited, replay, round, game, leaks) for round in rounds]
-    seen = {"window": len(rounds), "visible": visible(audited.config)}
-    rows = [
-        row | (seen if row["kind"] == "membership" else {})
+    findings = [
+        finding
         for name, versus in games_of(audited).items()
-        for row in _game_rows(audited, replace(game, name=name), found, versus, rng)
+        for finding in _in_game(audited, replace(game, name=name), found, versus, rng)
     ]
     if audited.config.audit.coins == "record":
-        rows += active_rows(audited, replay, rounds, game, rng)
-    return rows + [row | {"visible": seen["visible"]} for row in leaks.rows()]
+        findings += active_rows(audited, replay, rounds, game, rng)
+    return [*findings, *leaks.found(visible(audited.config))]
 
 
 def _scored(audited: Audited, replay: Replay, round: Round, game: Game, leaks: Leaks) -> Scored:
@@ -73,21 +78,27 @@ def _scored(audited: Audited, replay: Replay, round: Round, game: Game, leaks: L
     return Scored(round.round, places, could_train(audited, round, game), attacks)
 
 
-def _game_rows(
+def _in_game(
     audited: Audited, game: Game, found: Sequence[Scored], versus: Versus, rng: np.random.Generator
-) -> Iterator[Row]:
-    """Yield a row an attack over the window, and its area round by round."""
-    head = threat(audited, game, 0, "updates")
+) -> Iterator[Finding]:
+    """Yield each attack over the window, and its area round by round."""
+    seen = threat(audited, game, 0, "updates")
     unseen = _blind_to_updates(game, found, rng) if game.name == OTHERS else blind(audited, game, rng)
     for attack in UPDATE_ATTACKS:
         trials = trials_of_devices(found, attack, game, versus)
         if trials:
-            row = {"kind": "membership", "attack": attack} | head | over_devices(trials, rng)
-            yield row | unseen
-            yield from rows_by_round(found, attack, game, versus, head, rng)
+            yield Membership(
+                attack,
+                seen,
+                over_devices(trials, rng),
+                blind_auc=unseen,
+                window=len(found),
+                visible=visible(audited.config),
+            )
+            yield from slices_by_round(found, attack, game, versus, seen, rng)
 
 
-def _blind_to_updates(game: Game, found: Sequence[Scored], rng: np.random.Generator) -> Row:
+def _blind_to_updates(game: Game, found: Sequence[Scored], rng: np.random.Generator) -> float:
     """Return how well a device's records are told from others' by its label histogram alone."""
     devices = np.unique(np.concatenate([one.devices for one in found]))
     tossed, trials = bool((~game.member & (game.owner >= 0)).any()), []
@@ -97,8 +108,7 @@ def _blind_to_updates(game: Game, found: Sequence[Scored], rng: np.random.Genera
         known = held_by(game, device) & (~game.member if tossed else game.member)
         scores = histogram_scores(items_of(game.records), known)
         trials.append(Trial(scores[which], inside[which]))
-    row = over_devices(trials, rng)
-    return {"blind_auc": row["auc"]}
+    return over_devices(trials, rng).area.auc
 
 
 def items_of(records: Examples) -> Floats:

@@ -14,8 +14,8 @@ from fedsim.app.audits.membership.game import Game, natural
 from fedsim.app.audits.membership.references import targets_of
 from fedsim.app.audits.membership.subgroups import slices_of
 from fedsim.app.audits.membership.threat import blind, fits_dp, region, threat
-from fedsim.app.rundir.files import Row
 from fedsim.audit.attacks import ATTACKS
+from fedsim.audit.findings import Finding, Membership
 from fedsim.audit.result import Trial, attack_figures
 from fedsim.audit.scores import Floats, Target
 from fedsim.data.pool import pooled
@@ -24,8 +24,8 @@ from fedsim.seeds import generator
 NAME = "fresh records of the device"
 
 
-def device_rows(audited: Audited) -> list[Row]:
-    """Return the row of device-level inference, and its slices by activity; none without coins over devices.
+def device_rows(audited: Audited) -> list[Finding]:
+    """Return device-level inference, and its slices by activity; none without coins over devices.
 
     It needs `evaluation.holdout`, which is where fresh records come from.
     """
@@ -37,13 +37,16 @@ def device_rows(audited: Audited) -> list[Row]:
     name = "ratio" if references else "loss"
     rng = generator(audited.config.seed, "audit", "fresh records", audited.round)
     trials = [device_trial(target, game, name) for target in targets]
-    head = {"attack": name} | threat(audited, game, references)
-    row = {"kind": "membership"} | head | attack_figures(trials, rng) | blind(audited, game, rng)
-    row |= {"records_each": len(game.rows) / len(np.unique(game.owner))}
+    found = Membership(
+        name,
+        threat(audited, game, references),
+        attack_figures(trials, rng),
+        blind_auc=blind(audited, game, rng),
+        records_each=len(game.rows) / len(np.unique(game.owner)),
+    )
     if fits_dp(audited.config, game):
-        row |= region(audited, trials[0], row["fpr"], rng)
-    slices = slices_of(audited, game, trials, rng)
-    return [row, *({"kind": "slice", "of": "membership"} | head | each for each in slices)]
+        found = replace(found, region=region(audited, trials[0], found.figures.curve.fpr, rng))
+    return [found, *slices_of(audited, game, found, trials, rng)]
 
 
 def fresh_game(audited: Audited) -> Game:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.app.cli.options import DataDir, Settings, out
+from fedsim.audit.findings import to_row
 from fedsim.errors import RunFailed, WrongInput
 
 
@@ -41,13 +42,13 @@ def audit(
     from fedsim.app.server.finished_audit import audit_finished
 
     named = {key: value for key, value in changes.items() if value != ""}
-    rows = audit_finished(run_path, named, run_local, settings or [])
+    findings = audit_finished(run_path, named, run_local, settings or [])
     if as_json:
-        print(json.dumps(rows))
+        print(json.dumps([to_row(found) for found in findings]))
         return
-    from fedsim.app.cli.tables import findings
+    from fedsim.app.cli.tables import tables_of
 
-    for table in findings(rows):
+    for table in tables_of(findings):
         out.print(table)
 
 

@@ -1,10 +1,11 @@
 """`fedsim report`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fedsim.audit.findings import SanityCheck
 
 
 def report(
@@ -22,9 +23,9 @@ def report(
     """Write one self-contained page: RUN/report.html of a run, reports/TIME/report.html of more."""
     from fedsim.app.report.write import report_on  # matplotlib and templates only where a page is wanted
 
-    checks = []
+    checks: list[SanityCheck] = []
     if sanity:
         from fedsim.audit.sanity import sanity as battery
 
-        checks = [asdict(row) for row in battery()]
+        checks = battery()
     print(report_on(paths, within, checks))

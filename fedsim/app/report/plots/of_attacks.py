@@ -1,6 +1,7 @@
-"""Figures of attacks and audits, from the rows of `audit.jsonl`."""
+"""Figures of attacks and audits."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedsim.app.report.plots.style import SERIES, draw_figure, draw_panels
-from fedsim.app.rundir.files import Row
+from fedsim.audit.findings import LowerBound, Membership
 
 LOWEST = 1e-3
 """The false positive rate at which a log-log ROC begins."""
@@ -16,26 +17,29 @@ NULL_EXPOSURE = 1.44
 """Expected exposure of a secret that was never seen, in bits: 1 / ln 2."""
 
 
-def roc_curves(rows: Sequence[Row]) -> Figure:
+@dataclass(frozen=True)
+class Point:
+    """A named value with its interval; without one both ends are the value."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+def roc_curves(attacks: Sequence[Membership]) -> Figure:
     """True against false positive rates, log-log, one curve an attack; shaded: what the guarantee forbids."""
 
     def draw(axes: Axes) -> None:
         grid = np.geomspace(LOWEST, 1, 100)
         axes.plot(grid, grid, "--", color="#8a8f98", linewidth=1, label="coin flips")
-        for row, colour in zip(rows, SERIES, strict=False):
-            axes.plot(row["fpr"], row["tpr"], color=colour, label=attack_name(row))
-            if "tpr_low" in row and "tpr_high" in row:
-                axes.fill_between(
-                    row["fpr"], row["tpr_low"], row["tpr_high"], color=colour, alpha=0.2, linewidth=0
-                )
-        allowed = next((row for row in rows if "allowed_tpr" in row), None)
-        if allowed is not None:
-            axes.fill_between(
-                allowed["fpr"], allowed["allowed_tpr"], 1, color=SERIES[4], alpha=0.15, linewidth=0
-            )
-            axes.plot(
-                allowed["fpr"], allowed["allowed_tpr"], ":", color=SERIES[4], label="the guarantee's bound"
-            )
+        for attack, colour in zip(attacks, SERIES, strict=False):
+            curve = attack.figures.curve
+            axes.plot(curve.fpr, curve.tpr, color=colour, label=attack_name(attack))
+            if curve.tpr_low and curve.tpr_high:
+                band = (curve.tpr_low, curve.tpr_high)
+                axes.fill_between(curve.fpr, *band, color=colour, alpha=0.2, linewidth=0)
+        _draw_region(axes, attacks)
         axes.set(xscale="log", yscale="log", xlim=(LOWEST, 1), ylim=(LOWEST, 1.05))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
@@ -45,6 +49,16 @@ def roc_curves(rows: Sequence[Row]) -> Figure:
         axes.legend(loc="lower right", fontsize=13)
 
     return draw_figure(draw)
+
+
+def _draw_region(axes: Axes, attacks: Sequence[Membership]) -> None:
+    """Shade what the guarantee forbids the first attack that it bounds."""
+    for attack in attacks:
+        fpr, region = attack.figures.curve.fpr, attack.region
+        if region is not None and region.allowed_tpr:
+            axes.fill_between(fpr, region.allowed_tpr, 1, color=SERIES[4], alpha=0.15, linewidth=0)
+            axes.plot(fpr, region.allowed_tpr, ":", color=SERIES[4], label="the guarantee's bound")
+            return
 
 
 def exposure_histogram(exposures: Sequence[float], null: Sequence[float]) -> Figure:
@@ -64,41 +78,40 @@ def exposure_histogram(exposures: Sequence[float], null: Sequence[float]) -> Fig
     return draw_figure(draw)
 
 
-def by_slice(rows: Sequence[Row], of: str) -> Figure:
-    """An attack's figure by the values of one slice: AUC with its interval, or mean exposure."""
-    key, chance = ("auc", 0.5) if of == "membership" else ("exposure_mean", NULL_EXPOSURE)
+def by_slice(points: Sequence[Point], axis: str, label: str, chance: float) -> Figure:
+    """A figure on each part of a whole, with its interval; dashed: chance. `axis` names the parts."""
 
     def draw(axes: Axes) -> None:
-        values, places = [row[key] for row in rows], range(len(rows))
-        low = [row[key] - row.get(f"{key}_low", row[key]) for row in rows]
-        high = [row.get(f"{key}_high", row[key]) - row[key] for row in rows]
+        values, places = [point.value for point in points], range(len(points))
+        low = [point.value - point.low for point in points]
+        high = [point.high - point.value for point in points]
         axes.errorbar(places, values, [low, high], fmt="o", color=SERIES[0], capsize=3)
         axes.axhline(chance, linestyle="--", linewidth=1, color="#8a8f98")
-        texts = [str(row["value"]) for row in rows]
+        texts = [point.name for point in points]
         step = max(1, len(texts) // 10)
         turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if max(map(len, texts)) > 5 else {}
         axes.set_xticks(list(places)[::step], texts[::step], **turned)
-        axes.set_xlabel(str(rows[0]["slice"]).replace("_", " "))
-        axes.set_ylabel("AUC" if key == "auc" else "mean exposure, bits")
+        axes.set_xlabel(axis)
+        axes.set_ylabel(label)
 
     return draw_figure(draw)
 
 
-def audit_bounds(rows: Sequence[Row]) -> Figure:
+def audit_bounds(bounds: Sequence[LowerBound]) -> Figure:
     """What each audit certifies (dot), the most that it could (bar), and what the ledger states (line)."""
 
     def draw(axes: Axes) -> None:
-        for place, row in enumerate(rows):
-            ceiling = float(row["ceiling"] if "ceiling" in row else row["epsilon_low"])
+        for place, bound in enumerate(bounds):
+            ceiling = bound.epsilon_low if bound.ceiling is None else bound.ceiling
             axes.barh(place, ceiling, height=0.3, color=SERIES[0], alpha=0.35)
-            face = "none" if row.get("estimate") else SERIES[0]
-            axes.plot(row["epsilon_low"], place, "o", color=SERIES[0], markerfacecolor=face, markersize=9)
-            if "epsilon_ledger" in row:
-                ledger = [row["epsilon_ledger"]] * 2
+            face = "none" if bound.estimate else SERIES[0]
+            axes.plot(bound.epsilon_low, place, "o", color=SERIES[0], markerfacecolor=face, markersize=9)
+            if bound.epsilon_ledger is not None:
+                ledger = [bound.epsilon_ledger] * 2
                 axes.plot(ledger, [place - 0.35, place + 0.35], color=SERIES[1], linewidth=3)
-        names = [str(row["method"]).replace("_", " ") for row in rows]
-        axes.set_yticks(range(len(rows)), [_folded(name) for name in names])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
+        names = [bound.method.replace("_", " ") for bound in bounds]
+        axes.set_yticks(range(len(bounds)), [_folded(name) for name in names])
+        axes.set_ylim(len(bounds) - 0.4, -0.6)
         axes.set_xlim(left=0)
         axes.set_xlabel("epsilon")
 
@@ -138,9 +151,9 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], floor: float = 0.
     return draw
 
 
-def attack_name(row: Mapping[str, Any]) -> str:
+def attack_name(attack: Membership) -> str:
     """Return an attack with its AUC, for a legend."""
-    return f"{str(row['attack']).replace('_', ' ')} ({row['auc']:.2f})"
+    return f"{attack.attack.replace('_', ' ')} ({attack.figures.area.auc:.2f})"
 
 
 def _folded(name: str) -> str:
