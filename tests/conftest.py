@@ -39,7 +39,7 @@ def fedsim(tmp_path: Path) -> Cli:
         if not (tmp_path / "experiments").exists():
             (tmp_path / "experiments").symlink_to(ROOT / "experiments")
         done = subprocess.run(
-            [sys.executable, "-m", "fedsim.app.cli.main", *arguments],
+            [sys.executable, "-m", "fedsim", *arguments],
             cwd=tmp_path,
             env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
             capture_output=True,

@@ -54,7 +54,7 @@ def test_the_quickstart_runs_from_the_bundle_alone(bundle: Path) -> None:
     env = os.environ | {"PYTHONPATH": str(bundle), "OMP_NUM_THREADS": "1"}
     found = subprocess.run([sys.executable, "-c", where], cwd=bundle, env=env, capture_output=True, text=True)
     assert all(path.startswith(str(bundle)) for path in found.stdout.split())
-    command = [sys.executable, "-m", "fedsim.app.cli.main", "run", "experiments/quickstart.toml", "--json"]
+    command = [sys.executable, "-m", "fedsim", "run", "experiments/quickstart.toml", "--json"]
     done = subprocess.run(
         [*command, "--set", "train.rounds=10"], cwd=bundle, env=env, capture_output=True, text=True
     )

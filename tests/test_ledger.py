@@ -250,7 +250,7 @@ def test_kill_minus_nine_never_makes_epsilon_smaller(tmp_path: Path, source: str
     (tmp_path / "x.toml").touch()
     settings = [f"--set={k}={v}" for k, v in TINY.items() if k != "train.rounds"]
     settings += ["--set=train.rounds=40", f"--set=dp.noise_source={source}"]
-    command = [sys.executable, "-m", "fedsim.app.cli.main", "run", "x.toml", *settings]
+    command = [sys.executable, "-m", "fedsim", "run", "x.toml", *settings]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, "--out=killed"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 120

@@ -198,7 +198,7 @@ def test_a_disk_that_is_really_full_ends_a_run_in_a_sentence_and_more_room_lets_
         'selection.cohort = 5\nselection.rule = "uniform"\naggregation.rule = "fedavg"\nplace.threads = 1\n'
         'dp.unit = "device"\n'
     )
-    command = f"{sys.executable} -m fedsim.app.cli.main run small.toml --json"
+    command = f"{sys.executable} -m fedsim run small.toml --json"
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def shell(line: str) -> "subprocess.CompletedProcess[str]":

@@ -124,7 +124,7 @@ def test_kill_minus_nine_in_the_middle_changes_nothing(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "fedsim.app.cli.main",
+        "fedsim",
         "run",
         "x.toml",
         "--set=train.rounds=60",

@@ -196,7 +196,7 @@ def test_the_tables_are_the_same_in_three_formats(fedsim: Cli, tmp_path: Path) -
 
 def begin(folder: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-m", "fedsim.app.cli.main", "sweep", "s.sweep.toml", "--jobs", "2"],
+        [sys.executable, "-m", "fedsim", "sweep", "s.sweep.toml", "--jobs", "2"],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     runs = parser.parse_args().runs
-    command = [sys.executable, "-m", "fedsim.app.cli.main", "show", "experiments/million.toml"]
+    command = [sys.executable, "-m", "fedsim", "show", "experiments/million.toml"]
     seconds = []
     for _ in range(runs):
         start = time.perf_counter()

@@ -137,12 +137,12 @@ class Federation:
 
     def fedsim(self, *arguments: str, **extra: str) -> "subprocess.CompletedProcess[str]":
         """Run our command line to its end."""
-        command = [sys.executable, "-m", "fedsim.app.cli.main", *arguments]
+        command = [sys.executable, "-m", "fedsim", *arguments]
         env = self.env("user", COLUMNS="200", **extra)
         return subprocess.run(command, env=env, cwd=self.home, capture_output=True, text=True, timeout=LONG_S)
 
     def fedsim_in_background(self, name: str, *arguments: str) -> Process:
-        return self.start(name, [sys.executable, "-m", "fedsim.app.cli.main", *arguments])
+        return self.start(name, [sys.executable, "-m", "fedsim", *arguments])
 
     def end(self, name: str) -> None:
         end(self.running.pop(name))

@@ -56,7 +56,7 @@ def run(seed: int, settings: list[str], data_dir: str, out: str) -> dict:
     command = [
         sys.executable,
         "-m",
-        "fedsim.app.cli.main",
+        "fedsim",
         "run",
         str(ROOT / "experiments/continual_star.toml"),
     ]

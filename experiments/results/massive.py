@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def run(seed: int, data_dir: str, out: str) -> dict:
-    command = [sys.executable, "-m", "fedsim.app.cli.main", "run", str(ROOT / "experiments/massive.toml")]
+    command = [sys.executable, "-m", "fedsim", "run", str(ROOT / "experiments/massive.toml")]
     options = ["--data-dir", data_dir, "--out", out, "--set", f"seed={seed}", "--json", "--report"]
     return json.loads(subprocess.run([*command, *options], check=True, capture_output=True).stdout)
 

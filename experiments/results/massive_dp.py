@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def run(name: str, seed: int, settings: list[str], options: argparse.Namespace) -> dict:
-    command = [sys.executable, "-m", "fedsim.app.cli.main", "run", str(ROOT / f"experiments/{name}.toml")]
+    command = [sys.executable, "-m", "fedsim", "run", str(ROOT / f"experiments/{name}.toml")]
     command += ["--json", "--data-dir", options.data_dir, "--out", options.out, "--set", f"seed={seed}"]
     command += [part for setting in settings for part in ("--set", setting)]
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)

@@ -52,7 +52,7 @@ def measured(method: str, epsilon: int, seed: int, options: argparse.Namespace) 
         half = 0.5 if method == "edp" else 1.0
         settings = DP | METHODS[method]
         settings |= {"dp.noise_multiplier": NOISE[epsilon], "train.lr": half * RATES[epsilon]}
-    command = [sys.executable, "-m", "fedsim.app.cli.main", "run", str(EXPERIMENT), "--json"]
+    command = [sys.executable, "-m", "fedsim", "run", str(EXPERIMENT), "--json"]
     command += ["--data-dir", options.data_dir, "--out", options.out, "--set", f"seed={seed}"]
     command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     summary = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
