@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Cli
 
 from fedsim.app.budget.plan import calibrated
 from fedsim.config import Config, from_flat
@@ -16,7 +17,6 @@ from fedsim.privacy.accounting import Event, epsilon
 from fedsim.privacy.claims import amplification, check_dp, relation, target_delta
 from fedsim.privacy.mechanism import device_mechanism, most_participations
 from fedsim.privacy.planning import calibrate, guaranteed, make_plan
-from tests.conftest import Cli
 
 
 def config(**changes: object) -> Config:
