@@ -142,6 +142,7 @@ def test_the_plan_rises_with_activity_and_stays_below_the_guarantee() -> None:
     assert 0 < local.planned.max() < local.guarantee
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["noise", "cap", "rounds"])
 def test_calibration_reaches_the_target_and_no_more_than_needed(what: str) -> None:
     settings, activity = config(selection__cap=0.3, train__rounds=30), np.array([1, 2])
@@ -161,6 +162,7 @@ def test_calibration_refuses_what_cannot_be_had() -> None:
         calibrated(Config(), 1.0, "noise")
 
 
+@pytest.mark.slow
 def test_show_and_calibrate_tell_what_a_run_costs(fedsim: Cli, tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text(
         '[dp]\nunit = "device"\n[selection]\ncap = 0.2\n[aggregation]\nrule = "fedavg"\n'

@@ -10,7 +10,8 @@ from conftest import Cli
 from fedsim.app.cli.main import COMMANDS
 
 CONTINUAL = [f"--set=stream.{s}" for s in ("mode=continual", "arrivals=poisson", "periods=2")]
-QUICK = ["experiments/quickstart.toml", "--set", "train.rounds=3", "--set", "train.centralised=false"]
+SMALL = ("train.rounds=3", "train.centralised=false", "data.devices=60", "data.examples=600")
+QUICK = ["experiments/quickstart.toml", *(f"--set={setting}" for setting in SMALL)]
 
 
 def test_run_prints_a_summary_and_where_the_results_are(fedsim: Cli, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_backends import settings
+from test_engines import settings
 
 from experiments.deployment.hub import hub, load_key, write_keys
 from experiments.deployment.processes import LONG_S, ROOT, Federation, free_port, until

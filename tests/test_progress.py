@@ -89,7 +89,7 @@ def test_a_broken_tracker_is_told_once_and_stops_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Kept.rows.clear()
-    done = run(small(tmp_path, place__trackers="test_watch:Broken, test_watch:Kept"))
+    done = run(small(tmp_path, place__trackers="test_progress:Broken, test_progress:Kept"))
     told = capsys.readouterr().err
     assert told.count("failed and is left out from here on: OSError: no connection") == 1
     assert [round for round, _ in Kept.rows] == [1, 2, 3]
