@@ -27,7 +27,17 @@ settings.register_profile("dev", max_examples=25, deadline=None)
 settings.register_profile("ci", max_examples=100, deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
+MARKED_BY = {"fedsim_process": "process", "data_dir": "realdata", "browser": "browser"}
+"""Fixtures, and the marker of every test that asks for one."""
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for fixture, marker in MARKED_BY.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(marker)
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +119,7 @@ def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
 
 @pytest.fixture
 def fedsim_process(tmp_path: Path) -> Cli:
-    """Run the command line in a process of its own, as people do; for tests marked `process`."""
+    """Run the command line in a process of its own, as people do; its tests are marked `process`."""
 
     def run(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         _with_experiments(tmp_path)

@@ -24,7 +24,6 @@ def test_run_prints_a_summary_and_where_the_results_are(fedsim: Cli, tmp_path: P
     assert "completed" in fedsim("runs").stdout
 
 
-@pytest.mark.process
 def test_json_is_all_that_stdout_gets(fedsim_process: Cli) -> None:
     done = fedsim_process("run", *QUICK, "--json", "--nodes", "2")
     summary = json.loads(done.stdout)
@@ -109,7 +108,6 @@ def test_wrong_input_gets_one_sentence_and_exit_code_2(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.process
 def test_wrong_input_ends_a_process_with_exit_code_2(fedsim_process: Cli) -> None:
     done = fedsim_process("run", "none.toml", check=False)
     assert done.returncode == 2
@@ -117,7 +115,6 @@ def test_wrong_input_ends_a_process_with_exit_code_2(fedsim_process: Cli) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.process
 def test_every_command_works_in_a_process_of_its_own(fedsim_process: Cli, tmp_path: Path) -> None:
     """All other tests of commands call `main` in their own process."""
     (tmp_path / "x.sweep.toml").write_text(f'base = "{QUICK[0]}"\n[grid]\ntrain.lr = [0.1]\n')
@@ -141,7 +138,6 @@ def test_every_command_works_in_a_process_of_its_own(fedsim_process: Cli, tmp_pa
         assert part in fedsim_process(command, *arguments).stdout, command
 
 
-@pytest.mark.process
 def test_an_unexpected_error_shows_no_local_variables(fedsim_process: Cli, tmp_path: Path) -> None:
     """A traceback with variables would print people's data."""
     (tmp_path / "broken.py").write_text(

@@ -244,6 +244,8 @@ def test_a_round_stands_in_the_ledger_before_any_device_is_asked(tmp_path: Path,
     assert known == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("source", ["seeded", "os"])
 def test_kill_minus_nine_never_makes_epsilon_smaller(tmp_path: Path, source: str) -> None:
     """A real process, killed at work, ended by a second one; equal if seeded, counted again with OS noise."""

@@ -17,7 +17,7 @@ from experiments.deployment.processes import LONG_S, ROOT, Federation, free_port
 from fedsim.app.engines.connection import Connection, RunState, script
 from fedsim.config import to_toml
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.superlink]
 APP = "@fedsim/fedsim-privacy==0.1.0"
 
 
