@@ -50,7 +50,7 @@ def _one_thread() -> None:
 def _in_time(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that takes long and does not say so; child processes and shared fixtures do not count.
 
-    Seen to fail: `CPU_S` set to 0.1, a test that computes for 0.2 s.
+    Seen to fail: the whole sanity battery without its marker (35 s).
     """
     before = time.process_time()
     yield

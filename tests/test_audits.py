@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factory import configured
 
 from fedsim.app.audits.findings import FILE
 from fedsim.app.audits.finished_run import audit_finished
@@ -16,7 +17,7 @@ from fedsim.app.audits.membership.shadows import shadow_config
 from fedsim.app.engines.local import run_local
 from fedsim.app.experiment.loading import load_holdings
 from fedsim.app.rundir.run_dir import RunDir
-from fedsim.config import Config, from_flat
+from fedsim.config import Config
 from fedsim.data.canary_devices import canary_names, with_canary_devices
 from fedsim.data.coins import Coins
 from fedsim.data.pool import pooled, repeated
@@ -41,8 +42,7 @@ AUDIT = {"audit.evaluators": "membership", "audit.coins": "record", "audit.refer
 
 
 def config(out: Path, **changes: object) -> Config:
-    named = {key.replace("__", "."): value for key, value in changes.items()}
-    return from_flat(TINY | {"place.out": str(out)} | named)
+    return configured(TINY | {"place.out": str(out)}, **changes)
 
 
 def rows(run: RunDir, kind: str) -> list[dict[str, object]]:

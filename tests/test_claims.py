@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Cli
+from factory import configured
 
 from fedsim.app.budget.plan import calibrated
-from fedsim.config import Config, from_flat
+from fedsim.config import Config
 from fedsim.errors import WrongInput
 from fedsim.privacy.accounting import Event, epsilon
 from fedsim.privacy.claims import amplification, check_dp, relation, target_delta
@@ -20,8 +21,7 @@ from fedsim.privacy.planning import calibrate, guaranteed, make_plan
 
 
 def config(**changes: object) -> Config:
-    named = {key.replace("__", "."): value for key, value in changes.items()}
-    return from_flat({"dp.unit": "device", "aggregation.rule": "fedavg"} | named)
+    return configured({"dp.unit": "device", "aggregation.rule": "fedavg"}, **changes)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from factory import configured
 from flwr.app import Message, MessageType
 
 from fedsim.app.engines.local import run_local
@@ -23,7 +24,7 @@ from fedsim.app.engines.local_grid import LocalGrid
 from fedsim.app.node.app import app as client_app
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.app.server.serve import serve
-from fedsim.config import Config, from_flat, to_flat
+from fedsim.config import Config, to_flat
 from fedsim.errors import RunFailed
 from fedsim.privacy.accounting import Event, epsilon, epsilon_rdp
 from fedsim.privacy.claims import target_delta
@@ -49,8 +50,7 @@ TINY = {
 
 
 def config(out: Path, **changes: object) -> Config:
-    named = {key.replace("__", "."): value for key, value in changes.items()}
-    return from_flat(TINY | {"place.out": str(out)} | named)
+    return configured(TINY | {"place.out": str(out)}, **changes)
 
 
 def entry(

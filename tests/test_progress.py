@@ -5,12 +5,13 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from factory import configured
 from rich.console import Console
 from test_report import SMALL
 
 from fedsim.app import run
 from fedsim.app.cli.progress import Watcher, epsilon_so_far
-from fedsim.config import Config, from_flat
+from fedsim.config import Config
 from fedsim.errors import WrongInput
 
 PRIVATE = {"dp.unit": "device", "selection.cohort": 5, "dp.noise_multiplier": 2.0}
@@ -40,8 +41,7 @@ class Broken(Kept):
 
 
 def small(folder: Path, **more: object) -> Config:
-    named = {key.replace("__", "."): value for key, value in more.items()}
-    return from_flat(SMALL | {"name": "small", "place.out": str(folder)} | named)
+    return configured(SMALL | {"name": "small", "place.out": str(folder)}, **more)
 
 
 def test_the_table_tells_round_metric_epsilon_speed_and_time_left(tmp_path: Path) -> None:

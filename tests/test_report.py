@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from conftest import Cli
+from factory import configured
 
 from fedsim.app.engines.local import run_local
 from fedsim.app.report.write import report_on, write_report
 from fedsim.app.rundir.files import Row
 from fedsim.app.rundir.run_dir import RunDir
-from fedsim.config import from_flat
 from fedsim.errors import WrongInput
 
 SMALL = {
@@ -26,8 +26,7 @@ SMALL = {
 
 
 def run(out: Path, **changes: object) -> RunDir:
-    named = {key.replace("__", "."): value for key, value in changes.items()}
-    return run_local(from_flat(SMALL | {"name": "small", "place.out": str(out)} | named))
+    return run_local(configured(SMALL | {"name": "small", "place.out": str(out)}, **changes))
 
 
 PRIVATE = {"dp__unit": "device", "selection__cohort": 5, "dp__noise_multiplier": 2.0}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factory import configured
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -48,8 +49,7 @@ TINY = {
 
 
 def config(out: Path, **changes: object) -> Config:
-    named = {key.replace("__", "."): value for key, value in changes.items()}
-    return from_flat(TINY | {"place.out": str(out)} | named)
+    return configured(TINY | {"place.out": str(out)}, **changes)
 
 
 def final(run: RunDir) -> Params:
