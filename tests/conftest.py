@@ -33,11 +33,14 @@ MARKED_BY = {"fedsim_process": "process", "data_dir": "realdata", "browser": "br
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests by their fixtures; where workers share them, slow ones come first and leave no long tail."""
     for item in items:
         for fixture, marker in MARKED_BY.items():
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(marker)
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)
