@@ -4,16 +4,23 @@ BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: quickstart test install
+.PHONY: quickstart test test-all check install
 
 quickstart: install
 	$(BIN)/fedsim run experiments/quickstart.toml --report
 
-test: install
+# Linters, type checker and every test that takes seconds.
+test: check
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+
+# The same with every test.
+test-all: check
+	$(BIN)/pytest -n 2 --dist worksteal --durations=40
+
+check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2
 
 install: .venv/.installed
 

@@ -60,6 +60,7 @@ def test_epsilon_has_its_golden_values(
     assert epsilon([Event(z, q, count)], at) == pytest.approx(expected, abs=0.0051), source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factor", "expected"), [(1.0, 1.30), (0.97, 1.76), (0.95, 2.50), (0.9, 9.20), (0.8, 147.8)]
 )
@@ -197,7 +198,6 @@ def test_no_divergence_is_epsilon_zero() -> None:
     assert renyi_epsilons(np.zeros((1, len(orders()))), 1e-5)[0] == 0.0
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 1000), st.floats(0.5, 6.0), st.integers(0, 2**32))
 def test_quantised_rates_are_few_and_never_smaller(size: int, skew: float, seed: int) -> None:
     before = np.append(np.random.default_rng(seed).random(size) ** skew, 0.0)

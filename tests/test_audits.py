@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factory import configured
 
 from fedsim.app.audits.membership.shadows import shadow_config
 from fedsim.app.engines.local import run_local
@@ -16,7 +17,7 @@ from fedsim.app.experiment.loading import load_holdings
 from fedsim.app.rundir.audit_file import FILE
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.app.server.finished_audit import audit_finished
-from fedsim.config import Config, from_flat
+from fedsim.config import Config
 from fedsim.data.canary_devices import canary_names, with_canary_devices
 from fedsim.data.coins import Coins
 from fedsim.data.pool import pooled, repeated
@@ -41,8 +42,7 @@ AUDIT = {"audit.evaluators": "membership", "audit.coins": "record", "audit.refer
 
 
 def config(out: Path, **changes: object) -> Config:
-    named = {key.replace("__", "."): value for key, value in changes.items()}
-    return from_flat(TINY | {"place.out": str(out)} | named)
+    return configured(TINY | {"place.out": str(out)}, **changes)
 
 
 def rows(run: RunDir, kind: str) -> list[dict[str, object]]:
@@ -186,6 +186,7 @@ def test_audits_come_every_so_many_rounds_and_an_interrupted_run_has_each_once(t
     assert rows(run, "membership") == rows(undisturbed, "membership")
 
 
+@pytest.mark.slow
 def test_under_dp_of_the_same_unit_a_row_says_what_the_profile_allows(tmp_path: Path) -> None:
     run = run_local(
         config(
@@ -205,6 +206,7 @@ def test_under_dp_of_the_same_unit_a_row_says_what_the_profile_allows(tmp_path: 
     assert (np.array(whole["allowed_tpr"]) >= np.array(whole["fpr"]) - 1e-6).all()
 
 
+@pytest.mark.slow
 def test_of_unlike_units_no_region_and_no_epsilon_of_the_ledger_are_told(tmp_path: Path) -> None:
     settings = config(tmp_path, **AUDIT | {"audit.evaluators": "membership,bounds"}, dp__unit="device")
     run = run_local(settings)
@@ -253,6 +255,7 @@ def test_canary_devices_stand_beside_the_others_and_teach_nothing(tmp_path: Path
     assert (more.canary == -2).sum() == 12 * int(np.median(plain.activity[plain.activity > 0]))
 
 
+@pytest.mark.slow
 def test_one_shot_sees_the_directions_of_canary_devices_that_little_noise_hides(tmp_path: Path) -> None:
     changes = {
         "audit.evaluators": "bounds",
@@ -288,6 +291,7 @@ def test_the_command_attacks_a_finished_run_and_says_what_was_found(attacked: Ru
         assert "error:" in refused.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("total_score", "compared"), [(0.0, False), (25.0, True)])
 def test_a_coin_removes_a_device_so_a_relation_of_zero_out_is_not_compared(
     total_score: float, compared: bool, tmp_path: Path

@@ -114,6 +114,7 @@ def test_growth(tmp_path: Path) -> None:
     assert [row["trained"] for row in found] == [[5], [4], [8]]
 
 
+@pytest.mark.slow
 def test_what_the_machine_allows_is_more_than_any_throughput(tmp_path: Path) -> None:
     measured = {
         "setting": "bilstm",

@@ -60,6 +60,7 @@ def by_one_shot(mu: float, trial: int) -> Bound:
 METHODS = [by_two_worlds, by_gaussian, by_profile, by_one_run, by_one_shot]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_bound_on_pure_noise_is_above_zero_in_at_most_five_percent(
     method: Callable[[float, int], Bound],
@@ -67,6 +68,7 @@ def test_a_bound_on_pure_noise_is_above_zero_in_at_most_five_percent(
     assert np.mean([method(0.0, trial).epsilon_low > 0 for trial in range(TRIALS)]) <= ALLOWED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_bound_exceeds_the_true_epsilon_in_at_most_five_percent(
     method: Callable[[float, int], Bound],

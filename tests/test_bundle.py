@@ -47,6 +47,8 @@ def test_the_bundle_holds_the_application_and_nothing_private(bundle: Path) -> N
     assert not any(name.startswith("experiments/benchmarks") for name in names)
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_the_quickstart_runs_from_the_bundle_alone(bundle: Path) -> None:
     where = (
         "import fedsim, strategies, clients; print(fedsim.__file__, strategies.__file__, clients.__file__)"

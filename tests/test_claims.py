@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Cli
+from factory import configured
 
 from fedsim.app.server.calibration import calibrated
-from fedsim.config import Config, from_flat
+from fedsim.config import Config
 from fedsim.errors import WrongInput
 from fedsim.privacy.accounting import Event, epsilon
 from fedsim.privacy.claims import amplification, check_dp, relation, target_delta
@@ -21,12 +23,10 @@ from strategies.aggregation import Rule as ServerRule
 from strategies.aggregation.averages import FedAvg
 from strategies.selection import SELECTORS, Rule
 from strategies.selection.by_activity import uniform
-from tests.conftest import Cli
 
 
 def config(**changes: object) -> Config:
-    named = {key.replace("__", "."): value for key, value in changes.items()}
-    return from_flat({"dp.unit": "device", "aggregation.rule": "fedavg"} | named)
+    return configured({"dp.unit": "device", "aggregation.rule": "fedavg"}, **changes)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +179,7 @@ def test_the_plan_rises_with_activity_and_stays_below_the_guarantee() -> None:
     assert 0 < local.planned.max() < local.guarantee
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["noise", "cap", "rounds"])
 def test_calibration_reaches_the_target_and_no_more_than_needed(what: str) -> None:
     settings, activity = config(selection__cap=0.3, train__rounds=30), np.array([1, 2])
@@ -198,6 +199,7 @@ def test_calibration_refuses_what_cannot_be_had() -> None:
         calibrated(Config(), 1.0, "noise")
 
 
+@pytest.mark.slow
 def test_show_and_calibrate_tell_what_a_run_costs(fedsim: Cli, tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text(
         '[dp]\nunit = "device"\n[selection]\ncap = 0.2\n[aggregation]\nrule = "fedavg"\n'

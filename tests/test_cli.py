@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from conftest import Cli
 
+from fedsim.app.cli.main import COMMANDS
+
 CONTINUAL = [f"--set=stream.{s}" for s in ("mode=continual", "arrivals=poisson", "periods=2")]
-QUICK = ["experiments/quickstart.toml", "--set", "train.rounds=3", "--set", "train.centralised=false"]
+SMALL = ("train.rounds=3", "train.centralised=false", "data.devices=60", "data.examples=600")
+QUICK = ["experiments/quickstart.toml", *(f"--set={setting}" for setting in SMALL)]
 
 
 def test_run_prints_a_summary_and_where_the_results_are(fedsim: Cli, tmp_path: Path) -> None:
@@ -21,13 +24,13 @@ def test_run_prints_a_summary_and_where_the_results_are(fedsim: Cli, tmp_path: P
     assert "completed" in fedsim("runs").stdout
 
 
-def test_json_is_all_that_stdout_gets(fedsim: Cli) -> None:
-    done = fedsim("run", *QUICK, "--json", "--nodes", "2")
+def test_json_is_all_that_stdout_gets(fedsim_process: Cli) -> None:
+    done = fedsim_process("run", *QUICK, "--json", "--nodes", "2")
     summary = json.loads(done.stdout)
     assert summary["status"] == "completed"
     assert summary["rounds"] == 3
     assert done.stderr == ""
-    assert json.loads(fedsim("run", *QUICK, "--json").stdout) == summary
+    assert json.loads(fedsim_process("run", *QUICK, "--json").stdout) == summary
 
 
 def test_show_tells_config_federation_and_plan_without_training(fedsim: Cli, tmp_path: Path) -> None:
@@ -105,12 +108,42 @@ def test_wrong_input_gets_one_sentence_and_exit_code_2(
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_unexpected_error_shows_no_local_variables(fedsim: Cli, tmp_path: Path) -> None:
+def test_wrong_input_ends_a_process_with_exit_code_2(fedsim_process: Cli) -> None:
+    done = fedsim_process("run", "none.toml", check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: the experiment file 'none.toml' does not exist\n"
+
+
+@pytest.mark.slow
+def test_every_command_works_in_a_process_of_its_own(fedsim_process: Cli, tmp_path: Path) -> None:
+    """All other tests of commands call `main` in their own process."""
+    (tmp_path / "x.sweep.toml").write_text(f'base = "{QUICK[0]}"\n[grid]\ntrain.lr = [0.1]\n')
+    private = ["--set=dp.unit=device", "--set=selection.cap=0.2", "--set=aggregation.rule=fedavg"]
+    said = {
+        "show": ([*QUICK], "Gini of activity"),
+        "run": ([*QUICK], "Results: "),
+        "runs": ([], "completed"),
+        "export": (["runs"], "model"),
+        "report": (["runs"], "report.html"),
+        "audit": (["runs/quickstart", "--references=0"], "blind AUC"),
+        "data": ([QUICK[0]], "data.html"),
+        "calibrate": ([QUICK[0], *private, "--epsilon=4"], "--set dp.noise_multiplier="),
+        "sweep": (["x.sweep.toml", "--dry-run"], " new "),
+        "config": (["--defaults"], "lr = 0.1"),
+        "doctor": ([], "torch"),
+        "deploy": (["init", "keys", "--host", "127.0.0.1"], "keys"),
+    }
+    assert said.keys() == {command.__name__ for command in COMMANDS} | {"deploy"}
+    for command, (arguments, part) in said.items():
+        assert part in fedsim_process(command, *arguments).stdout, command
+
+
+def test_an_unexpected_error_shows_no_local_variables(fedsim_process: Cli, tmp_path: Path) -> None:
     """A traceback with variables would print people's data."""
     (tmp_path / "broken.py").write_text(
         "def rule(view, settings, rng):\n    secret = 'my pin is 1234'\n    1 / 0\n"
     )
-    done = fedsim("run", *QUICK, "--set", "selection.rule=broken:rule", check=False)
+    done = fedsim_process("run", *QUICK, "--set", "selection.rule=broken:rule", check=False)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     assert "1234" not in done.stderr.replace("secret = 'my pin is 1234'", "")

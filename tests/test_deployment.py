@@ -22,7 +22,7 @@ from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Config, to_toml
 from fedsim.privacy.ledger import Ledger
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.superlink]
 CONTINUAL = {
     "stream__mode": "continual",
     "stream__periods": 2,

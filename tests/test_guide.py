@@ -15,6 +15,8 @@ BLOCKS = re.findall(r"^```sh\n(.*?)^```$", GUIDE, flags=re.DOTALL | re.MULTILINE
 
 
 @pytest.mark.slow
+@pytest.mark.superlink
+@pytest.mark.docs
 def test_a_new_user_comes_to_a_federation_with_tls_by_the_guide(tmp_path: Path) -> None:
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     script = "set -e\ntrap 'kill $(cat federation/*.pid 2>/dev/null) 2>/dev/null || true' EXIT\n"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from factory import configured
 from flwr.app import Message, MessageType
 
 from fedsim.app.engines.local import run_local
@@ -23,7 +24,7 @@ from fedsim.app.engines.local_grid import LocalGrid
 from fedsim.app.node.app import app as client_app
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.app.server.serve import serve
-from fedsim.config import Config, from_flat, to_flat
+from fedsim.config import Config, to_flat
 from fedsim.errors import RunFailed
 from fedsim.privacy.accounting import Event, epsilon, epsilon_rdp
 from fedsim.privacy.claims import target_delta
@@ -49,8 +50,7 @@ TINY = {
 
 
 def config(out: Path, **changes: object) -> Config:
-    named = {key.replace("__", "."): value for key, value in changes.items()}
-    return from_flat(TINY | {"place.out": str(out)} | named)
+    return configured(TINY | {"place.out": str(out)}, **changes)
 
 
 def entry(
@@ -244,6 +244,8 @@ def test_a_round_stands_in_the_ledger_before_any_device_is_asked(tmp_path: Path,
     assert known == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("source", ["seeded", "os"])
 def test_kill_minus_nine_never_makes_epsilon_smaller(tmp_path: Path, source: str) -> None:
     """A real process, killed at work, ended by a second one; equal if seeded, counted again with OS noise."""

@@ -40,6 +40,7 @@ def test_the_experiment_holds_what_the_readme_says(data_dir: Path, tmp_path: Pat
     assert central["intent_accuracy"] - federated["intent_accuracy"] <= 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "accuracy"), [("bag", 0.70), ("bilstm", 0.15)])
 def test_thirty_rounds_learn_a_good_part(data_dir: Path, tmp_path: Path, model: str, accuracy: float) -> None:
     """A part of the experiment; its whole figures stand in the README."""

@@ -1,7 +1,6 @@
 """Every real set loads and trains: intents, next actions, entities, next words and images."""
 
 import math
-import os
 import resource
 from pathlib import Path
 
@@ -30,22 +29,10 @@ SETTINGS = (
 )
 
 
-@pytest.fixture(scope="module")
-def sets() -> Path:
-    """The folder of real sets: FEDSIM_DATA, or the one beside the repository."""
-    folder = Path(os.environ.get("FEDSIM_DATA", "") or ROOT.parent / "shared" / "data")
-    if not (folder / "README.md").is_file():
-        reason = "the real data sets are not here; name their folder in FEDSIM_DATA"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("experiment", "metric"),
     [
-        ("language_irc", "perplexity"),
+        pytest.param("language_irc", "perplexity", marks=pytest.mark.slow),
         ("language_shakespeare", "word_accuracy"),
         ("tagging_btc", "span_f1"),
         ("classification_star", "accuracy"),
@@ -54,19 +41,19 @@ def sets() -> Path:
     ],
 )
 def test_an_experiment_on_real_data_trains_for_a_round(
-    sets: Path, tmp_path: Path, experiment: str, metric: str
+    data_dir: Path, tmp_path: Path, experiment: str, metric: str
 ):
     config = load(ROOT / "experiments" / f"{experiment}.toml", SETTINGS)
-    place = {"place.data_dir": str(sets), "place.out": str(tmp_path)}
+    place = {"place.data_dir": str(data_dir), "place.out": str(tmp_path)}
     summary = run_local(from_flat(to_flat(config) | place)).summary
     assert summary["status"] == "completed"
     assert math.isfinite(summary["metrics"][metric])
     assert math.isfinite(summary["metrics"]["loss"])
 
 
-def test_star_is_learned_over_its_real_periods(sets: Path, tmp_path: Path):
+def test_star_is_learned_over_its_real_periods(data_dir: Path, tmp_path: Path):
     config = load(ROOT / "experiments" / "continual_star.toml", [*SETTINGS, "train.rounds=5"])
-    place = {"place.data_dir": str(sets), "place.out": str(tmp_path), "availability.rule": "clock"}
+    place = {"place.data_dir": str(data_dir), "place.out": str(tmp_path), "availability.rule": "clock"}
     run = run_local(from_flat(to_flat(config) | place))
     matrix = period_matrix(run.rows("periods.jsonl"), "accuracy")
     assert matrix.shape == (6, 5)
@@ -105,10 +92,10 @@ def test_the_digits_are_learned_without_any_file(tmp_path: Path):
 )
 @pytest.mark.parametrize("model", ["bag", "bilstm", "transformer"])
 def test_a_set_without_devices_trains_once_it_is_partitioned(
-    sets: Path, name: str, task: str, partition: dict[str, str], labels: int, tags: int, model: str
+    data_dir: Path, name: str, task: str, partition: dict[str, str], labels: int, tags: int, model: str
 ):
     data = Data(source="files", task=task, path=name, train="train*", test="test*", devices=100)
-    federation = load_federation(data, sets, Partition.model_validate(partition))
+    federation = load_federation(data, data_dir, Partition.model_validate(partition))
     assert (len(federation.spec.labels), len(federation.spec.tags)) == (labels, tags)
     module = build_model(federation.spec, Model(name=model, embedding=16, hidden=16), seed=1)
     trainer = Trainer(module, make_task(federation.spec), Train(local_steps=2))
@@ -118,15 +105,16 @@ def test_a_set_without_devices_trains_once_it_is_partitioned(
     assert all(bool(d.isfinite().all()) and bool(d.any()) for d in total.delta.values())
 
 
-def test_a_set_without_devices_says_so(sets: Path):
+def test_a_set_without_devices_says_so(data_dir: Path):
     data = Data(source="files", task="tagging", path="wnut17", train="train.jsonl.gz")
     with pytest.raises(WrongInput, match="no column for 'device'"):
-        load_federation(data, sets)
+        load_federation(data, data_dir)
 
 
-def test_all_messages_of_irc_fit_into_memory_as_shared_tensors(sets: Path):
+@pytest.mark.slow
+def test_all_messages_of_irc_fit_into_memory_as_shared_tensors(data_dir: Path):
     data = load(ROOT / "experiments" / "language_irc.toml").data
-    federation = load_federation(data, sets)
+    federation = load_federation(data, data_dir)
     assert len(federation.devices) > 16_000
     assert federation.spec.vocabulary == data.vocabulary_size + UNKNOWN + 1
     one, other = (federation.train(str(d)).fields for d in federation.devices[federation.activity > 1][:2])
@@ -135,8 +123,8 @@ def test_all_messages_of_irc_fit_into_memory_as_shared_tensors(sets: Path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 * 2**20  # KiB, of this whole process
 
 
-def test_characters_of_every_drawer_are_held_out(sets: Path):
-    federation = load_federation(load(ROOT / "experiments" / "image_omniglot.toml").data, sets)
+def test_characters_of_every_drawer_are_held_out(data_dir: Path):
+    federation = load_federation(load(ROOT / "experiments" / "image_omniglot.toml").data, data_dir)
     assert len(federation.devices) == 160
     assert federation.activity.sum() + len(federation.test) == 4840
     assert len(np.unique(federation.test.fields["label"])) > 200

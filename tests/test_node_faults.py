@@ -16,7 +16,7 @@ from test_deployment import charged, node_terms, settings
 from experiments.deployment.processes import LONG_S, ROOT, Federation, commands, send_all, until
 from fedsim.app.rundir.run_dir import RunDir
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.superlink]
 SLEEP = """
 import select, time
 time.sleep = lambda seconds: select.select([], [], [], seconds) and None

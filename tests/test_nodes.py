@@ -190,6 +190,8 @@ def test_nodes_are_asked_in_one_batch(tmp_path: Path, settings: Config) -> None:
     assert grid.asked == [2, 3]
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_disk_that_is_really_full_ends_a_run_in_a_sentence_and_more_room_lets_it_go_on(
     tmp_path: Path,
 ) -> None:

@@ -9,6 +9,8 @@ from nbclient import NotebookClient
 NOTEBOOK = Path(__file__).parents[1] / "experiments" / "notebook.ipynb"
 
 
+@pytest.mark.slow
+@pytest.mark.docs
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # those of the notebook's own machinery
 def test_the_notebook_runs_and_shows_what_it_says(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)

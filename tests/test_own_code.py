@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_updates import examples_of
+from test_update_scores import examples_of
 from torch import Tensor, nn
 
 from experiments.own.dataset import Colours

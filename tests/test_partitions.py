@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 from flwr_datasets.partitioner import IidPartitioner, Partitioner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.config import Config, Data, Partition
@@ -254,7 +254,6 @@ def test_counts_are_read_from_text_from_json_and_from_a_column_of_records(tmp_pa
     alpha=st.sampled_from([1e-9, 0.01, 1.0, 1e9]),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=60, deadline=None)
 def test_the_label_rule_covers_with_exact_sizes_whatever_the_labels(
     labels: list[int], devices: int, alpha: float, seed: int
 ) -> None:
@@ -272,7 +271,6 @@ def test_the_label_rule_covers_with_exact_sizes_whatever_the_labels(
     shape=st.floats(0.01, 50.0),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=60, deadline=None)
 def test_tails_sum_to_the_examples_and_respect_the_least_size(
     devices: int, over: int, min_size: int, law: Any, shape: float, seed: int
 ) -> None:
@@ -284,7 +282,6 @@ def test_tails_sum_to_the_examples_and_respect_the_least_size(
 
 
 @given(concentration=st.lists(st.floats(1e-9, 1e6), min_size=1, max_size=9), seed=st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
 def test_dirichlet_shares_sum_to_one_however_small_the_concentration(
     concentration: list[float], seed: int
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factory import configured
 from flwr.app import Context, RecordDict
 
 from fedsim.app.engines.local import run_local
@@ -48,7 +49,7 @@ SMALL: dict[str, str | int | float | bool] = {
 
 
 def config(**changes: str | int | float | bool) -> Config:
-    return from_flat(SMALL | {name.replace("__", "."): value for name, value in changes.items()})
+    return configured(SMALL, **changes)
 
 
 def planted(of: Config) -> Pool:

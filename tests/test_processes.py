@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_private_training import assignments as public
-from test_private_training import private
+from test_dp_sgd import assignments as public
+from test_dp_sgd import private
 from test_rounds import config, final
 from test_training import SIZES, TEXT, assignments, build, double, examples
 from torch import nn

@@ -34,6 +34,8 @@ def test_make_knows_what_the_readme_names() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.docs
 def test_the_readme_s_commands_work_in_their_order(tmp_path: Path, data_dir: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()

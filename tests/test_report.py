@@ -2,11 +2,13 @@
 
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from conftest import Cli
+from factory import configured
 
 from fedsim.app.cli.progress import METRICS
 from fedsim.app.engines.local import run_local
@@ -16,7 +18,6 @@ from fedsim.app.report.write import report_on, write_report
 from fedsim.app.rundir.files import Row
 from fedsim.app.rundir.metrics import SHOWN
 from fedsim.app.rundir.run_dir import RunDir
-from fedsim.config import from_flat
 from fedsim.errors import WrongInput
 
 SMALL = {
@@ -29,8 +30,41 @@ SMALL = {
 
 
 def run(out: Path, **changes: object) -> RunDir:
-    named = {key.replace("__", "."): value for key, value in changes.items()}
-    return run_local(from_flat(SMALL | {"name": "small", "place.out": str(out)} | named))
+    return run_local(configured(SMALL | {"name": "small", "place.out": str(out)}, **changes))
+
+
+PRIVATE = {"dp__unit": "device", "selection__cohort": 5, "dp__noise_multiplier": 2.0}
+
+
+def reported(out: Path, **changes: object) -> RunDir:
+    """Return a finished run with its page; tests read it and change only a `copy` of it."""
+    made = run(out, **changes)
+    write_report(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return reported(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="session")
+def centralised(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return reported(tmp_path_factory.mktemp("centralised"), train__centralised=True)
+
+
+@pytest.fixture(scope="session")
+def private(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return reported(tmp_path_factory.mktemp("private"), **PRIVATE)
+
+
+def page_of(made: RunDir) -> str:
+    return (made.path / "report.html").read_text()
+
+
+def copy(made: RunDir, out: Path) -> RunDir:
+    """Return a copy of a shared run, to write into."""
+    return RunDir(shutil.copytree(made.path, out / "copy"))
 
 
 class Page(HTMLParser):
@@ -127,8 +161,8 @@ def attacked(run: RunDir, strength: float = 0.25) -> RunDir:
     return run
 
 
-def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
-    text = write_report(run(tmp_path, train__centralised=True)).read_text()
+def test_the_page_needs_nothing_from_outside(centralised: RunDir) -> None:
+    text = page_of(centralised)
     page = Page(text)
     assert page.open == []
     assert page.tags.count("svg") == 4
@@ -137,54 +171,51 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     assert not re.search(r"url\((?!#)|@import", text)
 
 
-def test_the_page_states_the_gap_to_the_centralised_model(tmp_path: Path) -> None:
-    found = run(tmp_path, train__centralised=True)
-    text, summary = write_report(found).read_text(), found.summary
+def test_the_page_states_the_gap_to_the_centralised_model(centralised: RunDir) -> None:
+    text = page_of(centralised)
+    summary = centralised.summary
     assert summary is not None
     a, b = (s["intent_accuracy"] for s in (summary["metrics"], summary["reference"]["centralised"]))
     for number in (f"{a:.4f}", f"{b:.4f}", f"{a - b:+.4f}"):
         assert f">{number}</td>" in text
 
 
-def test_figures_are_written_beside_the_page(tmp_path: Path) -> None:
-    found = run(tmp_path)
-    write_report(found)
-    names = {p.name for p in (found.path / "figures").iterdir()}
+def test_figures_are_written_beside_the_page(plain: RunDir) -> None:
+    names = {p.name for p in (plain.path / "figures").iterdir()}
     drawn = ("learning", "activity", "participation", "time")
     assert names == {f"{name}.{suffix}" for name in drawn for suffix in ("svg", "png", "pdf")}
-    assert all(p.stat().st_size > 5000 for p in (found.path / "figures").iterdir())
+    assert all(p.stat().st_size > 5000 for p in (plain.path / "figures").iterdir())
 
 
-def test_an_unfinished_run_has_a_report_too(tmp_path: Path) -> None:
-    found = run(tmp_path)
+def test_an_unfinished_run_has_a_report_too(plain: RunDir, tmp_path: Path) -> None:
+    found = copy(plain, tmp_path)
     (found.path / "summary.json").unlink()
     assert "unfinished, 3 of 3 rounds" in write_report(found).read_text()
 
 
-def test_a_run_without_a_round_is_refused(tmp_path: Path) -> None:
-    found = run(tmp_path)
+def test_a_run_without_a_round_is_refused(plain: RunDir, tmp_path: Path) -> None:
+    found = copy(plain, tmp_path)
     (found.path / "rounds.jsonl").unlink()
     with pytest.raises(WrongInput, match="has no finished round yet"):
         write_report(found)
 
 
-def test_the_page_tells_the_privacy_that_the_run_has(tmp_path: Path) -> None:
-    made = run(tmp_path, dp__unit="device", selection__cohort=5, dp__noise_multiplier=2.0)
-    text = write_report(made).read_text()
-    summary = made.summary
+def test_the_page_tells_the_privacy_that_the_run_has(private: RunDir, plain: RunDir) -> None:
+    text = page_of(private)
+    summary = private.summary
     assert summary is not None
     assert f"epsilon at most {summary['privacy']['epsilon_guarantee']:.3f}" in text
     assert "Nothing bounds what this model reveals" not in text
-    assert "Nothing bounds what this model reveals" in write_report(run(tmp_path)).read_text()
+    assert "Nothing bounds what this model reveals" in page_of(plain)
 
 
 def plain_cells(made: RunDir) -> str:
     return write_report(made).read_text().replace('<td class="short">', "<td>")
 
 
-def test_attacks_stand_on_the_page_as_far_as_there_are_any(tmp_path: Path) -> None:
-    made = run(tmp_path, dp__unit="device", selection__cohort=5, dp__noise_multiplier=2.0)
-    bare = write_report(made).read_text()
+def test_attacks_stand_on_the_page_as_far_as_there_are_any(private: RunDir, tmp_path: Path) -> None:
+    made = copy(private, tmp_path)
+    bare = page_of(made)
     assert bare.count("It was not measured in this run") == 3
     assert "Not run with this run" in bare
     text = plain_cells(attacked(made))
@@ -196,8 +227,8 @@ def test_attacks_stand_on_the_page_as_far_as_there_are_any(tmp_path: Path) -> No
     assert Page(text).open == []
 
 
-def test_an_audit_above_its_ledger_is_red_unless_it_is_an_estimate(tmp_path: Path) -> None:
-    text = plain_cells(attacked(run(tmp_path), 1.0))
+def test_an_audit_above_its_ledger_is_red_unless_it_is_an_estimate(plain: RunDir, tmp_path: Path) -> None:
+    text = plain_cells(attacked(copy(plain, tmp_path), 1.0))
     assert '<tr class="bad"><td>two worlds</td>' in text
     assert "<tr><td>one run</td>" in text
     assert "<tr><td>one shot</td>" in text
@@ -216,6 +247,7 @@ def test_what_the_terminal_shows_is_what_the_page_shows() -> None:
     assert METRICS[: len(SHOWN)] == SHOWN
 
 
+@pytest.mark.slow
 def test_runs_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for seed in (1, 2):
@@ -232,6 +264,7 @@ def test_runs_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_a_sweep_has_its_frontier_its_cheapest_run_and_its_failures_on_the_page(
     fedsim: Cli, tmp_path: Path
 ) -> None:

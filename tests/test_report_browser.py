@@ -146,6 +146,7 @@ def test_a_figure_s_ink_is_the_page_s(browser: webdriver.Chrome, pages: dict[str
     assert len(inks) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_s_page_is_whole_too(browser: webdriver.Chrome, fedsim: Cli, tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(
         "data.devices = 20\ndata.examples = 200\nmodel.embedding = 8\ntrain.rounds = 2\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factory import configured
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -48,8 +49,7 @@ TINY = {
 
 
 def config(out: Path, **changes: object) -> Config:
-    named = {key.replace("__", "."): value for key, value in changes.items()}
-    return from_flat(TINY | {"place.out": str(out)} | named)
+    return configured(TINY | {"place.out": str(out)}, **changes)
 
 
 def final(run: RunDir) -> Params:
@@ -119,6 +119,8 @@ def test_a_run_that_ended_anywhere_resumes_to_the_same_bits(tmp_path: Path) -> N
     assert all(torch.equal(final(resumed)[n], p) for n, p in final(undisturbed).items())
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_kill_minus_nine_in_the_middle_changes_nothing(tmp_path: Path) -> None:
     settings = [f"--set={k}={v}" for k, v in TINY.items() if k != "train.rounds"]
     command = [

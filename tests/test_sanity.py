@@ -50,6 +50,7 @@ def test_broken_builds_are_caught_with_the_stated_power(build: Build, audit: typ
     assert sum(caught) >= 38
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("audit", [two_worlds, gaussian_worlds])
 def test_the_right_build_exceeds_its_epsilon_in_at_most_five_percent(audit: type) -> None:
     found = [audited(builds.right, audit, seed).epsilon_low > builds.EPSILON for seed in range(200)]
@@ -97,6 +98,7 @@ def test_the_blind_baseline_sees_members_that_differ_by_themselves() -> None:
     assert blind_auc(np.eye(4)[labels], member, rng) > 0.65
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_rows_and_all_are_green(fedsim: Cli) -> None:
     done = fedsim("audit", "--sanity")
     assert "broken: clip after the sum" in done.stdout

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_backends import settings
+from test_engines import settings
 
 from experiments.deployment.hub import hub, load_key, write_keys
 from experiments.deployment.processes import LONG_S, ROOT, Federation, free_port, until
 from fedsim.app.engines.connection import Connection, RunState, script
 from fedsim.config import to_toml
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.superlink]
 APP = "@fedsim/fedsim-privacy==0.1.0"
 
 

@@ -164,6 +164,7 @@ def test_a_dry_run_tells_the_plan_and_trains_nothing(fedsim: Cli, tmp_path: Path
     assert "from 1 finished run(s)" in fedsim("sweep", "s.sweep.toml", "--dry-run").stdout
 
 
+@pytest.mark.slow
 def test_a_failed_run_stops_no_other(fedsim: Cli, tmp_path: Path) -> None:
     text = GRID.replace('["uniform", "activity"]', '["uniform", "broken:rule"]')
     (tmp_path / "broken.py").write_text("def rule(view, settings, rng):\n    1 / 0\n")
@@ -217,6 +218,7 @@ def kill_at(folder: Path, rows: int) -> None:
     process.wait()
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_sweep_killed_at_five_random_points_ends_with_the_same_table(tmp_path: Path) -> None:
     base = BASE.replace("train.rounds = 3", "train.rounds = 60")

@@ -19,7 +19,7 @@ FILES: dict[str, tuple[str, str]] = {
     "privacy.md": ("fedsim/app/budget/statement.py", "the privacy statement, for people"),
     "privacy.json": ("fedsim/app/budget/statement.py", "the privacy statement, for programs"),
     "canaries.jsonl": ("fedsim/app/experiment/planting.py", "the canaries: secrets, holders, copies"),
-    "audit.jsonl": ("fedsim/app/audits/findings.py", "a row for each attack, canary and bound"),
+    "audit.jsonl": ("fedsim/app/rundir/audit_file.py", "a row for each attack, canary and bound"),
     "shadows/*": ("fedsim/app/audits/membership/shadows.py", "run folders of shadow models"),
     "summary.json": ("fedsim/app/rundir/run_dir.py", "the results; only a finished run has it"),
     "metrics.json": ("fedsim/app/server/monitoring.py", "how the run is doing (place.metrics)"),

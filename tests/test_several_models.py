@@ -129,6 +129,7 @@ ASKED: dict[str, object] = {
 }
 
 
+@pytest.mark.slow
 def test_fresh_records_of_devices_are_asked_and_a_device_is_one_unit(tmp_path: Path) -> None:
     run = run_local(config(tmp_path, **ASKED, audit__references=4, train__lr=2.0))
     row = one(run, game=NAME)

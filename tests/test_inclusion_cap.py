@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factory import configured
 from test_rounds import config as run_config
 
 from fedsim.app.engines.local import run_local
-from fedsim.config import Config, from_flat
+from fedsim.config import Config
 from fedsim.errors import WrongInput
 from fedsim.privacy.accounting import epsilon
 from fedsim.privacy.claims import target_delta
@@ -30,7 +31,7 @@ PRIVATE = {
 
 
 def config(**changes: object) -> Config:
-    return from_flat(PRIVATE | {key.replace("__", "."): value for key, value in changes.items()})
+    return configured(PRIVATE, **changes)
 
 
 def spent(settings: Config, chance: float, devices: int) -> float:

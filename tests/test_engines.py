@@ -19,7 +19,6 @@ from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Config, from_flat, to_flat, to_toml
 from fedsim.errors import WrongInput
 
-pytestmark = pytest.mark.slow
 TINY = {
     "data.devices": 30,
     "data.examples": 300,
@@ -87,6 +86,8 @@ def test_three_nodes_in_this_process_give_the_same_model_as_one(
     assert difference(reference[name], run_local(settings(name, tmp_path), nodes=3)) < 1e-6
 
 
+@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_ray_gives_the_same_model(name: str, reference: dict[str, RunDir], tmp_path: Path) -> None:
     config = settings(name, tmp_path / "runs")
@@ -99,6 +100,8 @@ def test_ray_gives_the_same_model(name: str, reference: dict[str, RunDir], tmp_p
     assert json.loads(done.stdout) == run.summary
 
 
+@pytest.mark.slow
+@pytest.mark.superlink
 def test_a_superlink_with_two_nodes_gives_the_same_model_under_noise(
     reference: dict[str, RunDir], federation: Federation
 ) -> None:
@@ -117,6 +120,8 @@ def test_a_superlink_with_two_nodes_gives_the_same_model_under_noise(
     assert json.loads(again.stdout) == run.summary  # it was done already: nothing is handed in
 
 
+@pytest.mark.slow
+@pytest.mark.superlink
 def test_flwr_run_by_itself_gives_the_same_model_under_the_name_in_the_file(
     reference: dict[str, RunDir], federation: Federation
 ) -> None:
@@ -135,6 +140,8 @@ def test_flwr_run_by_itself_gives_the_same_model_under_the_name_in_the_file(
     assert words[words.index("--token") + 1] == "***"
 
 
+@pytest.mark.slow
+@pytest.mark.superlink
 def test_wrong_input_ends_with_two_and_a_failure_with_one_each_in_a_sentence(federation: Federation) -> None:
     where = ("--backend", "superlink", "--address", federation.address, "--insecure")
     config = settings("plain", federation.home / "wrong")
@@ -151,6 +158,8 @@ def test_wrong_input_ends_with_two_and_a_failure_with_one_each_in_a_sentence(fed
     assert "Traceback" not in failed.stderr + wrong.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.ray
 def test_sigterm_ends_a_ray_run_with_all_that_it_started(tmp_path: Path) -> None:
     config = settings("plain", tmp_path / "runs")
     with Federation(tmp_path) as processes:

@@ -6,13 +6,14 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from factory import configured
 from rich.console import Console
 from test_report import SMALL
 
 from fedsim.app import run
 from fedsim.app.cli.progress import Watcher
 from fedsim.app.rundir.round_record import Round
-from fedsim.config import Config, from_flat
+from fedsim.config import Config
 from fedsim.errors import WrongInput
 
 PRIVATE = {"dp.unit": "device", "selection.cohort": 5, "dp.noise_multiplier": 2.0}
@@ -42,8 +43,7 @@ class Broken(Kept):
 
 
 def small(folder: Path, **more: object) -> Config:
-    named = {key.replace("__", "."): value for key, value in more.items()}
-    return from_flat(SMALL | {"name": "small", "place.out": str(folder)} | named)
+    return configured(SMALL | {"name": "small", "place.out": str(folder)}, **more)
 
 
 def test_the_table_tells_round_metric_epsilon_speed_and_time_left(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_broken_tracker_is_told_once_and_stops_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Kept.rows.clear()
-    done = run(small(tmp_path, place__trackers="test_watch:Broken, test_watch:Kept"))
+    done = run(small(tmp_path, place__trackers="test_progress:Broken, test_progress:Kept"))
     told = capsys.readouterr().err
     assert told.count("failed and is left out from here on: OSError: no connection") == 1
     assert [round for round, _ in Kept.rows] == [1, 2, 3]
