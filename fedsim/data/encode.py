@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     """Stack ragged rows into int64 [n, longest], at least one column."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     out = np.full((len(rows), max(1, int(lengths.max(initial=1)))), fill, dtype=np.int64)
-    flat = np.fromiter((value for row in rows for value in row), np.int64, int(lengths.sum()))
+    flat = np.fromiter(chain.from_iterable(rows), np.int64, int(lengths.sum()))
     out[np.arange(out.shape[1]) < lengths[:, None]] = flat
     return torch.from_numpy(out)
 

@@ -100,6 +100,11 @@ def _templates(text: str) -> list[str]:
 _INTENTS = tuple(sorted(INTENTS))
 _TEMPLATES = {intent: _templates(text) for intent, text in INTENTS.items()}
 _VALUES = {slot: text.split("|") for slot, text in SLOTS.items()}
+_SPOKEN = {
+    slot: [(words, [f"B-{slot}"] + [f"I-{slot}"] * (len(words) - 1)) for words in map(str.split, values)]
+    for slot, values in _VALUES.items()
+}
+"""By slot the words and the tags of each value."""
 _TAGS = ("O", *(f"{prefix}-{slot}" for slot in sorted(SLOTS) for prefix in "BI"))
 
 
@@ -112,8 +117,6 @@ _WORDS = _all_words()
 _OPTIONS = {"intent": len(_INTENTS)} | {name: len(each) for name, each in (_TEMPLATES | _VALUES).items()}
 """What a device chooses among: intents, by intent its wordings, by slot its values."""
 _BOUNDS = dict(zip(_OPTIONS, pairwise(accumulate(_OPTIONS.values(), initial=0)), strict=True))
-_CONCENTRATIONS = np.repeat([0.3 if name == "intent" else 0.5 for name in _OPTIONS], [*_OPTIONS.values()])
-"""Of the Dirichlet laws of all options, one after another."""
 FINGERPRINT = "1d209f384f0ab8803277cf6f8ae08ccb27275e483467ad0c477d2ba61f182983"
 """What a run notes of this generator; give it a new value when the same seed makes other requests."""
 
@@ -122,7 +125,7 @@ FINGERPRINT = "1d209f384f0ab8803277cf6f8ae08ccb27275e483467ad0c477d2ba61f182983"
 class _Habits:
     """How one device speaks: what it chooses most, and how often it is polite."""
 
-    gammas: list[float]
+    gammas: NDArray[np.float64]
     """The odds of all options, not yet divided by their sums."""
     politeness: float
     sums: dict[str, list[float]] = field(default_factory=dict)
@@ -131,7 +134,7 @@ class _Habits:
     def choose(self, name: str, rng: np.random.Generator) -> int:
         """Draw an option; numbers are rounded as `dirichlet` and `choice` of NumPy round them."""
         if name not in self.sums:
-            drawn = self.gammas[slice(*_BOUNDS[name])]
+            drawn = self.gammas[slice(*_BOUNDS[name])].tolist()
             scale = 1.0 / [*accumulate(drawn)][-1]
             found = [*accumulate(each * scale for each in drawn)]
             self.sums[name] = [each / found[-1] for each in found]
@@ -203,7 +206,9 @@ class Requests:
 
 
 def _habits(rng: np.random.Generator) -> _Habits:
-    return _Habits(rng.standard_gamma(_CONCENTRATIONS).tolist(), rng.beta(0.5, 1.5))
+    intents = rng.standard_gamma(0.3, _OPTIONS["intent"])
+    others = rng.standard_gamma(0.5, sum(_OPTIONS.values()) - len(intents))
+    return _Habits(np.concatenate([intents, others]), rng.beta(0.5, 1.5))
 
 
 def _request(habits: _Habits, rng: np.random.Generator) -> tuple[str, list[str], list[str]]:
@@ -218,9 +223,9 @@ def _request(habits: _Habits, rng: np.random.Generator) -> tuple[str, list[str],
             tokens.append(word)
             tags.append("O")
             continue
-        value = _VALUES[slot][habits.choose(slot, rng)].split()
-        tokens += value
-        tags += [f"B-{slot}"] + [f"I-{slot}"] * (len(value) - 1)
-    wrong = rng.random(len(tokens)) < MISHEARD
-    heard = [_WORDS[rng.integers(len(_WORDS))] if w else t for t, w in zip(tokens, wrong, strict=True)]
-    return intent, heard, tags
+        words, their_tags = _SPOKEN[slot][habits.choose(slot, rng)]
+        tokens += words
+        tags += their_tags
+    for misheard in np.flatnonzero(rng.random(len(tokens)) < MISHEARD):
+        tokens[misheard] = _WORDS[rng.integers(len(_WORDS))]
+    return intent, tokens, tags
