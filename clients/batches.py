@@ -29,7 +29,8 @@ def count_steps(train: Train, examples: int) -> int:
 def make_schedule(train: Train, examples: int, rng: np.random.Generator) -> Schedule:
     """Return shuffled batches: every epoch visits each example once, its last batch may be smaller."""
     batch = min(train.batch_size, examples)
-    steps, per_epoch = count_steps(train, examples), math.ceil(examples / batch)
+    steps = count_steps(train, examples)
+    per_epoch = math.ceil(examples / batch)
     epochs = math.ceil(steps / per_epoch)
     rows = np.zeros((epochs, per_epoch * batch), dtype=np.int64)
     for epoch in range(epochs):
@@ -39,11 +40,14 @@ def make_schedule(train: Train, examples: int, rng: np.random.Generator) -> Sche
     return Schedule(rows.reshape(shape)[:steps], mask.reshape(shape)[:steps])
 
 
-def make_poisson_schedule(plan: LocalPlan, examples: int, slots: int, rng: np.random.Generator) -> Schedule:
-    """Return Poisson batches: each example is in each step's by a coin of its own, in a slot by another.
+def make_poisson_schedule(
+    plan: LocalPlan, examples: int, slots: int, rng: np.random.Generator
+) -> Schedule:
+    """Return Poisson batches: each example is in each step's by a coin of its own, in a slot by
+    another.
 
-    Guarantee: whether and where an example is in a batch does not depend on any other example, the batch is
-    never cut, and an empty one is a step like any other.
+    Guarantee: whether and where an example is in a batch does not depend on any other example, the
+    batch is never cut, and an empty one is a step like any other.
     """
     inside = rng.random((plan.steps, examples)) < plan.sampling_rate
     slot = rng.integers(slots, size=inside.shape)
@@ -55,6 +59,7 @@ def make_poisson_schedule(plan: LocalPlan, examples: int, slots: int, rng: np.ra
     size = max(int(counts.max(initial=0)), 1)
     rows = np.zeros((plan.steps * slots, size), dtype=np.int64)
     mask = np.zeros(rows.shape, dtype=bool)
-    rows[group[order], place], mask[group[order], place] = row[order], True
+    rows[group[order], place] = row[order]
+    mask[group[order], place] = True
     shape = (plan.steps, slots, size)
     return Schedule(rows.reshape(shape), mask.reshape(shape))

@@ -1,7 +1,9 @@
-"""Book-keeping with a device axis: clipped gradient sums of K models in one forward and one backward.
+"""Book-keeping with a device axis: clipped gradient sums of K models in one forward and one
+backward.
 
-After Bu et al. (2023), "Differentially private optimization on large model at small cost": norms come from
-each op's input A and output gradient G, and the clipped sum from the same two; no second backward.
+After Bu et al. (2023), "Differentially private optimization on large model at small cost": norms
+come from each op's input A and output gradient G, and the clipped sum from the same two; no second
+backward.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,10 +35,12 @@ def book_keeping(
     group: int = 1,
     divisors: Tensor | None = None,
 ) -> Clipped:
-    """Return clipped sums with the model axis K = 1 where not `stacked`; a parameter out of use is absent.
+    """Return clipped sums with the model axis K = 1 where not `stacked`; a parameter out of use is
+    absent.
 
-    With `group` > 1 each so many neighbouring examples count as one, a micro-batch whose gradient is that
-    of the sum of its losses over `divisors` [K, B / group]. Without `clip` nothing is clipped.
+    With `group` > 1 each so many neighbouring examples count as one, a micro-batch whose gradient
+    is that of the sum of its losses over `divisors` [K, B / group]. Without `clip` nothing is
+    clipped.
     """
     check_precision(inputs[0].device)
     models, examples = (inputs[0].shape[:2]) if stacked else (1, len(inputs[0]))
@@ -47,19 +51,24 @@ def book_keeping(
         each = losses(functional_call(module, leaves, tuple(inputs)), *targets)
     if each.shape != inputs[0].shape[: each.dim()] or each.dim() != 1 + stacked:
         raise WrongInput(
-            f"losses must have one value an example, shape {tuple(inputs[0].shape[: 1 + stacked])}, "
-            f"got {tuple(each.shape)}"
+            "losses must have one value an example, shape "
+            f"{tuple(inputs[0].shape[: 1 + stacked])}, got {tuple(each.shape)}"
         )
-    with torch.autocast(each.device.type, enabled=False):  # norms and sums are taken in full precision
+    with torch.autocast(
+        each.device.type, enabled=False
+    ):  # norms and sums are taken in full precision
         counted = each if mask is None else torch.where(mask, each, torch.zeros_like(each))
         records, leaks = tape.backward(counted, {name: leaves[name] for name in sorted(trained)})
         if leaks:
             raise WrongInput(
-                f"the parameter {next(iter(leaks))!r} is used outside its layer's forward, where its "
-                'gradient cannot be clipped by example; use it through a layer, or use dp.method = "opacus"'
+                f"the parameter {next(iter(leaks))!r} is used outside its layer's forward, where "
+                "its gradient cannot be clipped by example; use it through a layer, or use "
+                'dp.method = "opacus"'
             )
         real = (
-            each.new_ones(models, examples, dtype=torch.bool) if mask is None else mask.view(models, examples)
+            each.new_ones(models, examples, dtype=torch.bool)
+            if mask is None
+            else mask.view(models, examples)
         )
         if group > 1:
             records = [record.grouped(group) for record in records]
@@ -69,14 +78,16 @@ def book_keeping(
 
 
 def check_precision(device: torch.device) -> None:
-    """Refuse float32 products that round their factors: norms and sums come from other products of the same
-    factors, and would miss each other by more than the clip's margin. Raises WrongInput."""
+    """Refuse float32 products that round their factors: norms and sums come from other products of
+    the same factors, and would miss each other by more than the clip's margin. Raises
+    WrongInput.
+    """
     backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     found = backend.matmul.fp32_precision
     if found not in ("none", "ieee"):
         raise WrongInput(
-            f"per-example clipping needs exact float32 products, and torch rounds their factors to {found}; "
-            'call torch.set_float32_matmul_precision("highest")'
+            "per-example clipping needs exact float32 products, and torch rounds their factors to "
+            f'{found}; call torch.set_float32_matmul_precision("highest")'
         )
 
 
@@ -96,7 +107,9 @@ def _clip(
     if good.is_cuda or not bool(good.all()):  # a GPU does not wait for the answer
         records = [record.keep(good) for record in records]
     sums: dict[str, Tensor | Rows] = {}
-    for record, factors in zip(records, _factors(records, squares, clip, layers, norms, scale), strict=True):
+    for record, factors in zip(
+        records, _factors(records, squares, clip, layers, norms, scale), strict=True
+    ):
         sums |= record.sums(torch.where(good & real, factors * scale, torch.zeros_like(factors)))
     return Clipped(sums, torch.where(real, norms, torch.zeros_like(norms)), losses)
 

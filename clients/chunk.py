@@ -67,7 +67,9 @@ class Lane:
         self, module: nn.Module, task: Task, train: Train, dp: Dp | None, noise: NoiseSource
     ) -> None:
         """`dp` is that of the unit "example", or None."""
-        self.settings, self.dp, self.noise = train, dp, noise
+        self.settings = train
+        self.dp = dp
+        self.noise = noise
         self.local = LocalModel(module, task, train.precision, dp is not None and dp.method in SLOW)
         self.place = self.local.place
         self.optimizer = make_optimizer(train)
@@ -99,11 +101,17 @@ class Lane:
         return self.dp is not None and self.dp.noise_layout == "summed"
 
     def _noises_late(self) -> bool:
-        """Whether held table rows get their noise when they are read: momentum would move them before."""
+        """Whether held table rows get their noise when they are read: momentum would move them
+        before.
+        """
         return self.sums_noise() and not self.settings.momentum
 
-    def train(self, start: Params, assigned: Sequence[Assignment], attempt: Attempt) -> tuple[Update, Summed]:
-        """Return the weighted sum of a chunk's changes, and the noise that is still to be drawn for it."""
+    def train(
+        self, start: Params, assigned: Sequence[Assignment], attempt: Attempt
+    ) -> tuple[Update, Summed]:
+        """Return the weighted sum of a chunk's changes, and the noise that is still to be drawn for
+        it.
+        """
         works = [self._work(a, attempt) for a in assigned]
         chunk = pack(works, self.local.tables, self.place, attempt.names)
         left = Summed(start, list(self.local.tables))
@@ -112,25 +120,42 @@ class Lane:
     def _work(self, a: Assignment, attempt: Attempt) -> Work:
         names = attempt.names
         if self.dp is None:
-            seed, round = attempt.seed, names[-1]
-            key = int(generator(seed, "dropout", round, a.device).integers(2**62)) if self.local.draws else 0
+            seed = attempt.seed
+            round = names[-1]
+            key = (
+                int(generator(seed, "dropout", round, a.device).integers(2**62))
+                if self.local.draws
+                else 0
+            )
             rng = generator(seed, "batches", round, a.device)
             return Work(
-                a.examples, a.weight, make_schedule(self.settings, len(a.examples), rng), key, a.device
+                a.examples,
+                a.weight,
+                make_schedule(self.settings, len(a.examples), rng),
+                key,
+                a.device,
             )
         plan = local_plan(self.dp, self.settings, a.activity, attempt.survivors)
         slots = self.dp.micro_batches if self.dp.method == "edp" else 1
-        # masks that nobody knows are as if drawn for each example: then one example moves only its own part
+        # masks that nobody knows are as if drawn for each example: then one example moves only its
+        # own part
         key = int(self.noise.generator(*names, "dropout", a.device).integers(2**62))
         coins = self.noise.generator(*names, "batches", a.device)
         schedule = make_poisson_schedule(plan, len(a.examples), slots, coins)
         return Work(a.examples, a.weight, schedule, key, a.device, plan)
 
-    def _train_chunk(self, start: Params, chunk: Chunk, left: Summed, clip: DeviceClip | None) -> Update:
+    def _train_chunk(
+        self, start: Params, chunk: Chunk, left: Summed, clip: DeviceClip | None
+    ) -> Update:
         """Return the chunk's weighted sum; `left` takes the noise that is still to be drawn for it."""
-        begin = {n: _held(p, chunk.table_rows[n]) if n in chunk.table_rows else p for n, p in start.items()}
+        begin = {
+            n: _held(p, chunk.table_rows[n]) if n in chunk.table_rows else p
+            for n, p in start.items()
+        }
         local = {
-            name: p.clone() if name in chunk.table_rows else p.expand(len(chunk.works), *p.shape).clone()
+            name: p.clone()
+            if name in chunk.table_rows
+            else p.expand(len(chunk.works), *p.shape).clone()
             for name, p in begin.items()
         }
         state = self.optimizer.init(local)
@@ -142,7 +167,9 @@ class Lane:
             self._catch_up(here, late, chunk, step)
             loss_sum += self._step(here, begin, part, chunk, step)
         metrics = {"steps": float(sum(chunk.active))}
-        if self.dp is None or self.dp.trust == "central":  # exact losses are no release of any mechanism
+        if (
+            self.dp is None or self.dp.trust == "central"
+        ):  # exact losses are no release of any mechanism
             metrics |= {"loss_sum": float(loss_sum), "loss_examples": float(chunk.mask.sum())}
         changes = {name: local[name].sub_(p) for name, p in begin.items()}
         weights = chunk.weights
@@ -163,9 +190,13 @@ class Lane:
 
     def _late_noise(self, chunk: Chunk) -> dict[str, LateNoise]:
         """Return what the rows of tables get when they are read."""
-        return {t: late_noise(chunk, t, self.local.tables[t], self.optimizer) for t in chunk.table_rows}
+        return {
+            t: late_noise(chunk, t, self.local.tables[t], self.optimizer) for t in chunk.table_rows
+        }
 
-    def _catch_up(self, params: Params, late: Mapping[str, LateNoise], chunk: Chunk, step: int) -> None:
+    def _catch_up(
+        self, params: Params, late: Mapping[str, LateNoise], chunk: Chunk, step: int
+    ) -> None:
         works = chunk.works[: chunk.active[step]]
         for table, plan in late.items():
             names = [(*chunk.names, "late", table, work.device, step) for work in works]
@@ -180,7 +211,8 @@ class Lane:
         step: int,
     ) -> Tensor:
         """Take one local step on the devices still at work; return the sum of the examples' losses."""
-        active, size = chunk.active[step], chunk.sizes[step]
+        active = chunk.active[step]
+        size = chunk.sizes[step]
         mask = chunk.mask[:active, step, :, :size]
         which = torch.arange(active, device=self.place).unsqueeze(1)
         batch = {name: field[which, chunk.rows_of(step)] for name, field in chunk.fields.items()}
@@ -210,7 +242,9 @@ class Lane:
                 whole = torch.zeros_like(start[name], dtype=change.dtype)
                 parts = (x.split(TOGETHER) for x in (chunk.table_rows[name], change, factors))
                 for rows, some, factor in zip(*parts, strict=True):
-                    whole.index_add_(0, rows.flatten(), (some * factor.view(-1, 1, 1)).flatten(0, 1))
+                    whole.index_add_(
+                        0, rows.flatten(), (some * factor.view(-1, 1, 1)).flatten(0, 1)
+                    )
                 total[name] = whole.cpu()
             else:
                 total[name] = (factors @ change.flatten(1)).view(change.shape[1:]).cpu()

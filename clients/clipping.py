@@ -1,4 +1,5 @@
-"""Per-example clipped gradients of one model, or of a whole cohort of models, in one forward and backward.
+"""Per-example clipped gradients of one model, or of a whole cohort of models, in one forward and
+backward.
 
 For use without the simulator: `clipped_gradients(module, losses, [x], [y], Clip(1.0))`.
 """
@@ -29,15 +30,17 @@ def clipped_gradients(
     mask: Tensor | None = None,
     method: Literal["exact", "loop", "opacus"] = "exact",
 ) -> Clipped:
-    """Return the clipped gradient sum of a batch and its norms; the module's parameters stay as they are.
+    """Return the clipped gradient sum of a batch and its norms; the module's parameters stay as
+    they are.
 
-    `losses(module(*inputs), *targets)` gives one value an example; inputs and targets start with the
-    examples' axis [B, ...]. With `params` whose tensors have one axis more than the
-    module's, K models run side by side on inputs [K, B, ...]. `mask` says which examples count. An example
+    `losses(module(*inputs), *targets)` gives one value an example; inputs and targets start with
+    the examples' axis [B, ...]. With `params` whose tensors have one axis more than the module's, K
+    models run side by side on inputs [K, B, ...]. `mask` says which examples count. An example
     whose gradient has NaN or Inf counts as zero.
 
-    Raises WrongInput that names the layer for which there is no rule; `method="opacus"` then clips any
-    module that Opacus supports, one model at a time, and `"loop"` anything at all, one example at a time.
+    Raises WrongInput that names the layer for which there is no rule; `method="opacus"` then clips
+    any module that Opacus supports, one model at a time, and `"loop"` anything at all, one example
+    at a time.
 
     Two examples whose gradients are [3, 4] and [0.3, 0.4]; the first is clipped to [0.6, 0.8]:
 

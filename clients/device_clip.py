@@ -1,4 +1,6 @@
-"""Device-level DP on the device: the whole change of a device is clipped before it is added to others'."""
+"""Device-level DP on the device: the whole change of a device is clipped before it is added to
+others'.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,11 +28,14 @@ class DeviceClip:
     noise: NoiseSource | None = None
 
 
-def device_clip(config: Config, params: Params, cohort: Cohort, noise: NoiseSource) -> DeviceClip | None:
+def device_clip(
+    config: Config, params: Params, cohort: Cohort, noise: NoiseSource
+) -> DeviceClip | None:
     """Return how the devices of a cohort are clipped; None without device-level DP."""
     if config.dp.unit != "device":
         return None
-    mechanism, clip = device_mechanism(config), cohort.clip_norm
+    mechanism = device_mechanism(config)
+    clip = cohort.clip_norm
     if config.dp.trust != "secure_sum":
         return DeviceClip(clip)
     bound = mechanism.sensitivity(clip)
@@ -40,18 +45,22 @@ def device_clip(config: Config, params: Params, cohort: Cohort, noise: NoiseSour
 
 
 def clip_factors(changes: Mapping[str, Tensor], norm: float) -> tuple[Tensor, int]:
-    """Return factors [K] that bound each device's change to `norm`, and how many devices were not clipped.
+    """Return factors [K] that bound each device's change to `norm`, and how many devices were not
+    clipped.
 
     `changes` are [K, ...] by name. A device whose change is not finite gets the factor 0 and counts
     as clipped; mask its change with `finite` before multiplying.
 
-    Guarantee: a device's change over all parameters, times its factor, has an L2 norm of at most `norm`.
+    Guarantee: a device's change over all parameters, times its factor, has an L2 norm of at most
+    `norm`.
     """
     squares = sum(change.double().flatten(1).square().sum(1) for change in changes.values())
     assert isinstance(squares, Tensor), "a model has parameters"
     norms = squares.sqrt()
     finite = norms.isfinite()
-    factors = torch.where(finite, (norm * (1 - MARGIN) / norms).clamp(max=1.0), torch.zeros_like(norms))
+    factors = torch.where(
+        finite, (norm * (1 - MARGIN) / norms).clamp(max=1.0), torch.zeros_like(norms)
+    )
     return factors, int((finite & (norms <= norm)).sum())
 
 
@@ -60,8 +69,11 @@ def finite(change: Tensor) -> Tensor:
     return torch.nan_to_num(change, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def add_in_secret(total: Params, value: Params, names: tuple[Name, ...], clip: DeviceClip) -> Params:
-    """Return the modular sum with what one device sends: its clipped change, rounded, and its noise share.
+def add_in_secret(
+    total: Params, value: Params, names: tuple[Name, ...], clip: DeviceClip
+) -> Params:
+    """Return the modular sum with what one device sends: its clipped change, rounded, and its noise
+    share.
 
     `names` (attempt, round, device) begin the share's key.
     """
@@ -70,5 +82,7 @@ def add_in_secret(total: Params, value: Params, names: tuple[Name, ...], clip: D
     after = {}
     for name, one in value.items():
         share = clip.noise.normal(torch.empty(one.numel()), *names, "share", name)
-        after[name] = clip.summed.reduce(total[name] + clip.summed.encode(one, share.view(one.shape)))
+        after[name] = clip.summed.reduce(
+            total[name] + clip.summed.encode(one, share.view(one.shape))
+        )
     return after

@@ -23,22 +23,26 @@ from fedsim.types import Params
 class PrivateGradients:
     """(sum of clipped gradients + N(0, stddev²)) / divisor, for each device of a chunk at once.
 
-    Guarantee: unit example, add or remove one: each device's step is a Gaussian mechanism on a sum of
-    sensitivity `plan.sensitivity`, sampled at `plan.sampling_rate`; noise, divisor and number of steps are
-    functions of config and public activity; no noise is used twice. What the device then sends beside the
-    parameters (losses, batch sizes) is not covered and not sent. With `late`, the trainer adds the noise of
-    the tables, when their rows are next read.
+    Guarantee: unit example, add or remove one: each device's step is a Gaussian mechanism on a sum
+    of sensitivity `plan.sensitivity`, sampled at `plan.sampling_rate`; noise, divisor and number of
+    steps are functions of config and public activity; no noise is used twice. What the device then
+    sends beside the parameters (losses, batch sizes) is not covered and not sent. With `late`, the
+    trainer adds the noise of the tables, when their rows are next read.
     """
 
     def __init__(self, local: LocalModel, dp: Dp, noise: NoiseSource, late: bool = False) -> None:
-        self.local, self.dp, self.noise = local, dp, noise
+        self.local = local
+        self.dp = dp
+        self.noise = noise
         self.clip = clip_of(dp)
         self.late = late
 
     def __call__(
         self, params: Params, batch: Params, mask: Tensor, chunk: Chunk, step: int
     ) -> tuple[Grads, Tensor]:
-        """Return noisy gradients [K, ...] and the losses [K, B], zero where not `mask` [K, slots, size]."""
+        """Return noisy gradients [K, ...] and the losses [K, B], zero where not `mask` [K, slots,
+        size].
+        """
         rows = None if self.dp.method in SLOW else chunk.rows_of(step)
         with self.local.arithmetic(chunk.keys[: len(mask)], step, rows):
             clipped = self._clipped(params, batch, mask)
@@ -54,22 +58,35 @@ class PrivateGradients:
         return grads, torch.where(told, clipped.losses, torch.zeros_like(clipped.losses))
 
     def _clipped(self, params: Params, batch: Params, mask: Tensor) -> Clipped:
-        local, real = self.local, mask.flatten(1)
+        local = self.local
+        real = mask.flatten(1)
         counted = real if local.stacked else real[0]
-        what = (local.module, local.losses(batch), local.inputs(batch), local.targets(batch), self.clip)
+        what = (
+            local.module,
+            local.losses(batch),
+            local.inputs(batch),
+            local.targets(batch),
+            self.clip,
+        )
         given = local.params(params)
         if self.dp.method in SLOW:  # devices then come one at a time
             found = SLOW[self.dp.method](*what, given, counted, False)
             sums = {name: s.unsqueeze(0) for name, s in found.sums.items() if isinstance(s, Tensor)}
             return Clipped(dict(sums), found.norms.unsqueeze(0), found.losses.unsqueeze(0))
         if self.dp.method == "edp":
-            return book_keeping(*what, given, counted, local.stacked, mask.shape[2], mask.sum(2).clamp(min=1))
+            return book_keeping(
+                *what, given, counted, local.stacked, mask.shape[2], mask.sum(2).clamp(min=1)
+            )
         return book_keeping(*what, given, counted, local.stacked)
 
-    def _noise(self, params: Params, chunk: Chunk, names: Sequence[tuple[Name, ...]], step: int) -> Params:
+    def _noise(
+        self, params: Params, chunk: Chunk, names: Sequence[tuple[Name, ...]], step: int
+    ) -> Params:
         """Return fresh noise for every parameter; one stream a device, and one more for each table."""
         like = next(iter(params.values()))
-        stddev = torch.tensor([_plan(w).stddev(step) for w in chunk.works[: len(like)]]).unsqueeze(1)
+        stddev = torch.tensor([_plan(w).stddev(step) for w in chunk.works[: len(like)]]).unsqueeze(
+            1
+        )
 
         def draw(width: int, *more: Name) -> Tensor:
             flat = torch.empty(len(like), width)
@@ -82,11 +99,18 @@ class PrivateGradients:
         parts = draw(sum(p[0].numel() for p in whole.values())).split(
             [p[0].numel() for p in whole.values()], 1
         )
-        found = {name: scaled(part, p) for (name, p), part in zip(whole.items(), parts, strict=True)}
+        found = {
+            name: scaled(part, p) for (name, p), part in zip(whole.items(), parts, strict=True)
+        }
         for name in () if self.late else chunk.table_rows:
             p = params[name]
-            filling = torch.arange(p.shape[1], device=p.device) >= chunk.table_counts[name][: len(p), None]
-            found[name] = scaled(draw(p[0].numel(), name), p).masked_fill_(filling.unsqueeze(-1), 0.0)
+            filling = (
+                torch.arange(p.shape[1], device=p.device)
+                >= chunk.table_counts[name][: len(p), None]
+            )
+            found[name] = scaled(draw(p[0].numel(), name), p).masked_fill_(
+                filling.unsqueeze(-1), 0.0
+            )
         return found
 
 
@@ -115,26 +139,29 @@ def check_private(dp: Dp, train: Train, linear: bool) -> None:
     """
     if dp.clipping == "adaptive":
         raise WrongInput(
-            'dp.clipping = "adaptive" bounds devices by the quantile of their norms; for dp.unit = "example" '
-            "use flat, per_layer or automatic"
+            'dp.clipping = "adaptive" bounds devices by the quantile of their norms; for dp.unit '
+            '= "example" use flat, per_layer or automatic'
         )
     if train.grad_clip:
         raise WrongInput(
-            f"train.grad_clip = {train.grad_clip} cuts what DP has clipped and noised; set it to 0 and use "
-            "dp.clip_norm"
+            f"train.grad_clip = {train.grad_clip} cuts what DP has clipped and noised; set it to "
+            "0 and use dp.clip_norm"
         )
     if dp.noise_layout == "summed" and dp.trust != "central":
         raise WrongInput(
-            f'dp.noise_layout = "summed" draws noise for a whole sum, and under dp.trust = {dp.trust!r} each '
-            'device draws its own; use dp.noise_layout = "dense"'
+            'dp.noise_layout = "summed" draws noise for a whole sum, and under dp.trust = '
+            f'{dp.trust!r} each device draws its own; use dp.noise_layout = "dense"'
         )
     if dp.noise_layout == "summed" and not linear:
         raise WrongInput(
-            'dp.noise_layout = "summed" needs an update that is linear in its gradients: train.optimizer = '
-            '"sgd" without weight_decay and proximal; use dp.noise_layout = "dense"'
+            'dp.noise_layout = "summed" needs an update that is linear in its gradients: '
+            'train.optimizer = "sgd" without weight_decay and proximal; use dp.noise_layout = '
+            '"dense"'
         )
     if dp.noise_decay < 1.0 and dp.method != "edp":
-        raise WrongInput(f'dp.noise_decay = {dp.noise_decay} belongs to dp.method = "edp"; set it to 1.0')
+        raise WrongInput(
+            f'dp.noise_decay = {dp.noise_decay} belongs to dp.method = "edp"; set it to 1.0'
+        )
 
 
 def clip_of(dp: Dp) -> Clip:

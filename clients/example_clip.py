@@ -17,8 +17,8 @@ MARGIN = 1e-6
 class Clip:
     """A bound on the L2 norm of one example's part in a gradient sum.
 
-    `flat`: factor min(1, C / |g|). `per_layer`: each of the L layers that own parameters to C / √L, which
-    together is C. `automatic`: factor C / (|g| + gamma) (Bu et al., 2023).
+    `flat`: factor min(1, C / |g|). `per_layer`: each of the L layers that own parameters to C / √L,
+    which together is C. `automatic`: factor C / (|g| + gamma) (Bu et al., 2023).
 
     Guarantee: whatever the example, NaN and Inf included, its part has a norm of at most `norm`.
 
@@ -35,14 +35,20 @@ class Clip:
 
     def __post_init__(self) -> None:
         if not (0 < self.norm < float("inf") and self.gamma > 0):
-            raise WrongInput(f"a clip norm and gamma must be positive numbers, got {self.norm}, {self.gamma}")
+            raise WrongInput(
+                f"a clip norm and gamma must be positive numbers, got {self.norm}, {self.gamma}"
+            )
 
     def factors(self, norms: Tensor, layers: int) -> Tensor:
         """Return the factors of gradients with these norms; those of no finite norm get 0."""
         bound = self.norm * (1 - MARGIN)
         if self.rule == "per_layer":
             bound /= layers**0.5
-        scale = bound / (norms + self.gamma) if self.rule == "automatic" else (bound / norms).clamp(max=1.0)
+        scale = (
+            bound / (norms + self.gamma)
+            if self.rule == "automatic"
+            else (bound / norms).clamp(max=1.0)
+        )
         return torch.where(norms.isfinite() & (norms > 0), scale, torch.zeros_like(norms))
 
 
@@ -53,6 +59,8 @@ class Clipped:
     sums: dict[str, Tensor | Rows]
     """By parameter, [...] or [K, ...]; a table's may be `Rows`."""
     norms: Tensor
-    """The examples' gradient norms before the clip, [B] or [K, B]; not finite where an example is not."""
+    """The examples' gradient norms before the clip, [B] or [K, B]; not finite where an example is
+    not.
+    """
     losses: Tensor
     """Their losses, the same shape."""

@@ -1,8 +1,10 @@
-"""What an op leaves behind for the clipping of its weights: inputs A, output gradients G, two sums of them.
+"""What an op leaves behind for the clipping of its weights: inputs A, output gradients G, two sums
+of them.
 
-Every record answers `squares()`, the squared gradient norm of each example [K, B], and `sums(c)`, its
-weights' gradients summed over examples with factors c [K, B] (book-keeping: Bu et al., 2023, here with
-a device axis K). No record holds a gradient of each example for a weight larger than A and G.
+Every record answers `squares()`, the squared gradient norm of each example [K, B], and `sums(c)`,
+its weights' gradients summed over examples with factors c [K, B] (book-keeping: Bu et al., 2023,
+here with a device axis K). No record holds a gradient of each example for a weight larger than A
+and G.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,9 +45,9 @@ class Record(Protocol):
 class Product:
     """A matrix product: the gradient of input i's weight is Σ_t g_tᵀ a_t, that of a bias Σ_t g_t.
 
-    Linear layers, and both products of an LSTM, whose gates share g.
-    `inputs` maps a weight to its A [K, D, B, T, in]; `gradient` is [K, D, B, T, out]; D counts copies
-    of the op in one layer (the directions of a BiLSTM). `shapes` are the parameters' without K.
+    Linear layers, and both products of an LSTM, whose gates share g. `inputs` maps a weight to its
+    A [K, D, B, T, in]; `gradient` is [K, D, B, T, out]; D counts copies of the op in one layer (the
+    directions of a BiLSTM). `shapes` are the parameters' without K.
     """
 
     inputs: Mapping[str, Tensor]
@@ -60,9 +62,12 @@ class Product:
     def squares(self) -> Tensor:
         g = self.gradient
         if g.shape[3] == 1:
-            reach = sum((a.square().sum(-1) for a in self.inputs.values()), start=_ones(self.bias, g))
+            reach = sum(
+                (a.square().sum(-1) for a in self.inputs.values()), start=_ones(self.bias, g)
+            )
             return (reach * g.square().sum(-1)).sum((1, 3))
-        time, width = g.shape[3], g.shape[4]
+        time = g.shape[3]
+        width = g.shape[4]
         inner = sum(a.shape[4] for a in self.inputs.values())
         # T² (in + out) products of rows, or T · in · out of the whole gradient, whichever is fewer
         return self._by_rows() if time * (inner + width) < inner * width else self._by_gradient()
@@ -70,7 +75,9 @@ class Product:
     def _by_rows(self) -> Tensor:
         g = self.gradient.flatten(0, 2)
         grams = [linear(a, a, None) for a in (a.flatten(0, 2) for a in self.inputs.values())]
-        near = sum(grams[1:], start=grams[0]) if grams else g.new_zeros(len(g), g.shape[1], g.shape[1])
+        near = (
+            sum(grams[1:], start=grams[0]) if grams else g.new_zeros(len(g), g.shape[1], g.shape[1])
+        )
         each = _gram_norm(near.add_(1.0) if self.bias else near, linear(g, g, None))
         return each.view(self.gradient.shape[:3]).sum(1)
 
@@ -83,8 +90,12 @@ class Product:
         return total.sum(1)
 
     def sums(self, factors: Tensor) -> dict[str, Tensor | Rows]:
-        g, inputs, spread = self.gradient, dict(self.inputs), factors[:, None, :, None, None]
-        if sum(a.shape[4] for a in inputs.values()) < g.shape[4]:  # the factors go to the narrower side
+        g = self.gradient
+        inputs = dict(self.inputs)
+        spread = factors[:, None, :, None, None]
+        if (
+            sum(a.shape[4] for a in inputs.values()) < g.shape[4]
+        ):  # the factors go to the narrower side
             inputs = {name: a * spread for name, a in inputs.items()}
             weighing = spread.expand(*g.shape[:4], 1).reshape(-1, 1, g.shape[2] * g.shape[3])
         else:
@@ -113,8 +124,9 @@ class Product:
 class Columns:
     """A product whose input is that of several weights, side by side; a bias has a column of ones.
 
-    rows: [K, D, B, T, in], gradient: [K, D, B, T, out], both views of what lies time first (an LSTM's steps);
-    `columns` says where each weight's input is, `shapes` are the parameters' without K.
+    rows: [K, D, B, T, in], gradient: [K, D, B, T, out], both views of what lies time first (an
+    LSTM's steps); `columns` says where each weight's input is, `shapes` are the parameters' without
+    K.
     """
 
     rows: Tensor
@@ -139,9 +151,16 @@ class Columns:
     def sums(self, factors: Tensor) -> dict[str, Tensor | Rows]:
         models = len(factors)
         copies = self.rows.shape[1]
-        a, g = (x.flatten(0, 1).transpose(1, 2) for x in (self.rows, self.gradient))  # [K·D, T, B, ...]
-        found = sum_of_products(g, a, factors.repeat_interleave(copies, 0)).unflatten(0, (models, copies))
-        return {name: found[..., at].reshape(models, *self.shapes[name]) for name, at in self.columns.items()}
+        a, g = (
+            x.flatten(0, 1).transpose(1, 2) for x in (self.rows, self.gradient)
+        )  # [K·D, T, B, ...]
+        found = sum_of_products(g, a, factors.repeat_interleave(copies, 0)).unflatten(
+            0, (models, copies)
+        )
+        return {
+            name: found[..., at].reshape(models, *self.shapes[name])
+            for name, at in self.columns.items()
+        }
 
     def keep(self, good: Tensor) -> "Columns":
         mask = ~good[:, None, :, None, None]
@@ -169,7 +188,8 @@ class Lookup:
         return (self.table,)
 
     def squares(self) -> Tensor:
-        ids, g = self.ids.flatten(0, 1), self.gradient.flatten(0, 1)
+        ids = self.ids.flatten(0, 1)
+        g = self.gradient.flatten(0, 1)
         if ids.shape[1] > LONG:
             return self._by_segments(ids, g).view(self.ids.shape[:2])
         same = (ids.unsqueeze(1) == ids.unsqueeze(2)).to(g.dtype)
@@ -184,7 +204,9 @@ class Lookup:
         return torch.zeros_like(g).scatter_add_(1, run, rows).square().sum((1, 2))
 
     def sums(self, factors: Tensor) -> dict[str, Tensor | Rows]:
-        return {self.table: replace(self, gradient=self.gradient * factors[:, :, None, None]).rows()}
+        return {
+            self.table: replace(self, gradient=self.gradient * factors[:, :, None, None]).rows()
+        }
 
     def rows(self) -> Rows:
         return Rows(self.ids.flatten(1), self.gradient.flatten(1, 2))
@@ -198,10 +220,11 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Pooled:
-    """Weighted sums of S sets of a table's rows: the gradient of row r is Σ_{s,t: id_st = r} share_st · g_s.
+    """Weighted sums of S sets of a table's rows: the gradient of row r is Σ_{s,t: id_st = r}
+    share_st · g_s.
 
-    ids, shares: [K, B, S, T], gradient: [K, B, S, width]. Shares are not negative, so that none cancels
-    another in a norm.
+    ids, shares: [K, B, S, T], gradient: [K, B, S, width]. Shares are not negative, so that none
+    cancels another in a norm.
     """
 
     table: str
@@ -217,7 +240,9 @@ class Pooled:
         if self.ids.shape[2] > 1 or self.ids.shape[3] > LONG:
             return self.spread().squares()
         same = (self.ids.unsqueeze(-1) == self.ids.unsqueeze(-2)).to(self.shares.dtype)
-        reach = self.shares.unsqueeze(-2) @ same @ self.shares.unsqueeze(-1)  # Σ_r (Σ_{t: id_t = r} share_t)²
+        reach = (
+            self.shares.unsqueeze(-2) @ same @ self.shares.unsqueeze(-1)
+        )  # Σ_r (Σ_{t: id_t = r} share_t)²
         return reach.sum((2, 3, 4)) * self.gradient.square().sum((2, 3))
 
     def spread(self) -> Lookup:
@@ -226,7 +251,9 @@ class Pooled:
         return Lookup(self.table, self.ids.flatten(2), each.flatten(2, 3))
 
     def sums(self, factors: Tensor) -> dict[str, Tensor | Rows]:
-        return {self.table: replace(self, gradient=self.gradient * factors[:, :, None, None]).rows()}
+        return {
+            self.table: replace(self, gradient=self.gradient * factors[:, :, None, None]).rows()
+        }
 
     def rows(self) -> Rows:
         return Rows(self.ids.flatten(1), self.gradient.flatten(1, 2), self.shares.flatten(1))
@@ -235,7 +262,9 @@ class Pooled:
         return replace(self, gradient=self.gradient.masked_fill(~good[:, :, None, None], 0.0))
 
     def grouped(self, size: int) -> "Pooled":
-        ids, shares, gradient = (_grouped(x, 1, size) for x in (self.ids, self.shares, self.gradient))
+        ids, shares, gradient = (
+            _grouped(x, 1, size) for x in (self.ids, self.shares, self.gradient)
+        )
         return Pooled(self.table, ids, shares, gradient)
 
 
@@ -247,8 +276,8 @@ LONG = 256
 class Convolution:
     """A convolution of images: each example's gradient of the weight is a group of one convolution.
 
-    images: [K, B, in, h, w], gradient: [K, B, out, h', w']; `shape` is the weight's without K, `geometry`
-    stride, padding and dilation. `size` neighbouring examples count as one.
+    images: [K, B, in, h, w], gradient: [K, B, out, h', w']; `shape` is the weight's without K,
+    `geometry` stride, padding and dilation. `size` neighbouring examples count as one.
     """
 
     weight: str | None
@@ -265,7 +294,9 @@ class Convolution:
 
     @cached_property
     def each(self) -> "Small":
-        """The examples' own gradients [K, B, ...]: for a convolution they are few beside its images."""
+        """The examples' own gradients [K, B, ...]: for a convolution they are few beside its
+        images.
+        """
         models, examples = self.images.shape[:2]
         found = {}
         if self.weight:
@@ -327,7 +358,9 @@ class Small:
 
 @dataclass(frozen=True)
 class Tied:
-    """One table that is looked up and also multiplied by (a tied output layer): its cross term counted."""
+    """One table that is looked up and also multiplied by (a tied output layer): its cross term
+    counted.
+    """
 
     lookup: Lookup
     product: Product
@@ -342,7 +375,9 @@ class Tied:
         logits = self.product.gradient.squeeze(1).flatten(0, 1)  # [KB, S, rows]
         ids = self.lookup.ids.flatten(0, 1)
         at = logits.gather(2, ids.unsqueeze(1).expand(-1, logits.shape[1], -1))  # [KB, S, T]
-        cross = torch.bmm(a, self.lookup.gradient.flatten(0, 1).transpose(1, 2)).mul_(at).sum((1, 2))
+        cross = (
+            torch.bmm(a, self.lookup.gradient.flatten(0, 1).transpose(1, 2)).mul_(at).sum((1, 2))
+        )
         alone = self.lookup.squares() + self.product.squares()
         slack = 32 * torch.finfo(alone.dtype).eps * alone  # where the two uses cancel each other
         return (alone + 2 * cross.view(alone.shape)).clamp(min=0.0) + slack
@@ -387,7 +422,9 @@ def _join(one: Record, two: Record) -> Record:
         )
         return replace(one, rows=rows, gradient=gradient)
     if isinstance(one, Lookup) and isinstance(two, Lookup):
-        return Lookup(one.table, torch.cat([one.ids, two.ids], 2), torch.cat([one.gradient, two.gradient], 2))
+        return Lookup(
+            one.table, torch.cat([one.ids, two.ids], 2), torch.cat([one.gradient, two.gradient], 2)
+        )
     if isinstance(one, Convolution):
         one = one.each
     if isinstance(two, Convolution):
@@ -399,15 +436,21 @@ def _join(one: Record, two: Record) -> Record:
     if isinstance(one, Product) and isinstance(two, Lookup):
         return Tied(two, one)
     shared = sorted(set(one.weights) & set(two.weights))
-    raise NotImplementedError(f"{shared[0]} is shared by layers of other kinds, for which there is no rule")
+    raise NotImplementedError(
+        f"{shared[0]} is shared by layers of other kinds, for which there is no rule"
+    )
 
 
 def _gram_norm(near: Tensor, far: Tensor) -> Tensor:
-    """Return Σ_{t,s} near · far of two Gram matrices [n, T, T], at least what rounding may hide: [n].
+    """Return Σ_{t,s} near · far of two Gram matrices [n, T, T], at least what rounding may hide:
+    [n].
 
-    Where steps cancel each other, the sum loses the digits of its terms; the bound on that is added.
+    Where steps cancel each other, the sum loses the digits of its terms; the bound on that is
+    added.
     """
-    reach = (near.diagonal(dim1=1, dim2=2) * far.diagonal(dim1=1, dim2=2)).clamp(min=0.0).sqrt().sum(1)
+    reach = (
+        (near.diagonal(dim1=1, dim2=2) * far.diagonal(dim1=1, dim2=2)).clamp(min=0.0).sqrt().sum(1)
+    )
     slack = 16 * torch.finfo(near.dtype).eps * reach.square()
     return (near * far).sum((1, 2)) + slack
 

@@ -25,7 +25,8 @@ class Optimizer(Protocol):
         """Move `params` along `grads`, in place; also `state`."""
 
     def noise_reach(self, steps: int) -> list[float]:
-        """Return how far one unit of gradient in each of `steps` steps moves a parameter by the last one.
+        """Return how far one unit of gradient in each of `steps` steps moves a parameter by the
+        last one.
 
         Only for a rule that is linear in the gradients alone: raises NotImplementedError otherwise.
         """
@@ -35,7 +36,9 @@ class Sgd:
     """theta -= lr · v with v = momentum · v + (g + weight_decay · theta), as torch.optim.SGD."""
 
     def __init__(self, train: Train) -> None:
-        self.lr, self.momentum, self.decay = train.lr, train.momentum, train.weight_decay
+        self.lr = train.lr
+        self.momentum = train.momentum
+        self.decay = train.weight_decay
 
     def init(self, params: Params) -> State:
         return {"velocity": _zeros(params)} if self.momentum else {}
@@ -61,10 +64,14 @@ class Sgd:
 class Adam:
     """Adam (Kingma and Ba, 2015) with its bias correction; `decoupled` decay makes it AdamW."""
 
-    beta1, beta2, eps = 0.9, 0.999, 1e-8
+    beta1 = 0.9
+    beta2 = 0.999
+    eps = 1e-8
 
     def __init__(self, train: Train, decoupled: bool) -> None:
-        self.lr, self.decay, self.decoupled = train.lr, train.weight_decay, decoupled
+        self.lr = train.lr
+        self.decay = train.weight_decay
+        self.decoupled = decoupled
 
     def init(self, params: Params) -> State:
         return {"first": _zeros(params), "second": _zeros(params)}

@@ -1,4 +1,6 @@
-"""Packing uneven devices into one batch: chunks of like size, padded rows, only the table rows read."""
+"""Packing uneven devices into one batch: chunks of like size, padded rows, only the table rows
+read.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,10 +69,12 @@ class Chunk:
 def plan_chunks(
     costs: Sequence[int], limit: int, steps: Sequence[int] = (), workers: int = 1
 ) -> list[list[int]]:
-    """Group devices, most local steps first, so that (devices × dearest device) stays within `limit` bytes.
+    """Group devices, most local steps first, so that (devices × dearest device) stays within
+    `limit` bytes.
 
-    With several workers no chunk has more than its share of all steps, so that each has something to do. A
-    pure function of sizes, limit and workers. A device over the limits is a chunk of its own.
+    With several workers no chunk has more than its share of all steps, so that each has something
+    to do. A pure function of sizes, limit and workers. A device over the limits is a chunk of its
+    own.
     """
     steps = steps or [1] * len(costs)
     share = sum(steps) / workers
@@ -82,14 +86,21 @@ def plan_chunks(
             chunks.append([])
             dearest = taken = 0
         chunks[-1].append(device)
-        dearest, taken = max(dearest, costs[device]), taken + steps[device]
+        dearest = max(dearest, costs[device])
+        taken = taken + steps[device]
     return chunks
 
 
 def pack(
-    works: Sequence[Work], tables: Mapping[str, str], device: torch.device, names: tuple[Name, ...] = ()
+    works: Sequence[Work],
+    tables: Mapping[str, str],
+    device: torch.device,
+    names: tuple[Name, ...] = (),
 ) -> Chunk:
-    """Stack the works of a chunk. `tables` maps a table parameter to the field of ids that reads it."""
+    """Stack the works of a chunk.
+
+    `tables` maps a table parameter to the field of ids that reads it.
+    """
     works = sorted(works, key=lambda work: -work.steps)
     wide = same_width([w.examples for w in works])
     fields = {
@@ -97,7 +108,8 @@ def pack(
         for name in wide[0].fields
     }
     fields = trim(fields)
-    table_rows, table_counts = {}, {}
+    table_rows = {}
+    table_counts = {}
     for table, field in tables.items():
         table_rows[table], table_counts[table], fields[field] = _compact(fields[field])
     steps, slots = works[0].schedule.rows.shape[:2]
@@ -106,7 +118,8 @@ def pack(
     mask = np.zeros(rows.shape, dtype=bool)
     for k, work in enumerate(works):
         s, _, b = work.schedule.rows.shape
-        rows[k, :s, :, :b], mask[k, :s, :, :b] = work.schedule.rows, work.schedule.mask
+        rows[k, :s, :, :b] = work.schedule.rows
+        mask[k, :s, :, :b] = work.schedule.mask
     return Chunk(
         fields={name: f.to(device) for name, f in fields.items()},
         rows=torch.from_numpy(rows).to(device),
@@ -125,8 +138,9 @@ def pack(
 def device_cost(
     params: Params, tables: Mapping[str, str], examples: Examples, copies: int, activations: int = 0
 ) -> int:
-    """Return the bytes that a device takes: its parameters, `copies` times, with only the table rows
-    that it reads, and `activations`, the floats that its forward and backward hold."""
+    """Return the bytes that a device takes: its parameters, `copies` times, with only the table
+    rows that it reads, and `activations`, the floats that its forward and backward hold.
+    """
     count = 0
     for name, p in params.items():
         if name in tables:
@@ -138,19 +152,24 @@ def device_cost(
 
 
 def _compact(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the distinct ids of each device [K, rows], PAD first, how many they are, `ids` as positions.
+    """Return the distinct ids of each device [K, rows], PAD first, how many they are, `ids` as
+    positions.
 
     Rows are filled up with PAD, whose positions are never read and so never change.
     """
     flat = np.pad(ids.flatten(1).numpy(), ((0, 0), (1, 0)), constant_values=PAD)
     bits = flat.shape[1].bit_length()
-    both = (flat << bits) | np.arange(flat.shape[1])  # id and place in one number: the fastest to sort
+    both = (flat << bits) | np.arange(
+        flat.shape[1]
+    )  # id and place in one number: the fastest to sort
     both.sort(axis=1)
-    found, places = both >> bits, both & ((1 << bits) - 1)
+    found = both >> bits
+    places = both & ((1 << bits) - 1)
     ranks = np.zeros_like(found)
     np.cumsum(found[:, 1:] != found[:, :-1], axis=1, out=ranks[:, 1:])
     counts = ranks[:, -1] + 1
-    rows, positions = np.full((len(ids), counts.max()), PAD), np.empty_like(ranks)
+    rows = np.full((len(ids), counts.max()), PAD)
+    positions = np.empty_like(ranks)
     np.put_along_axis(rows, ranks, found, axis=1)
     np.put_along_axis(positions, places, ranks, axis=1)
     return (

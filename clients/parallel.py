@@ -21,8 +21,9 @@ def in_lanes(
 ) -> Iterator[Result]:
     """Yield run(work, lane) in the order of the works, as many at a time as there are lanes.
 
-    A lane is what two works must not use at once. At the end torch's number of threads is as before, and so
-    is the time after which Python's threads take turns: with its default lanes wait for one another.
+    A lane is what two works must not use at once. At the end torch's number of threads is as
+    before, and so is the time after which Python's threads take turns: with its default lanes wait
+    for one another.
     """
     if len(lanes) == 1:
         yield from (run(work, lanes[0]) for work in works)
@@ -38,10 +39,13 @@ def in_lanes(
         finally:
             free.put(lane)
 
-    threads, interval = torch.get_num_threads(), sys.getswitchinterval()
+    threads = torch.get_num_threads()
+    interval = sys.getswitchinterval()
     try:
         sys.setswitchinterval(SWITCH_S)
-        with ThreadPoolExecutor(len(lanes), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(
+            len(lanes), initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
             yield from pool.map(in_a_free_lane, works)
     finally:
         torch.set_num_threads(threads)

@@ -13,7 +13,9 @@ from fedsim.types import Params
 
 
 class PlainGradients:
-    """One forward and one backward of the summed mean losses; tables give only the rows that were read."""
+    """One forward and one backward of the summed mean losses; tables give only the rows that were
+    read.
+    """
 
     def __init__(self, local: LocalModel) -> None:
         self.local = local
@@ -21,15 +23,20 @@ class PlainGradients:
     def __call__(
         self, params: Params, batch: Params, mask: Tensor, chunk: Chunk, step: int
     ) -> tuple[Grads, Tensor]:
-        """Return the gradients [K, ...] and the losses [K, B], zero where not `mask` [K, slots, size]."""
-        real, rows_only = mask.flatten(1), frozenset(self.local.tables)
+        """Return the gradients [K, ...] and the losses [K, B], zero where not `mask` [K, slots,
+        size].
+        """
+        real = mask.flatten(1)
+        rows_only = frozenset(self.local.tables)
         tape = Tape(len(real), real.shape[1], self.local.stacked, real.device)
         leaves = {n: p.detach().requires_grad_(n not in rows_only) for n, p in params.items()}
         with (
             recording(self.local.module, tape, rows_only),
             self.local.arithmetic(chunk.keys[: len(mask)], step, chunk.rows_of(step)),
         ):
-            outputs = functional_call(self.local.module, self.local.params(leaves), self.local.inputs(batch))
+            outputs = functional_call(
+                self.local.module, self.local.params(leaves), self.local.inputs(batch)
+            )
         each = self.local.losses(batch)(outputs, *self.local.targets(batch))
         losses = each.view(real.shape) * real
         by_autograd = {n: leaf for n, leaf in leaves.items() if leaf.requires_grad}

@@ -1,8 +1,9 @@
-"""Lanes in processes of their own: they start slowly and never wait for one another, as threads of Python do.
+"""Lanes in processes of their own: they start slowly and never wait for one another, as threads of
+Python do.
 
-A process is started afresh (a fork would copy torch's threads in an unknown state), is told what to train
-through a pipe, and leaves when that closes. Parameters and sums lie in memory that both sides see and no
-file system holds.
+A process is started afresh (a fork would copy torch's threads in an unknown state), is told what to
+train through a pipe, and leaves when that closes. Parameters and sums lie in memory that both sides
+see and no file system holds.
 """
 
 import io
@@ -41,13 +42,17 @@ class RemoteLane:
         self._spec = _dump(lane)
         self._start: Params | None = None
 
-    def train(self, start: Params, assigned: Sequence[Assignment], attempt: Attempt) -> tuple[Update, Summed]:
+    def train(
+        self, start: Params, assigned: Sequence[Assignment], attempt: Attempt
+    ) -> tuple[Update, Summed]:
         """As `Lane.train`. Raises what was raised there, and RunFailed where the process is gone."""
         if self._start is None:
             self._launch(start)
         if start is not self._start:
             for name, p in self._memory.params.items():
-                assert p.dtype == start[name].dtype, f"{name} was {p.dtype} and is {start[name].dtype}"
+                assert p.dtype == start[name].dtype, (
+                    f"{name} was {p.dtype} and is {start[name].dtype}"
+                )
                 p.copy_(start[name])
             self._start = start
         try:
@@ -58,10 +63,15 @@ class RemoteLane:
         if isinstance(answer, BaseException):
             raise answer
         update, left = answer
-        return replace(update, delta={name: d.clone() for name, d in self._memory.sums.items()}), left
+        return replace(
+            update, delta={name: d.clone() for name, d in self._memory.sums.items()}
+        ), left
 
     def _last_words(self) -> BaseException:
-        """Return what a process said before it ended, or how it ended. The next chunk starts another."""
+        """Return what a process said before it ended, or how it ended.
+
+        The next chunk starts another.
+        """
         said = code = self._start = None
         with suppress(EOFError, OSError):
             if self._pipe.poll():
@@ -72,8 +82,8 @@ class RemoteLane:
         if isinstance(said, BaseException):
             return said
         return RunFailed(
-            f"a training process ended with exit code {code}; too little memory is a usual reason: lower "
-            'place.threads, or use place.lanes = "threads"'
+            f"a training process ended with exit code {code}; too little memory is a usual "
+            'reason: lower place.threads, or use place.lanes = "threads"'
         )
 
     def _launch(self, start: Params) -> None:
@@ -83,7 +93,13 @@ class RemoteLane:
         self._pipe, theirs = Pipe()
         given = (theirs.fileno(), shared)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "clients.processes", *map(str, given)],  # -P: nothing of this folder
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "clients.processes",
+                *map(str, given),
+            ],  # -P: nothing of this folder
             pass_fds=given,
             env=os.environ
             | dict.fromkeys(THREAD_VARIABLES, "1")
@@ -92,20 +108,26 @@ class RemoteLane:
         self._leave = weakref.finalize(self, _end, self._pipe, self._process)
         theirs.close()
         self._memory = _Memory(shared, shapes)
-        with suppress(OSError):  # a process that is gone already is noticed by whoever asks it first
+        with suppress(
+            OSError
+        ):  # a process that is gone already is noticed by whoever asks it first
             self._pipe.send_bytes(self._spec)
             self._pipe.send_bytes(pickle.dumps(shapes))
 
 
 class _Memory:
-    """Parameters on their way in and sums in float64 on their way out, in memory that two processes share."""
+    """Parameters on their way in and sums in float64 on their way out, in memory that two processes
+    share.
+    """
 
     def __init__(self, file: int, shapes: Shapes) -> None:
         """Takes the file descriptor over."""
         whole = mmap.mmap(file, self.size(shapes))
         os.close(file)
         self.params, at = _views(whole, shapes, 0)
-        self.sums, _ = _views(whole, {n: (torch.float64, shape) for n, (_, shape) in shapes.items()}, at)
+        self.sums, _ = _views(
+            whole, {n: (torch.float64, shape) for n, (_, shape) in shapes.items()}, at
+        )
 
     @staticmethod
     def size(shapes: Shapes) -> int:
@@ -117,7 +139,11 @@ def _views(whole: mmap.mmap, shapes: Shapes, at: int) -> tuple[Params, int]:
     found = {}
     for name, (dtype, shape) in shapes.items():
         count = torch.Size(shape).numel()
-        flat = torch.frombuffer(whole, dtype=dtype, count=count, offset=at) if count else torch.empty(0)
+        flat = (
+            torch.frombuffer(whole, dtype=dtype, count=count, offset=at)
+            if count
+            else torch.empty(0)
+        )
         found[name] = flat.view(shape)
         at += _room(dtype, shape)
     return found, at
@@ -129,7 +155,8 @@ def _room(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
 
 
 def can_travel(lane: Lane) -> bool:
-    """Whether a new process could load what the lane is made of: not what a script or a notebook defines.
+    """Whether a new process could load what the lane is made of: not what a script or a notebook
+    defines.
 
     Nor where there is no memory without a name: Linux has it.
     """

@@ -1,4 +1,7 @@
-"""The slow twins of book-keeping: one example after another, and Opacus' hooks. Same arguments, same sums."""
+"""The slow twins of book-keeping: one example after another, and Opacus' hooks.
+
+Same arguments, same sums.
+"""
 
 import copy
 import warnings
@@ -27,7 +30,9 @@ def loop(
     mask: Tensor | None,
     stacked: bool,
 ) -> Clipped:
-    """Clip one example after another by autograd (Abadi et al., 2016): the definition, for any module."""
+    """Clip one example after another by autograd (Abadi et al., 2016): the definition, for any
+    module.
+    """
     if stacked:
         return _one_by_one(loop, module, losses, inputs, targets, clip, params, mask)
     names = [name for name, p in module.named_parameters() if p.requires_grad]
@@ -41,7 +46,9 @@ def loop(
         for name, grad in zip(names, grads, strict=True):
             found[name].append(torch.zeros_like(params[name]) if grad is None else grad)
         each.append(loss.detach())
-    return clip_each({name: torch.stack(g) for name, g in found.items()}, clip, mask, torch.cat(each))
+    return clip_each(
+        {name: torch.stack(g) for name, g in found.items()}, clip, mask, torch.cat(each)
+    )
 
 
 def opacus_hooks(
@@ -54,7 +61,9 @@ def opacus_hooks(
     mask: Tensor | None,
     stacked: bool,
 ) -> Clipped:
-    """Clip by the per-example gradients of Opacus' GradSampleModule: any module that Opacus supports."""
+    """Clip by the per-example gradients of Opacus' GradSampleModule: any module that Opacus
+    supports.
+    """
     if stacked:
         return _one_by_one(opacus_hooks, module, losses, inputs, targets, clip, params, mask)
     from opacus import GradSampleModule  # four seconds that only its users pay
@@ -70,9 +79,13 @@ def opacus_hooks(
         each = losses(watched(*inputs), *targets)
         counted = each if mask is None else torch.where(mask, each, torch.zeros_like(each))
         counted.sum().backward()
-    grads = {name: vars(p).get("grad_sample") for name, p in twin.named_parameters() if p.requires_grad}
+    grads = {
+        name: vars(p).get("grad_sample") for name, p in twin.named_parameters() if p.requires_grad
+    }
     unused = {name: torch.zeros(len(inputs[0]), *p.shape) for name, p in twin.named_parameters()}
-    return clip_each({n: unused[n] if g is None else g for n, g in grads.items()}, clip, mask, each.detach())
+    return clip_each(
+        {n: unused[n] if g is None else g for n, g in grads.items()}, clip, mask, each.detach()
+    )
 
 
 def clip_each(each: Params, clip: Clip, mask: Tensor | None, losses: Tensor) -> Clipped:
@@ -84,7 +97,11 @@ def clip_each(each: Params, clip: Clip, mask: Tensor | None, losses: Tensor) -> 
     sums: dict[str, Tensor] = {}
     for name, grads in each.items():
         layer = name.rpartition(".")[0]
-        own = torch.stack([s for n, s in squares.items() if n.rpartition(".")[0] == layer]).sum(0).sqrt()
+        own = (
+            torch.stack([s for n, s in squares.items() if n.rpartition(".")[0] == layer])
+            .sum(0)
+            .sqrt()
+        )
         factors = clip.factors(own if clip.rule == "per_layer" else norms, len(layers))
         sums[name] = torch.einsum("b,b...->...", factors[good], grads[good])
     return Clipped(dict(sums), norms if mask is None else torch.where(mask, norms, 0.0), losses)
@@ -114,8 +131,12 @@ def _one_by_one(
         )
         for k in range(len(inputs[0]))
     ]
-    sums = {name: torch.stack([_tensor(part.sums[name]) for part in parts]) for name in parts[0].sums}
-    return Clipped(dict(sums), torch.stack([p.norms for p in parts]), torch.stack([p.losses for p in parts]))
+    sums = {
+        name: torch.stack([_tensor(part.sums[name]) for part in parts]) for name in parts[0].sums
+    }
+    return Clipped(
+        dict(sums), torch.stack([p.norms for p in parts]), torch.stack([p.losses for p in parts])
+    )
 
 
 def _tensor(value: object) -> Tensor:

@@ -9,10 +9,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rows:
-    """The gradient of a table of which only some rows were read: `values` [K, n, width] at `ids` [K, n].
+    """The gradient of a table of which only some rows were read: `values` [K, n, width] at `ids`
+    [K, n].
 
-    With `shares` [K, n] the values are fewer, [K, m, width]: each is that of n / m neighbouring ids, times
-    their shares.
+    With `shares` [K, n] the values are fewer, [K, m, width]: each is that of n / m neighbouring
+    ids, times their shares.
     """
 
     ids: Tensor

@@ -17,12 +17,16 @@ from fedsim.types import Params
 class LocalModel:
     """A module, its task and the arithmetic of its forward; `draws` says whether that is random."""
 
-    def __init__(self, module: nn.Module, task: Task, precision: str = "fp32", alone: bool = False) -> None:
-        self.module, self.task, self.precision = module, task, precision
+    def __init__(
+        self, module: nn.Module, task: Task, precision: str = "fp32", alone: bool = False
+    ) -> None:
+        self.module = module
+        self.task = task
+        self.precision = precision
         self.stacked = is_stackable(module) and not alone
-        self.draws = any(isinstance(m, Dropout) and m.p for m in module.modules()) or not draws_by_keys(
-            module
-        )
+        self.draws = any(
+            isinstance(m, Dropout) and m.p for m in module.modules()
+        ) or not draws_by_keys(module)
         self.place = next(module.parameters()).device
         self.tables: Mapping[str, str] = getattr(module, "tables", {}) if self.stacked else {}
 
@@ -33,7 +37,9 @@ class LocalModel:
         return other
 
     def inputs(self, batch: Params) -> tuple[Tensor, ...]:
-        """Return the batch's fields that the module reads, [K, B, ...], or [B, ...] where not stacked."""
+        """Return the batch's fields that the module reads, [K, B, ...], or [B, ...] where not
+        stacked.
+        """
         fields = tuple(batch[name] for name in self.task.inputs)
         return fields if self.stacked else tuple(field[0] for field in fields)
 
@@ -43,7 +49,9 @@ class LocalModel:
         return fields if self.stacked else tuple(field[0] for field in fields)
 
     def losses(self, names: Iterable[str]) -> Callable[..., Tensor]:
-        """Return losses(outputs, *targets) for fields of these names: each example's, [K, B] or [B]."""
+        """Return losses(outputs, *targets) for fields of these names: each example's, [K, B] or
+        [B].
+        """
         order = sorted(names)
         return lambda outputs, *targets: self.task.losses(
             full_precision(outputs), dict(zip(order, targets, strict=True))
@@ -55,7 +63,9 @@ class LocalModel:
 
     @contextmanager
     def arithmetic(self, keys: Tensor, step: int, rows: Tensor | None = None) -> Iterator[None]:
-        """Name this step's dropout and set the precision that the forward runs in; `rows` name examples."""
+        """Name this step's dropout and set the precision that the forward runs in; `rows` name
+        examples.
+        """
         set_dropout_keys(self.module, keys, step, self.stacked, rows)
         autocast = torch.autocast(self.place.type, torch.bfloat16, enabled=self.precision == "bf16")
         if draws_by_keys(self.module):
@@ -68,8 +78,9 @@ class LocalModel:
 
 
 def draws_by_keys(module: nn.Module) -> bool:
-    """Whether whatever the module draws comes from keys: so it is with ours, and with those of somebody's own
-    that say `keyed = True`."""
+    """Whether whatever the module draws comes from keys: so it is with ours, and with those of
+    somebody's own that say `keyed = True`.
+    """
     known = ("fedsim.models.", "torch.nn.modules.")
     return bool(getattr(module, "keyed", False)) or all(
         type(layer).__module__.startswith(known) and not isinstance(layer, _DropoutNd)
@@ -86,10 +97,14 @@ def full_precision(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def is_stackable(module: nn.Module) -> bool:
     """Whether every layer that owns parameters takes them with a leading device axis.
 
-    torch's own Dropout draws from one stream for all devices, so a model that has it is not stacked.
+    torch's own Dropout draws from one stream for all devices, so a model that has it is not
+    stacked.
     """
     return all(
         isinstance(layer, STACKABLE)
-        or (not isinstance(layer, _DropoutNd) and next(layer.parameters(recurse=False), None) is None)
+        or (
+            not isinstance(layer, _DropoutNd)
+            and next(layer.parameters(recurse=False), None) is None
+        )
         for layer in module.modules()
     )

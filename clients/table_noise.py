@@ -1,8 +1,9 @@
 """Noise on table rows that are not read: late, in one draw for many steps, equal in law.
 
 A row that no batch reads gets noise in every step and nothing else. An update that is linear in the
-gradients carries each of these to the end by a known factor, so their sum is one Gaussian. It may be drawn
-when the row is next read, and once at the end: then for each device, or for the sum of all at once.
+gradients carries each of these to the end by a known factor, so their sum is one Gaussian. It may
+be drawn when the row is next read, and once at the end: then for each device, or for the sum of all
+at once.
 """
 
 import copy
@@ -30,7 +31,9 @@ def step_variances(work: Work, optimizer: Optimizer) -> NDArray[np.float64]:
     return np.array([(r * plan.stddev(s) / plan.divisor) ** 2 for s, r in enumerate(reach)])
 
 
-def add_dense(sums: Mapping[str, Tensor], chunk: Chunk, optimizer: Optimizer, noise: NoiseSource) -> None:
+def add_dense(
+    sums: Mapping[str, Tensor], chunk: Chunk, optimizer: Optimizer, noise: NoiseSource
+) -> None:
     """Add to each table's weighted sum [rows, width] every device's own noise on the rows it lacks."""
     for table, held in chunk.table_rows.items():
         whole = sums[table]
@@ -51,16 +54,22 @@ class LateNoise:
     """
 
     positions: list[Tensor]
-    """For each step the rows that its batches read and that lack noise, [devices at work, rows], filled
-    with 0."""
+    """For each step the rows that its batches read and that lack noise, [devices at work, rows],
+    filled with 0.
+    """
     stddevs: list[Tensor]
     """The stddev of what they get before it, the same shape; 0 at filling."""
     left: NDArray[np.float64]
     """The variances that a device's held rows still lack after its last step, [K, held]."""
 
-    def apply(self, table: Tensor, step: int, noise: NoiseSource, names: Sequence[tuple[Name, ...]]) -> None:
-        """Bring the rows that a step reads up to date, in place. table: [devices at work, rows, width]."""
-        where, stddev = self.positions[step], self.stddevs[step]
+    def apply(
+        self, table: Tensor, step: int, noise: NoiseSource, names: Sequence[tuple[Name, ...]]
+    ) -> None:
+        """Bring the rows that a step reads up to date, in place. table: [devices at work, rows,
+        width].
+        """
+        where = self.positions[step]
+        stddev = self.stddevs[step]
         if not where.shape[1]:
             return
         models, count, width = table.shape
@@ -71,7 +80,10 @@ class LateNoise:
 
 
 def late_noise(chunk: Chunk, table: str, field: str, optimizer: Optimizer) -> LateNoise:
-    """Return when the rows of a table get their noise. `field` holds the positions that examples read."""
+    """Return when the rows of a table get their noise.
+
+    `field` holds the positions that examples read.
+    """
     devices, held = chunk.table_rows[table].shape
     read = _reads(chunk, field, held)
     variances = np.zeros((devices, read.shape[1] + 1))
@@ -79,7 +91,8 @@ def late_noise(chunk: Chunk, table: str, field: str, optimizer: Optimizer) -> La
         variances[k, 1 : 1 + work.steps] = step_variances(work, optimizer)
     until = variances.cumsum(1)  # of the noise of all steps before each
     lacking = np.broadcast_to(until[:, -1:], (devices, held))
-    positions, stddevs = [], []
+    positions = []
+    stddevs = []
     caught_up = np.zeros((devices, held))
     for step, active in enumerate(chunk.active):
         now = until[:active, step : step + 1]
@@ -93,7 +106,8 @@ def late_noise(chunk: Chunk, table: str, field: str, optimizer: Optimizer) -> La
 
 def _reads(chunk: Chunk, field: str, held: int) -> NDArray[np.bool_]:
     """Return which rows a device reads in each step, [K, steps, held]."""
-    ids, rows = chunk.fields[field].cpu().numpy(), chunk.rows.flatten(2).cpu().numpy()
+    ids = chunk.fields[field].cpu().numpy()
+    rows = chunk.rows.flatten(2).cpu().numpy()
     read = np.zeros((*rows.shape[:2], held), dtype=bool)
     device, step, place = chunk.mask.flatten(2).cpu().numpy().nonzero()
     seen = ids[device, rows[device, step, place]].reshape(len(device), math.prod(ids.shape[2:]))
@@ -102,21 +116,24 @@ def _reads(chunk: Chunk, field: str, held: int) -> NDArray[np.bool_]:
 
 
 def _filled(due: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-    """Return the rows whose variance [devices, held] is not zero and their stddevs, [devices, rows], filled
-    up with zeros."""
+    """Return the rows whose variance [devices, held] is not zero and their stddevs, [devices,
+    rows], filled up with zeros.
+    """
     device, row = due.nonzero()
     counts = np.bincount(device, minlength=len(due))
     place = np.arange(len(device)) - np.repeat(counts.cumsum() - counts, counts)
-    rows, stddevs = np.zeros((len(due), counts.max()), dtype=np.int64), np.zeros((len(due), counts.max()))
+    rows = np.zeros((len(due), counts.max()), dtype=np.int64)
+    stddevs = np.zeros((len(due), counts.max()))
     rows[device, place], stddevs[device, place] = row, np.sqrt(due[device, row])
     return torch.from_numpy(rows), torch.from_numpy(stddevs)
 
 
 class Summed:
-    """What is left at the end, drawn once for a whole partial sum: only its variance is kept for each row.
+    """What is left at the end, drawn once for a whole partial sum: only its variance is kept for
+    each row.
 
-    Guarantee: equal in law to the sum of the devices' own noise. Only where nothing but the sum leaves a
-    trusted node.
+    Guarantee: equal in law to the sum of the devices' own noise. Only where nothing but the sum
+    leaves a trusted node.
     """
 
     def __init__(self, params: Params, tables: Sequence[str]) -> None:

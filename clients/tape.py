@@ -1,7 +1,9 @@
-"""Watching a forward and one backward: each layer's op leaves a record, no weight gradient is computed.
+"""Watching a forward and one backward: each layer's op leaves a record, no weight gradient is
+computed.
 
-Inside `recording(module, tape, ...)` the forwards of layers that own parameters are replaced: they run
-the ordinary kernel on detached weights and watch their output, whose gradient arrives in the backward.
+Inside `recording(module, tape, ...)` the forwards of layers that own parameters are replaced: they
+run the ordinary kernel on detached weights and watch their output, whose gradient arrives in the
+backward.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import group_norm, layer_norm
 
-from clients.layer_records import Columns, Convolution, Lookup, Pooled, Product, Record, Small, joined
+from clients.layer_records import (
+    Columns,
+    Convolution,
+    Lookup,
+    Pooled,
+    Product,
+    Record,
+    Small,
+    joined,
+)
 from fedsim.errors import WrongInput
 from fedsim.models import layers
 from fedsim.models.layers import pair
@@ -29,7 +40,9 @@ class Tape:
     """
 
     def __init__(self, models: int, examples: int, stacked: bool, device: torch.device) -> None:
-        self.models, self.examples, self.stacked = models, examples, stacked
+        self.models = models
+        self.examples = examples
+        self.stacked = stacked
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         self.shapes: Mapping[str, tuple[int, ...]] = {}
         """The module's parameters without the model axis."""
@@ -49,22 +62,29 @@ class Tape:
     ) -> tuple[list[Record], dict[str, Tensor]]:
         """Run the backward of the summed losses; return the records and the gradients of `leaves`.
 
-        Records of the same parameters are joined. A leaf that the losses do not depend on is left out.
+        Records of the same parameters are joined. A leaf that the losses do not depend on is left
+        out.
         """
         found = torch.autograd.grad(
-            losses.sum(), [self.anchor, *leaves.values()], allow_unused=True, materialize_grads=False
+            losses.sum(),
+            [self.anchor, *leaves.values()],
+            allow_unused=True,
+            materialize_grads=False,
         )
         grads = {name: g for name, g in zip(leaves, found[1:], strict=True) if g is not None}
         return joined(self._records), grads
 
     def shaped(self, x: Tensor, layer: str, tail: int) -> Tensor:
-        """View [K?, B, ..., *tail] as [K, B, T, *tail]. Raises WrongInput without the axis of examples."""
+        """View [K?, B, ..., *tail] as [K, B, T, *tail].
+
+        Raises WrongInput without the axis of examples.
+        """
         lead = x if self.stacked else x.unsqueeze(0)
         if lead.dim() < 2 + tail or lead.shape[:2] != (self.models, self.examples):
             raise WrongInput(
                 f"the layer {layer!r} gets an input of shape {tuple(x.shape)}, whose "
-                f"{'second' if self.stacked else 'first'} axis is not that of the {self.examples} examples; "
-                "per-example clipping needs every layer to see each example on its own"
+                f"{'second' if self.stacked else 'first'} axis is not that of the {self.examples} "
+                "examples; per-example clipping needs every layer to see each example on its own"
             )
         if lead.dtype in (torch.bfloat16, torch.float16):
             lead = lead.float()  # norms and sums are taken in at least float32
@@ -88,7 +108,8 @@ class _Watch(torch.autograd.Function):
 
 @contextmanager
 def recording(module: nn.Module, tape: Tape, only: frozenset[str] | None = None) -> Iterator[None]:
-    """Let the layers of `module` that own trainable parameters write to `tape`; `only` those parameters.
+    """Let the layers of `module` that own trainable parameters write to `tape`; `only` those
+    parameters.
 
     Raises WrongInput that names the first layer without a rule.
     """
@@ -98,10 +119,14 @@ def recording(module: nn.Module, tape: Tape, only: frozenset[str] | None = None)
     for path, layer in module.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             raise WrongInput(
-                f"the layer {path!r} ({type(layer).__name__}) mixes the examples of a batch, so that no clip "
-                "bounds one of them; use GroupNorm or LayerNorm"
+                f"the layer {path!r} ({type(layer).__name__}) mixes the examples of a batch, so "
+                "that no clip bounds one of them; use GroupNorm or LayerNorm"
             )
-        own = {key: names[id(p)] for key, p in layer._parameters.items() if p is not None and id(p) in names}
+        own = {
+            key: names[id(p)]
+            for key, p in layer._parameters.items()
+            if p is not None and id(p) in names
+        }
         if not own or (only is not None and not set(own.values()) & only):
             continue
         rule = rule_of(layer)
@@ -123,9 +148,9 @@ def rule_of(layer: nn.Module) -> Callable[..., Tensor] | None:
 
 def no_rule(path: str, layer: nn.Module) -> str:
     return (
-        f"the layer {path!r} ({type(layer).__name__}) has no rule for per-example clipping; build the model "
-        "of fedsim.models.layers or of torch's Linear, Embedding, Conv2d, LayerNorm and GroupNorm, or use "
-        'dp.method = "opacus"'
+        f"the layer {path!r} ({type(layer).__name__}) has no rule for per-example clipping; build "
+        "the model of fedsim.models.layers or of torch's Linear, Embedding, Conv2d, LayerNorm and "
+        'GroupNorm, or use dp.method = "opacus"'
     )
 
 
@@ -143,7 +168,9 @@ Own = Mapping[str, str]
 
 
 def _linear(tape: Tape, layer: nn.Linear, path: str, own: Own, x: Tensor) -> Tensor:
-    out = layers.linear(x, layer.weight.detach(), None if layer.bias is None else layer.bias.detach())
+    out = layers.linear(
+        x, layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    )
     a = tape.shaped(x.detach(), path, 1).unsqueeze(1)
 
     def finish(g: Tensor) -> Record:
@@ -156,10 +183,11 @@ def _linear(tape: Tape, layer: nn.Linear, path: str, own: Own, x: Tensor) -> Ten
 def _convolution(tape: Tape, layer: nn.Conv2d, path: str, own: Own, x: Tensor) -> Tensor:
     if layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         raise WrongInput(
-            f"the convolution {path!r} has groups, a padding mode or a padding by name, for which there is "
-            'no rule; use dp.method = "opacus"'
+            f"the convolution {path!r} has groups, a padding mode or a padding by name, for which "
+            'there is no rule; use dp.method = "opacus"'
         )
-    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    weight = layer.weight.detach()
+    bias = None if layer.bias is None else layer.bias.detach()
     out = layers.convolve(x, weight, bias, layer.stride, pair(layer.padding), pair(layer.dilation))
     images = tape.shaped(x.detach(), path, 3).squeeze(2)  # [K, B, in, height, width]
     shape = tuple(layer.weight.shape[-4:])
@@ -176,8 +204,8 @@ def _convolution(tape: Tape, layer: nn.Conv2d, path: str, own: Own, x: Tensor) -
 def _embedding(tape: Tape, layer: nn.Embedding, path: str, own: Own, ids: Tensor) -> Tensor:
     if layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse:
         raise WrongInput(
-            f"the table {path!r} has max_norm, scale_grad_by_freq or sparse, for which there is no rule; "
-            "leave them at their defaults"
+            f"the table {path!r} has max_norm, scale_grad_by_freq or sparse, for which there is "
+            "no rule; leave them at their defaults"
         )
     out = layers.lookup(ids, layer.weight.detach(), layer.padding_idx)
     where = tape.shaped(ids, path, 0)
@@ -191,7 +219,9 @@ def _embedding(tape: Tape, layer: nn.Embedding, path: str, own: Own, ids: Tensor
     return tape.watch(out, finish)
 
 
-def _mean_embedding(tape: Tape, layer: layers.MeanEmbedding, path: str, own: Own, ids: Tensor) -> Tensor:
+def _mean_embedding(
+    tape: Tape, layer: layers.MeanEmbedding, path: str, own: Own, ids: Tensor
+) -> Tensor:
     table = layer.weight.detach()
     shares = layers.shares(ids, table)
     out = layers.weighted(ids, shares, table)
@@ -258,7 +288,9 @@ class _Gates:
     """Watches an LSTM's pre-activations: all of its weights share their gradient."""
 
     def __init__(self, tape: Tape, layer: Lstm, own: Own) -> None:
-        self.tape, self.own, self.anchor = tape, own, tape.anchor
+        self.tape = tape
+        self.own = own
+        self.anchor = tape.anchor
         self.copies = 2 if isinstance(layer, layers.BiLSTM) else 1
         self.width = layer.weight_hidden.shape[-1]
 

@@ -1,4 +1,6 @@
-"""Local training of a whole cohort: cut into chunks, which train side by side and are summed in order."""
+"""Local training of a whole cohort: cut into chunks, which train side by side and are summed in
+order.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -31,10 +33,11 @@ DEFAULT_MEMORY = GIB
 class Trainer:
     """Trains devices from the same parameters and returns the weighted sum of their changes.
 
-    Two runs, or two models of one, need noise sources of their own. With `workers` > 1 so many chunks train
-    at the same time, each in a thread with one torch thread, or with `processes` in a process; the sums are
-    the same. Processes start with the first cohort of more than one chunk and end with the trainer. A model
-    whose code they could not load (of a notebook or a script itself) is trained in threads.
+    Two runs, or two models of one, need noise sources of their own. With `workers` > 1 so many
+    chunks train at the same time, each in a thread with one torch thread, or with `processes` in a
+    process; the sums are the same. Processes start with the first cohort of more than one chunk and
+    end with the trainer. A model whose code they could not load (of a notebook or a script itself)
+    is trained in threads.
     """
 
     def __init__(
@@ -48,10 +51,15 @@ class Trainer:
         workers: int = 1,
         processes: bool = False,
     ) -> None:
-        self.module, self.task, self.settings, self.memory = module, task, train, memory
+        self.module = module
+        self.task = task
+        self.settings = train
+        self.memory = memory
         self.dp = dp if dp is not None and dp.unit == "example" else None
         if self.dp is not None and noise is None:
-            raise WrongInput("example-level DP needs a noise source of this run's own; give Seeded or Os")
+            raise WrongInput(
+                "example-level DP needs a noise source of this run's own; give Seeded or Os"
+            )
         self.noise = noise or Seeded(0)
         self.lane = Lane(module, task, train, self.dp, self.noise)
         self.lanes: list[Lane | RemoteLane] = [self.lane]
@@ -74,33 +82,45 @@ class Trainer:
         """Train every assigned device on its own examples, starting from `params`.
 
         The randomness of a device is named by (seed, round, device), so the sum does not depend on
-        chunks or nodes beyond the order of float64 additions. Where `clip` is given, each device's whole
-        change is bounded by it before its weight. `survivors` noise shares make up a sum's noise.
+        chunks or nodes beyond the order of float64 additions. Where `clip` is given, each device's
+        whole change is bounded by it before its weight. `survivors` noise shares make up a sum's
+        noise.
         """
         if self.noise.kind == "os":
-            self.attempts += 1  # what is done again is another release; a seed repeats the first one
+            self.attempts += (
+                1  # what is done again is another release; a seed repeats the first one
+            )
         attempt = Attempt(seed, (self.attempts, round), survivors, clip)
         start = {name: p.to(self.lane.place) for name, p in params.items()}
-        total, left = no_update(params), Summed(params, list(self.lane.local.tables))
+        total = no_update(params)
+        left = Summed(params, list(self.lane.local.tables))
         groups = list(self._groups(params, assigned))
         lanes = self.lanes if len(groups) > 1 else [self.lane]
-        for update, mine in in_lanes(lambda group, lane: lane.train(start, group, attempt), groups, lanes):
-            total, left = total + update, left + mine
+        for update, mine in in_lanes(
+            lambda group, lane: lane.train(start, group, attempt), groups, lanes
+        ):
+            total = total + update
+            left = left + mine
             if clip is not None and clip.summed is not None:
-                total = replace(total, delta={n: clip.summed.reduce(d) for n, d in total.delta.items()})
+                total = replace(
+                    total, delta={n: clip.summed.reduce(d) for n, d in total.delta.items()}
+                )
         if self.lane.sums_noise() and assigned:
             delta = left.draw(total.delta, self.noise, (*attempt.names, assigned[0].device))
             total = replace(total, delta=delta)
         return total
 
     def _groups(self, params: Params, assigned: Sequence[Assignment]) -> Iterator[list[Assignment]]:
-        """Yield the devices of each chunk, those of like size together: their last batches are alike, too."""
+        """Yield the devices of each chunk, those of like size together: their last batches are
+        alike, too.
+        """
         assigned = sorted(assigned, key=lambda a: -len(a.examples))
         # parameters, gradients, optimiser state; noise takes the gradients' place
         copies = 2 + len(self.lane.optimizer.init(params)) + (self.dp is not None)
         tables = self.lane.local.tables
         costs = [
-            device_cost(params, tables, a.examples, copies, self._activations(a.examples)) for a in assigned
+            device_cost(params, tables, a.examples, copies, self._activations(a.examples))
+            for a in assigned
         ]
         memory = self.memory // len(self.lanes) if self.lane.local.stacked else 0
         steps = [self._steps(a) for a in assigned]

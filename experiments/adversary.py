@@ -1,4 +1,6 @@
-"""A ClientApp some of whose devices lie, on nodes that do not: for tests and experiments on robust rules."""
+"""A ClientApp some of whose devices lie, on nodes that do not: for tests and experiments on robust
+rules.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -38,7 +40,9 @@ class Liar:
     """A trainer whose bad devices train as they should and then lie."""
 
     def __init__(self, trainer: Trainer, share: float, lie: Lie) -> None:
-        self.trainer, self.share, self.lie = trainer, share, lie
+        self.trainer = trainer
+        self.share = share
+        self.lie = lie
 
     def train(self, params: Params, assigned: Sequence[Assignment], *how: Any) -> Update:
         total = no_update(params)
@@ -60,6 +64,8 @@ def adversarial(share: float, lie: Lie) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         node = node_of(context)
         liar = Liar(node.trainer, share, lie)
-        return Message(pack_reply(reply_of(replace(node, trainer=liar), message.content)), reply_to=message)
+        return Message(
+            pack_reply(reply_of(replace(node, trainer=liar), message.content)), reply_to=message
+        )
 
     return app

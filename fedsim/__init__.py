@@ -1,7 +1,8 @@
 """A privacy-preserving federated learning simulator that is also deployable, on Flower.
 
-`import fedsim` offers every name of `OFFERED`. A module is imported at the first use of its name, because
-torch and Flower take seconds. `help(fedsim.epsilon)` shows an example; each example is run as a test.
+`import fedsim` offers every name of `OFFERED`. A module is imported at the first use of its name,
+because torch and Flower take seconds. `help(fedsim.epsilon)` shows an example; each example is run
+as a test.
 """
 
 from importlib import import_module

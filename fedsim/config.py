@@ -33,7 +33,9 @@ NonNegative = Annotated[float, Field(ge=0.0, le=1e9)]
 def _counts(value: object) -> int | str:
     """Return a number from 1 on, or several with commas between."""
     texts = [text.strip() for text in str(value).split(",")]
-    if isinstance(value, bool) or not all(re.fullmatch("0*[1-9][0-9]{0,8}", text) for text in texts):
+    if isinstance(value, bool) or not all(
+        re.fullmatch("0*[1-9][0-9]{0,8}", text) for text in texts
+    ):
         raise PydanticCustomError("counts", "it wants whole numbers from 1 on, with commas between")
     numbers = list(dict.fromkeys(int(text) for text in texts))
     return numbers[0] if len(numbers) == 1 else ",".join(map(str, numbers))
@@ -80,7 +82,9 @@ class Data(Section):
     activity: Literal["zipf", "lognormal", "equal"] = Field(
         "zipf", description="law of the examples per device in the generator"
     )
-    activity_shape: Positive = Field(1.2, description="Zipf exponent over the rank, or the lognormal's sigma")
+    activity_shape: Positive = Field(
+        1.2, description="Zipf exponent over the rank, or the lognormal's sigma"
+    )
     examples: Count = Field(5000, description="training examples that the generator makes, in all")
     activity_public: Literal["exact", "power2"] = Field(
         "power2", description="activity as server and weights see it: exact | power2 (rounded down)"
@@ -98,7 +102,9 @@ class Data(Section):
         0, ge=0, le=10**7, description="words kept, the most frequent in the training text; 0 = all"
     )
     max_length: int = Field(64, ge=1, le=10000, description="tokens; longer examples are cut")
-    labels: str = Field("", description="names of all labels, with commas; empty = those in training")
+    labels: str = Field(
+        "", description="names of all labels, with commas; empty = those in training"
+    )
     tags: str = Field("", description="names of all tags, with commas; empty = those in training")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of generator and partition")
 
@@ -111,12 +117,17 @@ class Partition(Section):
         description="natural | {names} | package.module:function",
     )
     by: Literal["", "label", "tags", "device", "time", "length"] = Field(
-        "", description="what the rule looks at; tags = the set of their types; empty = the rule's own"
+        "",
+        description="what the rule looks at; tags = the set of their types; empty = the rule's own",
     )
-    alpha: Positive = Field(1.0, description="Dirichlet concentration over labels; smaller = more skewed")
+    alpha: Positive = Field(
+        1.0, description="Dirichlet concentration over labels; smaller = more skewed"
+    )
     beta: Positive = Field(1.0, description="quantity: Dirichlet concentration over sizes")
     min_size: int = Field(1, ge=0, le=10**9, description="fewest examples that a device may have")
-    balance: bool = Field(False, description="dirichlet: full devices get no more (as its paper's code)")
+    balance: bool = Field(
+        False, description="dirichlet: full devices get no more (as its paper's code)"
+    )
     classes: Count = Field(2, description="pathological, distribution: labels that each device has")
     choice: Literal["random", "deterministic", "first-deterministic"] = Field(
         "random", description="pathological: how devices come to their labels"
@@ -134,20 +145,24 @@ class Partition(Section):
     remainder: Literal["allow-smaller", "allow-bigger", "drop-reminder", "strict"] = Field(
         "allow-smaller", description="grouped_natural: what becomes of ids that fill no group"
     )
-    strictness: Fraction = Field(0.5, description="continuous: 0 = at random, 1 = sorted by the value")
+    strictness: Fraction = Field(
+        0.5, description="continuous: 0 = at random, 1 = sorted by the value"
+    )
     clusters: Count = Field(10, description="cluster: groups that k-means makes of the examples")
     dimensions: int = Field(32, ge=1, le=4096, description="cluster: width of the texts' embedding")
     tail: Literal["zipf", "lognormal", "power", "copy"] = Field(
         "zipf", description="heavy tails: law of the examples per device"
     )
     tail_shape: Positive = Field(
-        1.2, description="Zipf exponent over the rank, or the lognormal's sigma (distribution's, too)"
+        1.2,
+        description="Zipf exponent over the rank, or the lognormal's sigma (distribution's, too)",
     )
     gini: float = Field(
         0.6, ge=0.0, lt=1.0, description="power: Gini coefficient of the sizes, 0 = all alike"
     )
     copy_from: str = Field(
-        "", description="copy: file of counts below the data directory (.txt, .json), or FILE.jsonl.gz#COLUMN"
+        "",
+        description="copy: file of counts below the data directory (.txt, .json), or FILE.jsonl.gz#COLUMN",
     )
 
 
@@ -177,11 +192,16 @@ class Stream(Section):
     memory: Literal["all", "current", "window", "reservoir", "age"] = Field(
         "all", description="which arrived examples a device still holds"
     )
-    window: Count = Field(2, description="periods that memory = window reaches back, this one included")
+    window: Count = Field(
+        2, description="periods that memory = window reaches back, this one included"
+    )
     reservoir: Count = Field(50, description="examples that memory = reservoir keeps a device")
-    max_age_days: Positive = Field(7.0, description="age at a period's end up to which memory = age keeps")
+    max_age_days: Positive = Field(
+        7.0, description="age at a period's end up to which memory = age keeps"
+    )
     deletions: Fraction = Field(
-        0.0, description="share of records whose owner asks for deletion, one period or more after arrival"
+        0.0,
+        description="share of records whose owner asks for deletion, one period or more after arrival",
     )
 
 
@@ -189,20 +209,30 @@ class Availability(Section):
     """Which devices can be reached in a round, which answer, and how long a round takes."""
 
     rule: Literal["always", "day_cycle", "clock"] = Field(
-        "always", description="always | seeded hours of the day | hours in which the device has records"
+        "always",
+        description="always | seeded hours of the day | hours in which the device has records",
     )
     hours: float = Field(
         8.0, gt=0.0, le=24.0, description="hours a day that day_cycle keeps a device in reach"
     )
-    round_minutes: Positive = Field(60.0, description="minutes of the day that pass from round to round")
-    dropout: Fraction = Field(0.0, description="chance that a selected device of median size does not answer")
+    round_minutes: Positive = Field(
+        60.0, description="minutes of the day that pass from round to round"
+    )
+    dropout: Fraction = Field(
+        0.0, description="chance that a selected device of median size does not answer"
+    )
     dropout_size: float = Field(
-        0.0, ge=-2.0, le=2.0, description="exponent of public activity over its median in that chance"
+        0.0,
+        ge=-2.0,
+        le=2.0,
+        description="exponent of public activity over its median in that chance",
     )
     speed_sigma: float = Field(
         0.0, ge=0.0, le=5.0, description="lognormal spread of device speeds; 0 = alike"
     )
-    step_seconds: Positive = Field(1.0, description="virtual seconds of a local step on a median device")
+    step_seconds: Positive = Field(
+        1.0, description="virtual seconds of a local step on a median device"
+    )
 
 
 class Model(Section):
@@ -216,12 +246,17 @@ class Model(Section):
         64, ge=1, le=10000, description="width of the word embedding, or of the projection"
     )
     hidden: int = Field(128, ge=1, le=100000, description="width of a hidden layer, each direction")
-    layers: int = Field(1, ge=1, le=100, description="recurrent, hidden or convolution layers, or blocks")
+    layers: int = Field(
+        1, ge=1, le=100, description="recurrent, hidden or convolution layers, or blocks"
+    )
     heads: int = Field(4, ge=1, le=1000, description="attention heads of the transformer")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of inputs dropped in training")
-    characters: bool = Field(False, description="bilstm: also read a word's letters (character CNN)")
+    characters: bool = Field(
+        False, description="bilstm: also read a word's letters (character CNN)"
+    )
     label_names: NonNegative = Field(
-        0.0, description="projection: a label starts from the words of its name, times this; 0 = from zero"
+        0.0,
+        description="projection: a label starts from the words of its name, times this; 0 = from zero",
     )
 
 
@@ -236,9 +271,12 @@ class Train(Section):
     batch_size: Count = Field(10, description="examples a local step")
     local_epochs: Count = Field(1, description="passes over a device's examples a round")
     local_steps: int = Field(0, ge=0, le=10**6, description="steps a round; 0 = by local_epochs")
-    proximal: NonNegative = Field(0.0, description="FedProx: pull towards the round's first parameters")
+    proximal: NonNegative = Field(
+        0.0, description="FedProx: pull towards the round's first parameters"
+    )
     grad_clip: NonNegative = Field(
-        0.0, description="L2 norm that a step's mean gradient is cut to; 0 = none (this is no privacy)"
+        0.0,
+        description="L2 norm that a step's mean gradient is cut to; 0 = none (this is no privacy)",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the forward pass")
     centralised: bool = Field(False, description="also train the same model on the pooled data")
@@ -246,7 +284,10 @@ class Train(Section):
     centralised_lr: Positive = Field(0.003, description="Adam's learning rate of that reference")
     centralised_batch: Count = Field(64, description="examples a step of that reference")
     patience: int = Field(
-        0, ge=0, le=10**6, description="stop after so many evaluations on dev without gain; 0 = never"
+        0,
+        ge=0,
+        le=10**6,
+        description="stop after so many evaluations on dev without gain; 0 = never",
     )
     patience_metric: str = Field("", description="metric that patience watches; empty = the task's")
 
@@ -280,15 +321,24 @@ class Selection(Section):
     )
     power: float = Field(1.0, ge=0.0, le=10.0, description="exponent of the activity")
     mixture: Fraction = Field(0.1, description="share of the cohort that mixture draws uniformly")
-    quantile: Fraction = Field(0.5, description="threshold: least active share that is never selected")
+    quantile: Fraction = Field(
+        0.5, description="threshold: least active share that is never selected"
+    )
     cap: float = Field(
-        1.0, gt=0.0, le=1.0, description="largest inclusion probability; what it cuts off goes to nobody"
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="largest inclusion probability; what it cuts off goes to nobody",
     )
     candidates: int = Field(
-        0, ge=0, le=10**9, description="loss: devices drawn by activity to choose from; 0 = twice the cohort"
+        0,
+        ge=0,
+        le=10**9,
+        description="loss: devices drawn by activity to choose from; 0 = twice the cohort",
     )
     total_score: NonNegative = Field(
-        0.0, description="public sum of scores that inclusion is normalised by; 0 = that of the real roster"
+        0.0,
+        description="public sum of scores that inclusion is normalised by; 0 = that of the real roster",
     )
 
 
@@ -299,7 +349,9 @@ class Aggregation(Section):
         "fedadam",
         description="{names} | package.module:function",
     )
-    step: str = Field("fedavg", description="{names}: moves the model by what a rule of single updates found")
+    step: str = Field(
+        "fedavg", description="{names}: moves the model by what a rule of single updates found"
+    )
     lr: Positive = Field(0.01, description="server learning rate (1.0 is plain FedAvg)")
     weights: Literal["auto", "equal", "examples", "inverse_probability"] = Field(
         "auto",
@@ -313,13 +365,20 @@ class Aggregation(Section):
     beta2: Fraction = Field(0.99, description="decay of the second moment (fedadam, fedyogi)")
     tau: Positive = Field(0.001, description="what is added to the root of the second moment")
     trim: float = Field(
-        0.2, ge=0.0, lt=0.5, description="trimmed_mean, multi_krum: share of devices that may be bad"
+        0.2,
+        ge=0.0,
+        lt=0.5,
+        description="trimmed_mean, multi_krum: share of devices that may be bad",
     )
-    max_norm: NonNegative = Field(0.0, description="L2 norm that a device's update may have; 0 = any")
+    max_norm: NonNegative = Field(
+        0.0, description="L2 norm that a device's update may have; 0 = any"
+    )
     over_norm: Literal["reject", "clip"] = Field(
         "reject", description="an update over max_norm is left out | scaled down to it, on its node"
     )
-    max_bytes: int = Field(0, ge=0, le=2**40, description="bytes that a node's answer may have; 0 = any")
+    max_bytes: int = Field(
+        0, ge=0, le=2**40, description="bytes that a node's answer may have; 0 = any"
+    )
     min_updates: int = Field(
         0, ge=0, le=10**9, description="valid updates below which a round leaves the model as it is"
     )
@@ -341,7 +400,8 @@ class Dp(Section):
     )
     clip_norm: Positive = Field(1.0, description="L2 bound C of a unit's contribution")
     clipping: Literal["flat", "per_layer", "automatic", "adaptive"] = Field(
-        "flat", description="one norm | one a layer | normalised gradients | quantile of devices' norms"
+        "flat",
+        description="one norm | one a layer | normalised gradients | quantile of devices' norms",
     )
     noise_multiplier: NonNegative = Field(1.0, description="noise stddev over sensitivity")
     noise_decay: float = Field(
@@ -357,29 +417,42 @@ class Dp(Section):
         "auto", description="seeded in simulation, entropy of the operating system on real nodes"
     )
     delta: float = Field(
-        0.0, ge=0.0, lt=1.0, description="0 = 1/(10 x protected units), rounded down to a power of ten"
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="0 = 1/(10 x protected units), rounded down to a power of ten",
     )
     target_epsilon: NonNegative = Field(0.0, description="epsilon that no unit may pass; 0 = none")
     on_target: Literal["stop", "retire"] = Field(
         "stop", description="at the target the run stops | the devices that reached it retire"
     )
     method: Literal["exact", "edp", "loop", "opacus"] = Field(
-        "exact", description="per-example clipping | micro-batches (after eDP-SGD) | slow references"
+        "exact",
+        description="per-example clipping | micro-batches (after eDP-SGD) | slow references",
     )
     sampling_rate: Fraction = Field(
-        0.0, description="Poisson rate of a device's batches; 0 = train.batch_size / public activity"
+        0.0,
+        description="Poisson rate of a device's batches; 0 = train.batch_size / public activity",
     )
     micro_batches: Count = Field(4, description="edp: slots that a batch's examples are drawn into")
     amplification: Literal["auto", "claim", "none"] = Field(
         "auto", description="by sampling: where its conditions hold | refuse to run without | never"
     )
-    max_weight: Positive = Field(1.0, description="device: largest public weight that a device can have")
-    quantile: float = Field(
-        0.5, gt=0.0, lt=1.0, description="adaptive clipping: share of devices that shall not be clipped"
+    max_weight: Positive = Field(
+        1.0, description="device: largest public weight that a device can have"
     )
-    clip_lr: Positive = Field(0.2, description="adaptive clipping: step of the logarithm of the clip norm")
+    quantile: float = Field(
+        0.5,
+        gt=0.0,
+        lt=1.0,
+        description="adaptive clipping: share of devices that shall not be clipped",
+    )
+    clip_lr: Positive = Field(
+        0.2, description="adaptive clipping: step of the logarithm of the clip norm"
+    )
     count_noise: NonNegative = Field(
-        0.0, description="adaptive clipping: noise stddev on the count of unclipped; 0 = cohort / 20"
+        0.0,
+        description="adaptive clipping: noise stddev on the count of unclipped; 0 = cohort / 20",
     )
     min_survivors: float = Field(
         0.5,
@@ -389,7 +462,10 @@ class Dp(Section):
     )
     sum_bits: int = Field(40, ge=16, le=42, description="secure sum: bits of the modulus")
     sum_scale: float = Field(
-        2.0**-16, gt=0.0, le=1.0, description="secure sum: width of the fixed-point cells over the clip norm"
+        2.0**-16,
+        gt=0.0,
+        le=1.0,
+        description="secure sum: width of the fixed-point cells over the clip norm",
     )
     max_participations: int = Field(
         0, ge=0, le=10**6, description="rounds in which a device may be selected at most; 0 = all"
@@ -406,12 +482,17 @@ class Audit(Section):
         "",
         description="{names} | package.module:function (commas between); empty = none",
     )
-    every: int = Field(0, ge=0, le=10**9, description="rounds between two audits; 0 = at the end only")
+    every: int = Field(
+        0, ge=0, le=10**9, description="rounds between two audits; 0 = at the end only"
+    )
     coins: Literal["none", "record", "device"] = Field(
         "none", description="half of the records | devices are held out of training, by fair coins"
     )
     seed: int = Field(
-        0, ge=0, lt=2**63, description="seed of coins, random labels and canaries; 0 = that of the run"
+        0,
+        ge=0,
+        lt=2**63,
+        description="seed of coins, random labels and canaries; 0 = that of the run",
     )
     shadow: int = Field(
         0,
@@ -431,7 +512,10 @@ class Audit(Section):
         "best that references carry",
     )
     references: int = Field(
-        16, ge=0, le=1024, description="shadow models of the membership attacks, an even number; 0 = none"
+        16,
+        ge=0,
+        le=1024,
+        description="shadow models of the membership attacks, an even number; 0 = none",
     )
     shadows: Literal["federated", "centralised"] = Field(
         "federated",
@@ -441,9 +525,14 @@ class Audit(Section):
         "final",
         description="what the attacker sees: {names} (comma-separated)",
     )
-    window: Count = Field(5, description="rounds, from the first, that attacks on updates and sums look at")
+    window: Count = Field(
+        5, description="rounds, from the first, that attacks on updates and sums look at"
+    )
     records: int = Field(
-        0, ge=0, le=10**9, description="records that attacks on updates try on a device at most; 0 = all"
+        0,
+        ge=0,
+        le=10**9,
+        description="records that attacks on updates try on a device at most; 0 = all",
     )
     canary_devices: int = Field(
         0,
@@ -456,14 +545,18 @@ class Audit(Section):
 class Canary(Section):
     """Sentences with a secret code that are planted in training and sought in the model."""
 
-    pattern: str = Field("", description="{names} | a template with {code} or {joined}; empty = none")
+    pattern: str = Field(
+        "", description="{names} | a template with {code} or {joined}; empty = none"
+    )
     digits: int = Field(4, ge=4, le=10, description="tokens of the code")
     candidates: str = Field(
-        "", description="words that may stand in the code (comma-separated); empty = the pattern's, or digits"
+        "",
+        description="words that may stand in the code (comma-separated); empty = the pattern's, or digits",
     )
     count: int = Field(0, ge=0, le=10**4, description="canaries planted; 0 = none")
     copies: Counts = Field(
-        1, description="copies of a canary on each of its devices; several = the canaries take turns"
+        1,
+        description="copies of a canary on each of its devices; several = the canaries take turns",
     )
     devices: Counts = Field(1, description="devices that hold each canary; several = in turns")
     holders: str = Field(
@@ -474,7 +567,9 @@ class Canary(Section):
     )
     period: int = Field(0, ge=0, le=10000, description="period in which they arrive; 0 = the first")
     label: str = Field("", description="intent of a canary; empty = one of its own")
-    tags: Literal["own", "outside"] = Field("own", description="tags of the code's tokens: their own | O")
+    tags: Literal["own", "outside"] = Field(
+        "own", description="tags of the code's tokens: their own | O"
+    )
 
 
 class Place(Section):
@@ -491,12 +586,19 @@ class Place(Section):
         0.0, description="GiB for stacked devices; 0 = 1/16 a thread, 1/4 on CUDA"
     )
     keep: Literal["last", "all"] = Field("last", description="which checkpoints stay")
-    nodes: int = Field(0, ge=0, le=10**6, description="nodes that must announce devices; 0 = all there are")
+    nodes: int = Field(
+        0, ge=0, le=10**6, description="nodes that must announce devices; 0 = all there are"
+    )
     wait_s: float = Field(60.0, ge=0.0, le=1e7, description="seconds to wait for nodes to connect")
     deadline_s: float = Field(
-        0.0, ge=0.0, le=1e7, description="seconds after which a round goes on without an answer; 0 = waits"
+        0.0,
+        ge=0.0,
+        le=1e7,
+        description="seconds after which a round goes on without an answer; 0 = waits",
     )
-    metrics: bool = Field(False, description="also write metrics.json and metrics.prom after each round")
+    metrics: bool = Field(
+        False, description="also write metrics.json and metrics.prom after each round"
+    )
     trackers: str = Field(
         "", description="mirrors of the run, with commas: {names} | package.module:function"
     )
@@ -543,7 +645,9 @@ class Config(Section):
         changed = {
             key: value
             for key, value in to_flat(self).items()
-            if value != neutral[key] and key not in ("name", "seed") and not key.startswith("place.")
+            if value != neutral[key]
+            and key not in ("name", "seed")
+            and not key.startswith("place.")
         }
         text = json.dumps({"schema": self.schema_, **changed}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -11,7 +11,8 @@ Any other exception is a defect of this code.
 class WrongInput(Exception):
     """What the user asked for cannot be done; the message says what to try. Exit code 2.
 
-    `key` is the setting to change, as "audit.evaluators", for programs; "" where it is not one setting alone.
+    `key` is the setting to change, as "audit.evaluators", for programs; "" where it is not one
+    setting alone.
 
     >>> from fedsim import WrongInput, run
     >>> try:

@@ -14,9 +14,9 @@ T = TypeVar("T")
 def lookup(key: str, name: str, table: Mapping[str, T], takes: str = "") -> T:
     """Return `table[name]`, or the object behind `"package.module:function"`.
 
-    `key` is the config key that held the name; it only serves the error. `takes` names the arguments
-    with which somebody's own function will be called.
-    Raises WrongInput when the name is not in the table or cannot be imported.
+    `key` is the config key that held the name; it only serves the error. `takes` names the
+    arguments with which somebody's own function will be called. Raises WrongInput when the name is
+    not in the table or cannot be imported.
     """
     if is_own_code(name):
         return import_object(key, name, takes)
@@ -50,14 +50,19 @@ def import_object(key: str, name: str, takes: str = "") -> Any:
         ) from error
     found = getattr(module, attribute, None)
     if not callable(found):
-        raise WrongInput(f"{key} = {name!r}: the module {module_name!r} has no function {attribute!r}", key)
+        raise WrongInput(
+            f"{key} = {name!r}: the module {module_name!r} has no function {attribute!r}", key
+        )
     if takes:
         check_takes(f"{key} = {name!r}", found, takes)
     return found
 
 
 def check_takes(what: str, function: Callable[..., Any], takes: str) -> None:
-    """Refuse a function that cannot be called with these positional arguments. Raises WrongInput."""
+    """Refuse a function that cannot be called with these positional arguments.
+
+    Raises WrongInput.
+    """
     try:
         signature = inspect.signature(function)
     except ValueError:  # some functions written in C do not tell
@@ -79,12 +84,15 @@ def check_names(key: str, text: str, known: Iterable[str], own: bool = False) ->
 
     With `own`, names of own code are let through; `import_object` looks them up.
     """
-    names, known = listed(text), list(known)
+    names = listed(text)
+    known = list(known)
     door = ' or name your own code as "package.module:function"' if own else ""
     for name in names:
         if name not in known and not (own and is_own_code(name)):
             raise WrongInput(
-                f"{key} names {name!r}; choose among {', '.join(known)}{door}{suggestion(name, known)}", key
+                f"{key} names {name!r}; choose among "
+                f"{', '.join(known)}{door}{suggestion(name, known)}",
+                key,
             )
     return names
 

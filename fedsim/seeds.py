@@ -21,7 +21,9 @@ def generator(seed: int, *names: Name) -> np.random.Generator:
 
 
 def keyed_generator(key: bytes) -> np.random.Generator:
-    """Return the stream of `Philox(key=...)` for 16 bytes, which would first ask the system for entropy."""
+    """Return the stream of `Philox(key=...)` for 16 bytes, which would first ask the system for
+    entropy.
+    """
     return np.random.Generator(np.random.Philox(_Key(key)))  # type: ignore[arg-type]
 
 

@@ -13,7 +13,8 @@ DeviceId = str
 Params = dict[str, Tensor]
 """A model's parameters by name, float32 in `state_dict` order."""
 
-PAD, UNKNOWN = 0, 1
+PAD = 0
+UNKNOWN = 1
 """Token ids that are no word: filling behind the last token, and a word that training never saw."""
 
 
@@ -21,8 +22,8 @@ PAD, UNKNOWN = 0, 1
 class Examples:
     """Records as tensors that share their first axis, one row an example.
 
-    Text has `tokens` [n, length] (int64, PAD behind the last token), with `label` [n], `tags`
-    [n, length] (-1 at PAD) or `next` [n, length] (the id of the next token; PAD where there is none);
+    Text has `tokens` [n, length] (int64, PAD behind the last token), with `label` [n], `tags` [n,
+    length] (-1 at PAD) or `next` [n, length] (the id of the next token; PAD where there is none);
     images have `image` [n, channels, height, width] and `label`.
     """
 
@@ -47,21 +48,33 @@ class Ragged:
     along: str
 
 
-RAGGED = {"tokens": Ragged(PAD, "tokens"), "tags": Ragged(-1, "tokens"), "next": Ragged(PAD, "tokens")}
+RAGGED = {
+    "tokens": Ragged(PAD, "tokens"),
+    "tags": Ragged(-1, "tokens"),
+    "next": Ragged(PAD, "tokens"),
+}
 """The fields whose last axis is time; all others have one shape in every example."""
 
 
 def same_width(parts: Sequence[Examples]) -> list[Examples]:
     """Fill the sequences of each part up to the longest of all parts."""
     widths = {
-        name: max(p.fields[name].shape[-1] for p in parts) for name in parts[0].fields if name in RAGGED
+        name: max(p.fields[name].shape[-1] for p in parts)
+        for name in parts[0].fields
+        if name in RAGGED
     }
-    return [Examples({n: _widen(n, t, widths.get(n, 0)) for n, t in p.fields.items()}) for p in parts]
+    return [
+        Examples({n: _widen(n, t, widths.get(n, 0)) for n, t in p.fields.items()}) for p in parts
+    ]
 
 
 def trim(fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Cut the filling that no example of the batch needs; leading axes are free."""
-    ends = {name: _longest(name, fields[name]) for name, r in RAGGED.items() if r.along == name in fields}
+    ends = {
+        name: _longest(name, fields[name])
+        for name, r in RAGGED.items()
+        if r.along == name in fields
+    }
     return {n: t[..., : ends[RAGGED[n].along]] if n in RAGGED else t for n, t in fields.items()}
 
 
@@ -109,7 +122,10 @@ class Spec:
 
 @dataclass(frozen=True)
 class View:
-    """What the server may look at when it selects a cohort. Frozen; rows are sorted by device id."""
+    """What the server may look at when it selects a cohort.
+
+    Frozen; rows are sorted by device id.
+    """
 
     round: int
     devices: NDArray[np.str_]
@@ -125,9 +141,13 @@ class View:
     availability: NDArray[np.float64] | None = None
     """The share of the day in which each device is in reach; None where it is not known."""
     losses: NDArray[np.float64] | None = None
-    """Each device's mean training loss when it was last heard, NaN before; None where rounds do not ask."""
+    """Each device's mean training loss when it was last heard, NaN before; None where rounds do not
+    ask.
+    """
     privacy_cap: NDArray[np.float64] | float | None = None
-    """The largest inclusion probability that keeps a device within `dp.target_epsilon`; None = not known."""
+    """The largest inclusion probability that keeps a device within `dp.target_epsilon`; None = not
+    known.
+    """
 
 
 @dataclass(frozen=True)
@@ -153,7 +173,8 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Update:
-    """A weighted sum of what devices learned; one device's work and a node's share are the same thing.
+    """A weighted sum of what devices learned; one device's work and a node's share are the same
+    thing.
 
     delta = local - global parameters, each times the device's weight, summed in float64.
     """
@@ -179,7 +200,9 @@ class Update:
     def finite(self) -> bool:
         """Whether no figure of it is NaN or infinite."""
         figures = (self.weight, *self.metrics.values())
-        return all(map(math.isfinite, figures)) and all(bool(d.isfinite().all()) for d in self.delta.values())
+        return all(map(math.isfinite, figures)) and all(
+            bool(d.isfinite().all()) for d in self.delta.values()
+        )
 
     @property
     def norm(self) -> float:
@@ -205,7 +228,9 @@ class Reply:
     devices: NDArray[np.str_]
     """Those whose updates these are."""
     update: Update
-    """A partial sum; where `single`, delta has a row for each device, [devices, ...], unweighted float32."""
+    """A partial sum; where `single`, delta has a row for each device, [devices, ...], unweighted
+    float32.
+    """
     single: bool = False
     figures: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     """The metrics of each device, aligned with `devices`, where asked for; else empty."""

@@ -41,7 +41,9 @@ class DeviceFlips:
 
 
 def pack_question(period: int) -> RecordDict:
-    """Pack the question for a node's devices and their activity in a period, or in all of them (`EVER`)."""
+    """Pack the question for a node's devices and their activity in a period, or in all of them
+    (`EVER`).
+    """
     return RecordDict({"question": ConfigRecord({"wire_version": WIRE_VERSION, "period": period})})
 
 
@@ -51,7 +53,9 @@ def unpack_question(content: RecordDict) -> int:
 
 def pack_announcement(announcement: Announcement) -> RecordDict:
     names = "\n".join(announcement.devices.tolist())
-    config = ConfigRecord({"wire_version": WIRE_VERSION, "devices": names, "real": announcement.real})
+    config = ConfigRecord(
+        {"wire_version": WIRE_VERSION, "devices": names, "real": announcement.real}
+    )
     arrays = ArrayRecord({"activity": Array(announcement.activity.astype(np.int64))})
     return RecordDict({"announcement": config, "activity": arrays})
 
@@ -127,7 +131,9 @@ def unpack_reply(content: RecordDict) -> Reply:
         devices=int(metrics.pop("devices")),
         metrics=metrics,
     )
-    rejected = zip(_names(config, "rejected").tolist(), _names(config, "reasons").tolist(), strict=True)
+    rejected = zip(
+        _names(config, "rejected").tolist(), _names(config, "reasons").tolist(), strict=True
+    )
     return Reply(
         round=_integer(config, "round"),
         devices=_names(config),
@@ -152,7 +158,9 @@ def is_refusal(message: Message) -> bool:
 
 def array_bytes(content: RecordDict) -> int:
     """Return the bytes of all arrays in a message."""
-    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+    return sum(
+        len(array.data) for record in content.array_records.values() for array in record.values()
+    )
 
 
 def pack_evaluation(arrays: ArrayRecord, period: int) -> RecordDict:
@@ -180,7 +188,9 @@ def unpack_comparison(content: RecordDict) -> tuple[Params, Params, int]:
 
 
 def pack_flips(flips: DeviceFlips) -> RecordDict:
-    config = ConfigRecord({"wire_version": WIRE_VERSION, "devices": "\n".join(flips.devices.tolist())})
+    config = ConfigRecord(
+        {"wire_version": WIRE_VERSION, "devices": "\n".join(flips.devices.tolist())}
+    )
     return RecordDict({"flips": config, "counts": ArrayRecord({"counts": Array(flips.counts)})})
 
 

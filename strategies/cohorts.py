@@ -1,4 +1,5 @@
-"""Who trains in each round: what selection sees, the draw, its limits, and the state it follows from.
+"""Who trains in each round: what selection sees, the draw, its limits, and the state it follows
+from.
 
 It knows no Flower: `fedsim show` and every check use it as a run does.
 """
@@ -54,7 +55,8 @@ class Cohorts:
         active_hours: NDArray[np.bool_] | None = None,
         noise: NoiseSource | None = None,
     ) -> None:
-        self.config, self.roster = config, roster
+        self.config = config
+        self.roster = roster
         self.form = asked_of(config)
         self.clock = Clock(config.availability, config.seed, len(roster.devices), active_hours)
         devices = int((roster.activity > 0).sum())
@@ -76,7 +78,9 @@ class Cohorts:
         )
 
     def select(self, round: int) -> Cohort:
-        """Return the cohort of a round, a pure function of (coins, round, roster, participation, retired)."""
+        """Return the cohort of a round, a pure function of (coins, round, roster, participation,
+        retired).
+        """
         view = self.view(round)
         cohort = select(view, self.config.selection, self._coins(round))
         self._check(cohort, view)
@@ -92,10 +96,11 @@ class Cohorts:
         return whole if stays.all() else part_of(whole, stays)
 
     def _coins(self, round: int) -> np.random.Generator:
-        """Return the coins of a round's draw: of the run's seed, which repeats it, or of the noise's secret.
+        """Return the coins of a round's draw: of the run's seed, which repeats it, or of the
+        noise's secret.
 
-        Nodes are told the seed. Where noise is no simulation, who takes part must not follow from it; another
-        process then draws another cohort, which the ledger counts as another attempt.
+        Nodes are told the seed. Where noise is no simulation, who takes part must not follow from
+        it; another process then draws another cohort, which the ledger counts as another attempt.
         """
         if self.config.dp.unit != "none" and self.noise.kind == "os":
             return self.noise.generator("select", round)
@@ -125,19 +130,21 @@ class Cohorts:
 
     def _check(self, cohort: Cohort, view: View) -> None:
         """Refuse what a selector of somebody's own must not return."""
-        found = np.searchsorted(self.roster.devices, cohort.devices).clip(max=len(self.roster.devices) - 1)
+        found = np.searchsorted(self.roster.devices, cohort.devices).clip(
+            max=len(self.roster.devices) - 1
+        )
         strangers = cohort.devices[self.roster.devices[found] != cohort.devices]
         if len(strangers) or (cohort.devices[1:] <= cohort.devices[:-1]).any():
             raise WrongInput(
-                f"selection.rule = {self.config.selection.rule!r} must return known devices, sorted, each "
-                f"once; unknown: {', '.join(map(str, strangers[:3])) or 'none'}"
+                f"selection.rule = {self.config.selection.rule!r} must return known devices, "
+                f"sorted, each once; unknown: {', '.join(map(str, strangers[:3])) or 'none'}"
             )
         away = cohort.devices[~(view.reachable & (view.activity > 0))[found]]
         if len(away):
             raise WrongInput(
                 f"selection.rule = {self.config.selection.rule!r} chose {str(away[0])!r} in round "
-                f"{view.round}, which is out of reach or has no example; choose among view.reachable & "
-                "(view.activity > 0)"
+                f"{view.round}, which is out of reach or has no example; choose among "
+                "view.reachable & (view.activity > 0)"
             )
 
     def period(self, round: int) -> int:
@@ -151,4 +158,6 @@ class Cohorts:
 
 
 def part_of(cohort: Cohort, mine: NDArray[np.bool_]) -> Cohort:
-    return replace(cohort, devices=cohort.devices[mine], probabilities=None, weights=cohort.weights[mine])
+    return replace(
+        cohort, devices=cohort.devices[mine], probabilities=None, weights=cohort.weights[mine]
+    )

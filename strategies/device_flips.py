@@ -33,7 +33,8 @@ def device_flips(replies: Iterable[Message]) -> dict[str, Any]:
     counts = counts[counts[:, 2] > 0]
     if not len(counts):
         return {}
-    negative, positive = counts[:, 0] / counts[:, 2], counts[:, 1] / counts[:, 2]
+    negative = counts[:, 0] / counts[:, 2]
+    positive = counts[:, 1] / counts[:, 2]
     worst = np.sort(negative)[::-1][: max(1, len(negative) // 10)]
     return {
         "device_negative_flip_rate_mean": float(negative.mean()),

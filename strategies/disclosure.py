@@ -1,4 +1,6 @@
-"""What the server asks nodes to tell beyond a sum: declared, printed, and refused under a secure sum."""
+"""What the server asks nodes to tell beyond a sum: declared, printed, and refused under a secure
+sum.
+"""
 
 from fedsim.config import Config
 from fedsim.errors import WrongInput
@@ -7,7 +9,10 @@ from strategies import aggregation, selection
 
 
 def asked_of(config: Config) -> Asked:
-    """Return what the settings' rules need to see. Raises WrongInput where that contradicts a secure sum."""
+    """Return what the settings' rules need to see.
+
+    Raises WrongInput where that contradicts a secure sum.
+    """
     form = Asked(
         single=aggregation.rule_of(config.aggregation).combine is not None,
         figures=selection.rule_of(config.selection).reads_losses,
@@ -26,24 +31,28 @@ def asked_of(config: Config) -> Asked:
     if form.single and config.aggregation.weights not in ("auto", "equal"):
         raise WrongInput(
             f"aggregation.rule = {config.aggregation.rule!r} counts every device alike, got "
-            f'aggregation.weights = {config.aggregation.weights!r}; set "equal", or a rule that sums'
+            f'aggregation.weights = {config.aggregation.weights!r}; set "equal", or a rule that '
+            "sums"
         )
     return form
 
 
 def disclosure_sentences(config: Config) -> list[str]:
     """Say what travels beyond sums, and what that means."""
-    form, settings = asked_of(config), config.aggregation
+    form = asked_of(config)
+    settings = config.aggregation
     lines = ["Nodes answer with sums over their devices; no device's update leaves its node alone."]
     if form.single or form.figures:
         lines = [f"The server sees {_what(form)}: {_who(config, form)} needs that."]
     if settings.max_norm:
         what = "scaled down to it" if settings.over_norm == "clip" else "left out"
-        lines.append(f"A device's update over the norm {settings.max_norm:g} is {what} on its node.")
+        lines.append(
+            f"A device's update over the norm {settings.max_norm:g} is {what} on its node."
+        )
     if settings.min_updates:
         lines.append(
-            f"A round with fewer than {settings.min_updates} valid updates leaves the model as it is; with "
-            "that no amplification by sampling can be claimed."
+            f"A round with fewer than {settings.min_updates} valid updates leaves the model as it "
+            "is; with that no amplification by sampling can be claimed."
         )
     return lines
 

@@ -65,17 +65,19 @@ class Federated(Cohorts, Strategy):
     ) -> tuple[ArrayRecord, MetricRecord]:
         """Step on what the nodes answered; what is wrong is left out, counted and logged.
 
-        With fewer valid updates than `aggregation.min_updates` the model stays as it is, which the metric
-        `skipped` tells.
+        With fewer valid updates than `aggregation.min_updates` the model stays as it is, which the
+        metric `skipped` tells.
         """
         assert self.cohort is not None, "aggregate_train comes after configure_train"
-        before, settings = self.state, guarded(self.config)
+        before = self.state
+        settings = guarded(self.config)
         guard = Guard(server_round, self.asked(self.cohort), before.params, self.form, settings)
         answers = list(replies)
         _check_failure(server_round, answers)
         total, losses = self._gather(guard.accepted(self._good(answers)))
         _check_divergence(server_round, total, guard)
-        params, state = before.params, before.aggregator
+        params = before.params
+        state = before.aggregator
         skipped = total.devices < settings.min_updates
         if not skipped:
             params, state = self.aggregator.step(params, with_divisor(total, self.config), state)
@@ -84,16 +86,24 @@ class Federated(Cohorts, Strategy):
         seen = before.participation.copy()
         seen[np.searchsorted(self.roster.devices, self.cohort.devices)] += 1
         self.state = ServerState(server_round, params, state, seen, losses)
-        counts = {"cohort": len(self.cohort), "devices": total.devices, "rejected": len(guard.rejected)}
+        counts = {
+            "cohort": len(self.cohort),
+            "devices": total.devices,
+            "rejected": len(guard.rejected),
+        }
         metrics: dict[str, Any] = counts | {"skipped": int(skipped)} | total.metrics
         return pack_params(params), MetricRecord(metrics)
 
     def _gather(self, accepted: Iterator[Reply]) -> tuple[Update, NDArray[np.float64]]:
-        """Return the sum of the answers, or what a robust rule makes of them, and the devices' last losses.
+        """Return the sum of the answers, or what a robust rule makes of them, and the devices' last
+        losses.
 
-        Sums are added up as they come, one at a time; only single updates are kept until all are there.
+        Sums are added up as they come, one at a time; only single updates are kept until all are
+        there.
         """
-        total, singles, losses = no_update(self.state.params), [], self.state.losses.copy()
+        total = no_update(self.state.params)
+        singles = []
+        losses = self.state.losses.copy()
         for reply in accepted:
             if self.form.figures and len(reply.devices):
                 known = reply.figures["loss_sum"] / np.maximum(reply.figures["loss_examples"], 1.0)
@@ -115,7 +125,9 @@ class Federated(Cohorts, Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Ask every node what its devices measure on their held-out parts, where the config wants it."""
+        """Ask every node what its devices measure on their held-out parts, where the config wants
+        it.
+        """
         if self.config.evaluation.on == "central":
             return []
         return [
@@ -128,8 +140,12 @@ class Federated(Cohorts, Strategy):
             for node in np.unique(self.roster.nodes)
         ]
 
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return how the metrics spread over the devices: mean, worst ones, and by decile of activity."""
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return how the metrics spread over the devices: mean, worst ones, and by decile of
+        activity.
+        """
         found = [unpack_scores(reply.content) for reply in self._good(replies)]
         found = [scores for scores in found if len(scores.devices)]
         if not found:
@@ -137,7 +153,8 @@ class Federated(Cohorts, Strategy):
         devices = np.concatenate([scores.devices for scores in found])
         values = np.concatenate([scores.values for scores in found])
         order = np.argsort(devices)  # by device, never by arrival
-        devices, values = devices[order], values[order]
+        devices = devices[order]
+        values = values[order]
         activity = self.roster.activity[np.searchsorted(self.roster.devices, devices)]
         return MetricRecord(spread(found[0].metric, values, activity, devices))
 
@@ -155,8 +172,8 @@ def _check_failure(round: int, answers: list[Message]) -> None:
     """Raise RunFailed where every node answers by an error: then it is the settings, not a node."""
     if answers and all(reply.has_error() for reply in answers):
         raise RunFailed(
-            f"every node failed in round {round}, the first with {failure(answers[0])!r}; look at the "
-            "nodes' logs and run it again to go on from the last round"
+            f"every node failed in round {round}, the first with {failure(answers[0])!r}; look at "
+            "the nodes' logs and run it again to go on from the last round"
         )
 
 
@@ -169,5 +186,6 @@ def _check_divergence(round: int, total: Update, guard: Guard) -> None:
 
 def diverged(round: int, what: str) -> RunFailed:
     return RunFailed(
-        f"training diverged in round {round}: {what} finite any more; lower train.lr or aggregation.lr"
+        f"training diverged in round {round}: {what} finite any more; lower train.lr or "
+        "aggregation.lr"
     )

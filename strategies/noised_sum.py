@@ -1,4 +1,6 @@
-"""Device-level DP on the server: noise on the sum, a constant divisor, and only then the aggregation rule."""
+"""Device-level DP on the server: noise on the sum, a constant divisor, and only then the
+aggregation rule.
+"""
 
 from dataclasses import replace
 
@@ -19,11 +21,11 @@ PREFIX = "dp/"
 class Private:
     """An aggregation rule that sees the total only through a device-level mechanism.
 
-    Noise is added and a step is taken in every round, also where no device answered. The noise of a round is
-    named by the round, so a repeated round with the same inputs is the same release.
+    Noise is added and a step is taken in every round, also where no device answered. The noise of a
+    round is named by the round, so a repeated round with the same inputs is the same release.
 
-    Guarantee: every round's step is a function of the noised sum and public constants alone, for one device
-    under the mechanism's relation.
+    Guarantee: every round's step is a function of the noised sum and public constants alone, for
+    one device under the mechanism's relation.
     """
 
     def __init__(
@@ -34,11 +36,16 @@ class Private:
         noise: NoiseSource,
         summed: SecureSum | None = None,
     ) -> None:
-        self.inner, self.mechanism, self.first_clip = inner, mechanism, clip
-        self.noise, self.summed = noise, summed
+        self.inner = inner
+        self.mechanism = mechanism
+        self.first_clip = clip
+        self.noise = noise
+        self.summed = summed
 
     def init(self, params: Params) -> State:
-        """The inner rule's state, the round, the clip norm and, with bands, the noise of the last rounds."""
+        """The inner rule's state, the round, the clip norm and, with bands, the noise of the last
+        rounds.
+        """
         earlier = {
             f"{PREFIX}noise/{age}/{name}": torch.zeros(p.shape, dtype=torch.float64)
             for age in range(1, self.mechanism.bands)
@@ -53,7 +60,8 @@ class Private:
         return float(state[f"{PREFIX}clip"])
 
     def step(self, params: Params, total: Update, state: State) -> tuple[Params, State]:
-        round, clip = int(state[f"{PREFIX}round"]) + 1, self.clip_norm(state)
+        round = int(state[f"{PREFIX}round"]) + 1
+        clip = self.clip_norm(state)
         own = {name: value for name, value in state.items() if name.startswith(PREFIX)}
         own[f"{PREFIX}round"] = _scalar(round)
         inner = {name: value for name, value in state.items() if not name.startswith(PREFIX)}
@@ -73,7 +81,8 @@ class Private:
 
     def _noised(self, total: Update, clip: float, round: int, own: State) -> Params:
         """Return the sum with this round's noise; `own` gets the noise that later rounds take back."""
-        stddev, bands = self.mechanism.stddev(clip), self.mechanism.bands
+        stddev = self.mechanism.stddev(clip)
+        bands = self.mechanism.bands
         noised: Params = {}
         for name, delta in total.delta.items():
             white = self.noise.normal(torch.empty(delta.numel()), "server", round, name)
@@ -102,7 +111,8 @@ class EnoughAnswers:
     """An aggregation rule that takes no step on a secure sum whose noise shares are too few."""
 
     def __init__(self, inner: Aggregator, survivors: int) -> None:
-        self.inner, self.survivors = inner, survivors
+        self.inner = inner
+        self.survivors = survivors
 
     def init(self, params: Params) -> State:
         return self.inner.init(params)
@@ -114,14 +124,17 @@ class EnoughAnswers:
 
 
 def with_privacy(inner: Aggregator, config: Config, devices: int, noise: NoiseSource) -> Aggregator:
-    """Return the rule with what `[dp]` asks of the server; `devices` are those with examples in public."""
+    """Return the rule with what `[dp]` asks of the server; `devices` are those with examples in
+    public.
+    """
     dp = config.dp
     survivors = noise_survivors(config, devices)
     if dp.unit == "example" and dp.trust == "secure_sum":
         return EnoughAnswers(inner, survivors)
     if dp.unit != "device":
         return inner
-    mechanism, clip = device_mechanism(config), dp.clip_norm
+    mechanism = device_mechanism(config)
+    clip = dp.clip_norm
     summed = None
     if dp.trust == "secure_sum":
         summed = secure_sum(dp, mechanism.sensitivity(clip), mechanism.stddev(clip), survivors)
@@ -131,4 +144,6 @@ def with_privacy(inner: Aggregator, config: Config, devices: int, noise: NoiseSo
 def noise_survivors(config: Config, devices: int) -> int:
     """Return the honest answers that noise shares are set for; 1 without a secure sum."""
     invited = min(config.selection.cohort, devices)
-    return fewest_survivors(config.dp.min_survivors, invited) if config.dp.trust == "secure_sum" else 1
+    return (
+        fewest_survivors(config.dp.min_survivors, invited) if config.dp.trust == "secure_sum" else 1
+    )

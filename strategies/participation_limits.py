@@ -13,13 +13,18 @@ class Limits:
 
     Each device has a slot by a hash of its id, and is open in one round out of `min_separation`.
 
-    Guarantee: a device is selected at most `max_participations` times, and two of its rounds are at least
-    `min_separation` apart.
+    Guarantee: a device is selected at most `max_participations` times, and two of its rounds are at
+    least `min_separation` apart.
     """
 
     def __init__(self, config: Config, devices: NDArray[np.str_]) -> None:
-        self.separation, self.most = config.dp.min_separation, config.dp.max_participations
-        slots = [zlib.crc32(str(d).encode()) % self.separation for d in devices] if self.separation > 1 else 0
+        self.separation = config.dp.min_separation
+        self.most = config.dp.max_participations
+        slots = (
+            [zlib.crc32(str(d).encode()) % self.separation for d in devices]
+            if self.separation > 1
+            else 0
+        )
         self.slots = np.broadcast_to(np.asarray(slots, dtype=np.int64), len(devices))
 
     def open(self, round: int, participation: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -1,7 +1,9 @@
-"""What is not let into the model: answers that are late, foreign, malformed, not finite or too large.
+"""What is not let into the model: answers that are late, foreign, malformed, not finite or too
+large.
 
-Every honest node checks each of its devices by the same rules before it answers, so one bad device costs
-itself its place in the sum and nobody else's. The server rejects a whole sum only where a node misbehaves.
+Every honest node checks each of its devices by the same rules before it answers, so one bad device
+costs itself its place in the sum and nobody else's. The server rejects a whole sum only where a
+node misbehaves.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +27,9 @@ NAMES = 20
 
 
 def skips_rounds(settings: Aggregation) -> bool:
-    """Whether rounds may be left out by what devices answered, which voids amplification by sampling."""
+    """Whether rounds may be left out by what devices answered, which voids amplification by
+    sampling.
+    """
     return settings.min_updates > 0
 
 
@@ -39,13 +43,23 @@ class Guard:
     """Lets a round's answers in, or notes by name what it rejects, and goes on."""
 
     def __init__(
-        self, round: int, asked: Mapping[int, Cohort], params: Params, form: Asked, settings: Aggregation
+        self,
+        round: int,
+        asked: Mapping[int, Cohort],
+        params: Params,
+        form: Asked,
+        settings: Aggregation,
     ) -> None:
         """`asked` is each node's part of the cohort."""
-        self.round, self.asked, self.params = round, asked, params
-        self.form, self.settings = form, settings
+        self.round = round
+        self.asked = asked
+        self.params = params
+        self.form = form
+        self.settings = settings
         self.rejected: dict[DeviceId, str] = {}
-        """Why whose update was left out, by a node or here: devices, or a node that spoke out of turn."""
+        """Why whose update was left out, by a node or here: devices, or a node that spoke out of
+        turn.
+        """
         self._answered: set[int] = set()
 
     def accepted(self, messages: Iterable[Message]) -> Iterator[Reply]:
@@ -67,7 +81,8 @@ class Guard:
             return None, "it was not asked"
         if node in self._answered:
             return None, "it answered before"
-        size, limit = array_bytes(content), self.settings.max_bytes
+        size = array_bytes(content)
+        limit = self.settings.max_bytes
         if limit and size > limit:
             return None, f"it sent {size} bytes, aggregation.max_bytes is {limit}"
         try:
@@ -84,7 +99,11 @@ class Guard:
             return f"it answers round {reply.round}, this is round {self.round}"
         if covered.sum() != len(reply.devices):
             strange = reply.devices[~np.isin(reply.devices, part.devices)].tolist()
-            return f"it covers {strange[0]!r}, whom nobody asked" if strange else "it names a device twice"
+            return (
+                f"it covers {strange[0]!r}, whom nobody asked"
+                if strange
+                else "it names a device twice"
+            )
         if reply.single != self.form.single or reply.update.devices != len(reply.devices):
             return "it is not of the form that was asked for"
         return self._misshapen(reply) or self._too_much(reply, float(part.weights[covered].sum()))
@@ -95,7 +114,8 @@ class Guard:
         if delta.keys() != self.params.keys():
             return "its parameters have other names than the model's"
         for name, p in self.params.items():
-            found, wanted = list(delta[name].shape), [*first, *p.shape]
+            found = list(delta[name].shape)
+            wanted = [*first, *p.shape]
             if found != wanted or not delta[name].is_floating_point():
                 return f"its {name!r} is {delta[name].dtype} of shape {found}, not {wanted}"
         if any(len(values) != len(reply.devices) for values in reply.figures.values()):
@@ -122,7 +142,9 @@ class Guard:
         return ""
 
     def _rows(self, reply: Reply) -> Reply:
-        """Return a reply of single updates, and its metrics, without the devices whose own is wrong."""
+        """Return a reply of single updates, and its metrics, without the devices whose own is
+        wrong.
+        """
         reasons = [self._wrong_size(_alone(reply, i), 1.0) for i in range(len(reply.devices))]
         self._note({d: why for d, why in zip(reply.devices.tolist(), reasons, strict=True) if why})
         good = np.array([not reason for reason in reasons], dtype=bool)
@@ -161,7 +183,9 @@ class Guard:
         self.rejected |= rejected
         for reason in dict.fromkeys(rejected.values()):
             devices = [device for device, why in rejected.items() if why == reason]
-            logger.warning("round %d: rejected devices %s: %s", self.round, _named(devices), reason[:200])
+            logger.warning(
+                "round %d: rejected devices %s: %s", self.round, _named(devices), reason[:200]
+            )
 
 
 def _alone(reply: Reply, row: int) -> Update:
@@ -172,4 +196,6 @@ def _alone(reply: Reply, row: int) -> Update:
 
 def _named(devices: Sequence[str] | NDArray[np.str_]) -> str:
     shown = ", ".join(map(str, devices[:NAMES]))
-    return f"{shown} and {len(devices) - NAMES} more" if len(devices) > NAMES else shown or "no device"
+    return (
+        f"{shown} and {len(devices) - NAMES} more" if len(devices) > NAMES else shown or "no device"
+    )

@@ -37,27 +37,33 @@ def merge(announcements: Mapping[int, Announcement]) -> Roster:
     twice = np.flatnonzero(devices[1:] == devices[:-1])
     if len(twice):
         raise WrongInput(
-            f"device {str(devices[twice[0]])!r} is announced by two nodes; a device belongs to one node: "
-            "check the nodes' data folders"
+            f"device {str(devices[twice[0]])!r} is announced by two nodes; a device belongs to "
+            "one node: check the nodes' data folders"
         )
-    return Roster(devices, activity[order], nodes[order], any(a.real for a in announcements.values()))
+    return Roster(
+        devices, activity[order], nodes[order], any(a.real for a in announcements.values())
+    )
 
 
 def moved(roster: Roster, node: int, announced: Announcement, here: Collection[int]) -> Roster:
-    """Return the roster with a node's devices, where it says they are and as active; `here` are other nodes.
+    """Return the roster with a node's devices, where it says they are and as active; `here` are
+    other nodes.
 
-    Raises WrongInput for devices that the run did not begin with, and for one whose node is still there.
+    Raises WrongInput for devices that the run did not begin with, and for one whose node is still
+    there.
     """
     known = np.isin(announced.devices, roster.devices)
     if not known.all():
         raise WrongInput(
-            f"it announces {str(announced.devices[~known][0])!r}, whom the run did not begin with; a device "
-            "joins with the next run"
+            f"it announces {str(announced.devices[~known][0])!r}, whom the run did not begin "
+            "with; a device joins with the next run"
         )
     places = np.searchsorted(roster.devices, announced.devices)
     owned = np.isin(roster.nodes[places], list(here))
     if owned.any():
         raise WrongInput(f"device {str(announced.devices[owned][0])!r} is announced by two nodes")
-    nodes, activity = roster.nodes.copy(), roster.activity.copy()
-    nodes[places], activity[places] = node, announced.activity
+    nodes = roster.nodes.copy()
+    activity = roster.activity.copy()
+    nodes[places] = node
+    activity[places] = announced.activity
     return replace(roster, nodes=nodes, activity=activity)

@@ -29,21 +29,24 @@ def examples(cohort: Cohort, view: View, config: Config) -> Weights:
 def inverse_probability(cohort: Cohort, view: View, config: Config) -> Weights:
     """(n_k / n) / (pi_k / m), at most `aggregation.weight_cap` (Horvitz and Thompson, 1952).
 
-    n_k is a device's public activity, n that of all devices that could be chosen, pi_k its inclusion
-    probability, m `selection.cohort`; 1 is what every device weighs where pi_k is proportional to n_k.
-    Divided by the constant m, not by the realised sum of weights, the mean update is unbiased for the
-    update of all devices by examples, whatever the selection, as far as nobody is over the cap, every
-    device has a chance and all that are chosen answer. Raises WrongInput where pi_k is unknown.
+    n_k is a device's public activity, n that of all devices that could be chosen, pi_k its
+    inclusion probability, m `selection.cohort`; 1 is what every device weighs where pi_k is
+    proportional to n_k. Divided by the constant m, not by the realised sum of weights, the mean
+    update is unbiased for the update of all devices by examples, whatever the selection, as far as
+    nobody is over the cap, every device has a chance and all that are chosen answer. Raises
+    WrongInput where pi_k is unknown.
     """
     if cohort.probabilities is None:
         raise WrongInput(
-            'aggregation.weights = "inverse_probability" needs inclusion probabilities, and selection.rule = '
-            f"{config.selection.rule!r} states none; choose a rule that does, as activity or uniform, or "
-            'weights = "equal"'
+            'aggregation.weights = "inverse_probability" needs inclusion probabilities, and '
+            f"selection.rule = {config.selection.rule!r} states none; choose a rule that does, as "
+            'activity or uniform, or weights = "equal"'
         )
     everyone = view.activity[view.reachable].sum(dtype=np.float64)
     share = _activity(cohort, view) / max(everyone, 1.0)
-    return np.minimum(config.selection.cohort * share / cohort.probabilities, config.aggregation.weight_cap)
+    return np.minimum(
+        config.selection.cohort * share / cohort.probabilities, config.aggregation.weight_cap
+    )
 
 
 def auto(cohort: Cohort, view: View, config: Config) -> Weights:
@@ -65,7 +68,11 @@ def weights(cohort: Cohort, view: View, config: Config) -> Weights:
     With device-level DP it is at most `dp.max_weight`, which the noise is scaled to.
     """
     found = WEIGHTS[config.aggregation.weights](cohort, view, config)
-    return np.minimum(found, device_mechanism(config).max_weight) if config.dp.unit == "device" else found
+    return (
+        np.minimum(found, device_mechanism(config).max_weight)
+        if config.dp.unit == "device"
+        else found
+    )
 
 
 def weights_of_all(view: View, probabilities: Weights, config: Config) -> Weights:
@@ -80,7 +87,8 @@ def weights_of_all(view: View, probabilities: Weights, config: Config) -> Weight
 def with_divisor(total: Update, config: Config) -> Update:
     """Return the sum with the weight that a server rule divides it by: realised, or constant.
 
-    By inverse probability it is `selection.cohort`; a round in which nobody answered keeps weight 0.
+    By inverse probability it is `selection.cohort`; a round in which nobody answered keeps weight
+    0.
     """
     if config.aggregation.weights != "inverse_probability" or not total.devices:
         return total

@@ -34,7 +34,9 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests by their fixtures; where workers share them, slow ones come first and leave no long tail."""
+    """Mark tests by their fixtures; where workers share them, slow ones come first and leave no
+    long tail.
+    """
     for item in items:
         for fixture, marker in MARKED_BY.items():
             if fixture in getattr(item, "fixturenames", ()):
@@ -51,7 +53,8 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _in_time(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that takes long and does not say so; child processes and shared fixtures do not count.
+    """Fail a test that takes long and does not say so; child processes and shared fixtures do not
+    count.
 
     Seen to fail: the whole sanity battery without its marker (35 s).
     """
@@ -59,7 +62,9 @@ def _in_time(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     taken = time.process_time() - before
     if taken > CPU_S and not request.node.get_closest_marker("slow"):
-        pytest.fail(f"the test took {taken:.0f} CPU seconds, more than {CPU_S:.0f}: make it cheaper or slow")
+        pytest.fail(
+            f"the test took {taken:.0f} CPU seconds, more than {CPU_S:.0f}: make it cheaper or slow"
+        )
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +77,9 @@ def data_dir() -> Path:
     return DATA
 
 
-def _told(command: list[str], code: int, out: str, err: str, check: bool) -> subprocess.CompletedProcess[str]:
+def _told(
+    command: list[str], code: int, out: str, err: str, check: bool
+) -> subprocess.CompletedProcess[str]:
     if check:
         assert code == 0, err
     return subprocess.CompletedProcess(command, code, out, err)
@@ -102,7 +109,8 @@ def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     def run(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         _with_experiments(tmp_path)
         modules = set(sys.modules)
-        out, err = StringIO(), StringIO()
+        out = StringIO()
+        err = StringIO()
         with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.chdir(tmp_path)
             patch.setattr(sys, "argv", ["fedsim", *arguments])

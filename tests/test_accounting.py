@@ -47,7 +47,14 @@ GOLDEN = [
     (1.0, 0.01, 1000, 1e-5, 1.83, "micro-batches read as if per example"),
     (0.5, 0.01, 1000, 1e-5, 13.36, "micro-batches with 2C, z = 1 (13.4)"),
     (0.3, 0.01, 1000, 1e-5, 69.82, "micro-batches with 2C, z = 0.6 (69.8)"),
-    (0.3, 0.003, 500, 1e-5, 24.97, "inverse-probability weight without noise scaled to its cap (25)"),
+    (
+        0.3,
+        0.003,
+        500,
+        1e-5,
+        24.97,
+        "inverse-probability weight without noise scaled to its cap (25)",
+    ),
     (1.0, 1.0, 5, 1e-5, 11.48, "five visible participations (11.5)"),
     (1.0, 1.0, 1, 1e-5, 4.38, "one Gaussian: Balle and Wang (2018), solved below"),
 ]
@@ -77,16 +84,21 @@ def test_opacus_agrees(z: float, q: float, count: int) -> None:
         warnings.simplefilter("ignore")
         from opacus.accountants import PRVAccountant, RDPAccountant
 
-        prv, rdp = PRVAccountant(), RDPAccountant()
-        prv.history, rdp.history = [(z, q, count)], [(z, q, count)]
-        upper, renyi = prv.get_epsilon(1e-5, eps_error=0.01), rdp.get_epsilon(1e-5)
+        prv = PRVAccountant()
+        rdp = RDPAccountant()
+        prv.history = [(z, q, count)]
+        rdp.history = [(z, q, count)]
+        upper = prv.get_epsilon(1e-5, eps_error=0.01)
+        renyi = rdp.get_epsilon(1e-5)
     ours = epsilon([Event(z, q, count)], 1e-5)
     assert upper - 0.03 <= ours <= upper + 1e-3
     assert ours <= renyi
     assert epsilon_rdp([Event(z, q, count)], 1e-5) == pytest.approx(renyi, rel=0.03)
 
 
-def test_published_figures_of_moments_accountants_are_not_undercut_by_more_than_their_slack() -> None:
+def test_published_figures_of_moments_accountants_are_not_undercut_by_more_than_their_slack() -> (
+    None
+):
     """Abadi et al. (2016): 1.26 at z = 4, q = .01, 10,000 steps by moments, looser than PLD."""
     assert 0.7 * 1.26 < epsilon([Event(4.0, 0.01, 10_000)], 1e-5) < 1.26
 
@@ -102,7 +114,9 @@ def test_the_closed_form_of_a_gaussian_is_its_integral(z: float, eps: float) -> 
 
 
 @pytest.mark.parametrize(("z", "q", "eps"), [(1.0, 0.1, 0.3), (0.7, 0.3, 0.5)])
-def test_delta_of_one_sampled_release_is_the_worse_of_both_directions(z: float, q: float, eps: float) -> None:
+def test_delta_of_one_sampled_release_is_the_worse_of_both_directions(
+    z: float, q: float, eps: float
+) -> None:
     def hockey_stick(sign: int) -> float:
         def excess(x: float) -> float:
             with_unit = (1 - q) * norm.pdf(x, 0, z) + q * norm.pdf(x, 1, z)
@@ -117,12 +131,17 @@ def test_delta_of_one_sampled_release_is_the_worse_of_both_directions(z: float, 
 
 
 def test_epsilon_and_delta_are_each_other_s_inverse() -> None:
-    for events in ([Event(1.0, 0.02, 300)], [Event(1.5, 1.0, 4)], [Event(1.0, 0.02, 30), Event(2.0, 1.0, 2)]):
+    for events in (
+        [Event(1.0, 0.02, 300)],
+        [Event(1.5, 1.0, 4)],
+        [Event(1.0, 0.02, 30), Event(2.0, 1.0, 2)],
+    ):
         assert delta(events, epsilon(events, 1e-4)) == pytest.approx(1e-4, rel=0.02)
 
 
 def test_a_mixture_costs_more_than_its_parts_and_less_than_their_sum() -> None:
-    a, b = [Event(1.0, 0.05, 100)], [Event(3.0, 1.0, 3)]
+    a = [Event(1.0, 0.05, 100)]
+    b = [Event(3.0, 1.0, 3)]
     both = epsilon(a + b, 1e-5)
     assert max(epsilon(a, 1e-5), epsilon(b, 1e-5)) < both
     assert both < epsilon(a, 5e-6) + epsilon(b, 5e-6)
@@ -169,7 +188,9 @@ def test_epsilon_falls_with_noise_and_rises_with_rate_and_count(
     z: float, q: float, count: int, more: float
 ) -> None:
     def at(*event: float) -> float:
-        return RenyiTable((Event(event[0], event[1]),)).epsilons(np.array([[int(event[2])]]), 1e-5)[0]
+        return RenyiTable((Event(event[0], event[1]),)).epsilons(np.array([[int(event[2])]]), 1e-5)[
+            0
+        ]
 
     here = at(z, q, count)
     assert at(z * more, q, count) <= here + 1e-9
@@ -182,14 +203,18 @@ def test_a_table_gives_what_the_library_gives_one_by_one() -> None:
     counts = np.array([[500, 0, 0], [0, 20, 3], [10, 10, 10], [0, 0, 0], [1, 0, 0]])
     found = RenyiTable(events).epsilons(counts, 1e-5)
     for row, eps in zip(counts.tolist(), found, strict=True):
-        one_by_one = [Event(e.noise_multiplier, e.sampling_rate, n) for e, n in zip(events, row, strict=True)]
+        one_by_one = [
+            Event(e.noise_multiplier, e.sampling_rate, n) for e, n in zip(events, row, strict=True)
+        ]
         assert eps == pytest.approx(epsilon_rdp(one_by_one, 1e-5), abs=1e-9)
     sparse = RenyiTable(events).epsilons(csr_array(counts), 1e-5)
     np.testing.assert_allclose(sparse, found, rtol=1e-12)  # other orders of addition
 
 
 def test_a_table_is_infinite_where_noise_was_off() -> None:
-    found = RenyiTable((Event(0.0, 0.1), Event(1.0, 0.1))).epsilons(np.array([[1, 0], [0, 1]]), 1e-5)
+    found = RenyiTable((Event(0.0, 0.1), Event(1.0, 0.1))).epsilons(
+        np.array([[1, 0], [0, 1]]), 1e-5
+    )
     assert found[0] == math.inf
     assert 0 < found[1] < 10
 

@@ -64,8 +64,10 @@ def test_fedavgm_by_hand() -> None:
 )
 def test_adaptive_rules_by_hand(rule: str, second: list[float]) -> None:
     aggregator = make_aggregator(Aggregation(rule=rule, lr=0.1, beta1=0.5, beta2=0.75, tau=0.5))
-    params, state = PARAMS, aggregator.init(PARAMS)
-    w, m = 1.0, 0.0
+    params = PARAMS
+    state = aggregator.init(PARAMS)
+    w = 1.0
+    m = 0.0
     for d, v in zip((2.0, 1.0), second, strict=True):
         params, state = aggregator.step(params, update([d, 0.0], 3.0), state)
         m = 0.5 * m + 0.5 * d

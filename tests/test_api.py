@@ -66,7 +66,10 @@ def test_attack_rows_become_their_best_and_their_mean(tmp_path: Path) -> None:
     done = run(SMALL | {"place.out": str(tmp_path)})
     summary = done.summary
     assert summary is not None
-    rows = [{"attack": "loss", "auc": 0.6, "p_value": 0.2}, {"attack": "lira", "auc": 0.8, "p_value": 0.1}]
+    rows = [
+        {"attack": "loss", "auc": 0.6, "p_value": 0.2},
+        {"attack": "lira", "auc": 0.8, "p_value": 0.1},
+    ]
     audits = [{"method": "two_worlds", "epsilon_low": 0.3}, {"epsilon_low": 9.0, "estimate": True}]
     done.write_summary(summary | {"attacks": {"membership": rows, "canary": [], "audit": audits}})
     found = load_runs(tmp_path).iloc[0]
@@ -82,5 +85,7 @@ def test_a_run_without_a_checkpoint_has_no_model(tmp_path: Path) -> None:
 
 
 def test_the_application_is_imported_without_torch() -> None:
-    code = "import sys, fedsim.app; assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    code = (
+        "import sys, fedsim.app; assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

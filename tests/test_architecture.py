@@ -15,18 +15,28 @@ from fedsim import app
 from fedsim.config import Config
 
 ROOT = Path(__file__).parents[1]
-# A module imports only from lower rows, or from its own entry. Entries of one row do not import each other,
-# but for the first row, whose files are the alphabet of all others. Lazy and type-checking imports count.
+# A module imports only from lower rows, or from its own entry. Entries of one row do not import
+# each other, but for the first row, whose files are the alphabet of all others. Lazy and
+# type-checking imports count.
 ROWS = [
     ["fedsim.config", "fedsim.errors", "fedsim.names", "fedsim.seeds", "fedsim.types"],
-    ["strategies.aggregation", "strategies.selection"],  # rules on arrays; what is claimed of them goes up
+    [
+        "strategies.aggregation",
+        "strategies.selection",
+    ],  # rules on arrays; what is claimed of them goes up
     ["fedsim.data", "fedsim.models", "fedsim.privacy", "fedsim.wire"],
-    ["strategies", "clients", "fedsim.audit"],  # what a server decides, what a device does, attacks on arrays
+    [
+        "strategies",
+        "clients",
+        "fedsim.audit",
+    ],  # what a server decides, what a device does, attacks on arrays
     ["fedsim.app.place", "fedsim.app.allocator"],
     ["fedsim.app.rundir"],  # a run's folder and its files
     ["fedsim.app.experiment"],  # the federation of an experiment: loaded, planted, checked
     ["fedsim.app.budget", "fedsim.app.node"],  # what a run costs in privacy; what a node answers
-    ["fedsim.app.audits"],  # attacks on a run; a shadow model is trained by a function that is handed in
+    [
+        "fedsim.app.audits"
+    ],  # attacks on a run; a shadow model is trained by a function that is handed in
     ["fedsim.app.server"],  # the rounds
     ["fedsim.app.engines"],  # where a run happens: this process, Ray, a SuperLink
     ["fedsim.app.sweeps"],
@@ -51,7 +61,10 @@ def module_name(path: Path) -> str:
 
 
 def entry_of(module: str) -> tuple[int, str] | None:
-    """The row and the entry that a module lies in: the longest that fits. None for `fedsim` itself."""
+    """The row and the entry that a module lies in: the longest that fits.
+
+    None for `fedsim` itself.
+    """
     fitting = [
         (number, entry)
         for number, row in enumerate(ROWS)
@@ -71,7 +84,9 @@ def parsed(path: Path) -> ast.Module:
 
 def types_block(tree: ast.Module) -> ast.If:
     """The one `if TYPE_CHECKING:` at a file's top level."""
-    (block,) = [n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    (block,) = [
+        n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"
+    ]
     return block
 
 
@@ -97,7 +112,8 @@ def violations(modules: dict[str, set[str]]) -> list[str]:
     bad = []
     for module, wanted in modules.items():
         for name in wanted:
-            here, there = entry_of(module), entry_of(name)
+            here = entry_of(module)
+            there = entry_of(name)
             if here is None or there is None or here[1] == there[1]:
                 continue
             if there[0] > here[0] or (there[0] == here[0] != 0):
@@ -151,7 +167,9 @@ def test_every_module_lies_in_a_row() -> None:
 
 
 def test_the_top_package_imports_nothing() -> None:
-    """Seen to fail: with an import of fedsim.errors above the block for types, and in `__getattr__`."""
+    """Seen to fail: with an import of fedsim.errors above the block for types, and in
+    `__getattr__`.
+    """
     assert graph()["fedsim"] == set()
 
 
@@ -171,7 +189,9 @@ def test_type_checkers_see_exactly_what_the_door_offers() -> None:
 
 
 def test_no_offered_name_is_that_of_a_part() -> None:
-    """An import of `fedsim.config` sets the attribute `config`: a name like it would mean two things."""
+    """An import of `fedsim.config` sets the attribute `config`: a name like it would mean two
+    things.
+    """
     parts = {path.stem for path in (ROOT / "fedsim").iterdir()}
     assert parts & set(fedsim.OFFERED) == set()
 
@@ -195,8 +215,14 @@ def test_few_files_lie_directly_in_the_application() -> None:
 
 
 def test_no_basename_stands_for_two_ideas() -> None:
-    """Commands are named by what one types, so that their files may share a name with what they show."""
-    own = [p for p in sources() if p.name not in ("__init__.py", "__main__.py") and COMMANDS not in str(p)]
+    """Commands are named by what one types, so that their files may share a name with what they
+    show.
+    """
+    own = [
+        p
+        for p in sources()
+        if p.name not in ("__init__.py", "__main__.py") and COMMANDS not in str(p)
+    ]
     names = Counter(p.name for p in own if "experiments" not in p.parts)
     assert [name for name, count in names.items() if count > 1] == []
 
@@ -221,7 +247,9 @@ def test_the_version_is_the_same_wherever_it_stands() -> None:
     assert f"\n## [{fedsim.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_a_foreign_package_called_clients_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreign_package_called_clients_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "clients").mkdir()
     (tmp_path / "clients" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)

@@ -7,7 +7,15 @@ import pytest
 import torch
 from scipy import stats
 
-from fedsim.audit.attacks import ATTACKS, calibrated_loss, choose, lira, lira_offline, ratio, relative
+from fedsim.audit.attacks import (
+    ATTACKS,
+    calibrated_loss,
+    choose,
+    lira,
+    lira_offline,
+    ratio,
+    relative,
+)
 from fedsim.audit.quantile import quantile_regression
 from fedsim.audit.scores import Predictions, Scores, Target, fair_coins, load_scores, predictions
 from fedsim.errors import WrongInput
@@ -43,7 +51,9 @@ def test_predictions_equal_the_formulas_on_small_logits() -> None:
         rest = [p[row, c] for c in range(3) if c != label]
         assert got.logp[row] == pytest.approx(np.log(p[row, label]))
         assert got.phi[row] == pytest.approx(np.log(p[row, label]) - np.log(sum(rest)))
-        entropy = -(1 - p[row, label]) * np.log(p[row, label]) - sum(q * np.log(1 - q) for q in rest)
+        entropy = -(1 - p[row, label]) * np.log(p[row, label]) - sum(
+            q * np.log(1 - q) for q in rest
+        )
         assert got.entropy[row] == pytest.approx(entropy)
     assert got.correct.tolist() == [False, True]
 
@@ -81,11 +91,14 @@ def test_a_store_survives_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sigma", ["pooled", "example"])
 def test_lira_equals_a_direct_computation(sigma: str) -> None:
     scores = planted()
-    target, model = scores.target(5), 5
+    target = scores.target(5)
+    model = 5
     others = [m for m in range(12) if m not in (4, 5)]
-    phi, keep = scores.predictions.phi, scores.keep
+    phi = scores.predictions.phi
+    keep = scores.keep
     groups = {
-        side: [[phi[m, x] for m in others if keep[m, x] == side] for x in range(40)] for side in (True, False)
+        side: [[phi[m, x] for m in others if keep[m, x] == side] for x in range(40)]
+        for side in (True, False)
     }
     spread = {}
     for side, rows in groups.items():
@@ -93,7 +106,8 @@ def test_lira_equals_a_direct_computation(sigma: str) -> None:
         weights = [len(row) - 1 for row in rows]
         pooled = np.average(own, weights=weights)
         spread[side] = np.sqrt(own if sigma == "example" else np.full(40, pooled))
-    slow, one_sided = [], []
+    slow = []
+    one_sided = []
     for x in range(40):
         inside = stats.norm(np.mean(groups[True][x]), spread[True][x])
         outside = stats.norm(np.mean(groups[False][x]), spread[False][x])
@@ -110,13 +124,16 @@ def test_rmia_equals_a_direct_computation_over_a_population() -> None:
     p = np.exp(scores.predictions.logp)
     likelihood = p[2] / p[others].mean(0)
     np.testing.assert_allclose(everyone, np.log(likelihood), atol=1e-6)
-    slow = [np.mean([likelihood[x] / likelihood[z] >= 1.5 for z in range(20)]) for x in range(20, 40)]
+    slow = [
+        np.mean([likelihood[x] / likelihood[z] >= 1.5 for z in range(20)]) for x in range(20, 40)
+    ]
     np.testing.assert_allclose(relative(everyone[20:], everyone[:20], gamma=1.5), slow, atol=1e-6)
 
 
 def test_calibrated_loss_takes_off_the_mean_of_the_models_without_the_record() -> None:
     scores = planted()
-    phi, keep = scores.predictions.phi, scores.keep
+    phi = scores.predictions.phi
+    keep = scores.keep
     others = [m for m in range(12) if m not in (0, 1)]
     slow = [phi[0, x] - np.mean([phi[m, x] for m in others if not keep[m, x]]) for x in range(40)]
     np.testing.assert_allclose(calibrated_loss(scores.target(0)), slow, atol=1e-9)
@@ -140,7 +157,9 @@ def test_the_attacks_without_references_run_and_the_others_are_refused_by_name()
         if name in ("loss", "gap", "modified_entropy"):
             assert attack(target).shape == (40,)
         else:
-            with pytest.raises(WrongInput, match=f"attack '{name.replace('_loss', ' loss')}|{name[:4]}"):
+            with pytest.raises(
+                WrongInput, match=f"attack '{name.replace('_loss', ' loss')}|{name[:4]}"
+            ):
                 attack(target)
 
 

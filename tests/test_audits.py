@@ -49,7 +49,9 @@ def rows(run: RunDir, kind: str) -> list[dict[str, object]]:
     return [row for row in run.rows(FILE) if row["kind"] == kind]
 
 
-def test_the_shadows_of_a_pair_train_on_complementary_halves_and_the_run_on_one_of_its_own() -> None:
+def test_the_shadows_of_a_pair_train_on_complementary_halves_and_the_run_on_one_of_its_own() -> (
+    None
+):
     owner = np.repeat(np.arange(50), 20)
     tosses = [Coins("record", 3, shadow).toss(owner, 50) for shadow in range(5)]
     assert (tosses[1] ^ tosses[2]).all()
@@ -71,17 +73,24 @@ def test_devices_hold_no_record_whose_coin_is_tails(tmp_path: Path) -> None:
     holdings = load_holdings(settings, None)
     pool = pooled(holdings.dataset)
     for i, device in enumerate(pool.devices.tolist()):
-        first, mine = pool.start[i], pool.activity[i]
+        first = pool.start[i]
+        mine = pool.activity[i]
         kept = np.flatnonzero(holdings.coins[first : first + mine]) + first
-        assert torch.equal(holdings.train(device).fields["label"], pool.records.fields["label"][kept])
+        assert torch.equal(
+            holdings.train(device).fields["label"], pool.records.fields["label"][kept]
+        )
     assert holdings.activity().sum() == holdings.coins.sum() == holdings.sizes.sum()
     assert 200 < holdings.coins.sum() < 400
 
 
 def test_coins_do_not_depend_on_anything_but_the_audit_seed(tmp_path: Path) -> None:
     one = load_holdings(config(tmp_path, audit__coins="record", audit__seed=5, seed=1), None).coins
-    other = load_holdings(config(tmp_path, audit__coins="record", audit__seed=5, seed=2, train__lr=1.0), None)
-    third = load_holdings(config(tmp_path, audit__coins="record", audit__seed=6, seed=1), None).coins
+    other = load_holdings(
+        config(tmp_path, audit__coins="record", audit__seed=5, seed=2, train__lr=1.0), None
+    )
+    third = load_holdings(
+        config(tmp_path, audit__coins="record", audit__seed=6, seed=1), None
+    ).coins
     assert (one == other.coins).all()
     assert (one != third).any()
 
@@ -108,9 +117,16 @@ def test_a_record_with_a_twin_is_found() -> None:
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     out = tmp_path_factory.mktemp("attacked")
     settings = config(
-        out, **AUDIT, train__rounds=20, evaluation__every=20, train__local_epochs=4, audit__mislabelled=0.1
+        out,
+        **AUDIT,
+        train__rounds=20,
+        evaluation__every=20,
+        train__local_epochs=4,
+        audit__mislabelled=0.1,
     )
-    changed = settings.model_copy(update={"audit": settings.audit.model_copy(update={"references": 4})})
+    changed = settings.model_copy(
+        update={"audit": settings.audit.model_copy(update={"references": 4})}
+    )
     return run_local(changed)
 
 
@@ -136,7 +152,9 @@ def test_the_shadows_are_trained_once_and_used_again(attacked: RunDir) -> None:
     before = {p: p.stat().st_mtime_ns for p in (attacked.path / "shadows").rglob("summary.json")}
     assert len(before) == 6
     audit_finished(attacked.path, {"audit.attacks": "lira_offline"}, run_local)
-    assert {p: p.stat().st_mtime_ns for p in (attacked.path / "shadows").rglob("summary.json")} == before
+    assert {
+        p: p.stat().st_mtime_ns for p in (attacked.path / "shadows").rglob("summary.json")
+    } == before
     assert attacked.summary is not None
     names = [row["attack"] for row in attacked.summary["attacks"]["membership"]]
     assert sorted(names) == ["lira_offline", "loss", "ratio"]
@@ -156,7 +174,9 @@ def test_what_was_trained_cannot_be_changed_by_an_audit(attacked: RunDir) -> Non
         audit_finished(attacked.path, {}, run_local, ["train.lr=1.0"])
 
 
-def test_a_run_without_coins_is_attacked_with_fresh_records_of_the_same_labels(tmp_path: Path) -> None:
+def test_a_run_without_coins_is_attacked_with_fresh_records_of_the_same_labels(
+    tmp_path: Path,
+) -> None:
     run = run_local(config(tmp_path, audit__evaluators="membership"))
     assert run.summary is not None
     (row,) = run.summary["attacks"]["membership"]
@@ -166,7 +186,9 @@ def test_a_run_without_coins_is_attacked_with_fresh_records_of_the_same_labels(t
     assert row["targets"] == 1
 
 
-def test_audits_come_every_so_many_rounds_and_an_interrupted_run_has_each_once(tmp_path: Path) -> None:
+def test_audits_come_every_so_many_rounds_and_an_interrupted_run_has_each_once(
+    tmp_path: Path,
+) -> None:
     settings = config(tmp_path, **AUDIT, audit__every=2)
 
     class Killed(Exception):
@@ -208,7 +230,9 @@ def test_under_dp_of_the_same_unit_a_row_says_what_the_profile_allows(tmp_path: 
 
 @pytest.mark.slow
 def test_of_unlike_units_no_region_and_no_epsilon_of_the_ledger_are_told(tmp_path: Path) -> None:
-    settings = config(tmp_path, **AUDIT | {"audit.evaluators": "membership,bounds"}, dp__unit="device")
+    settings = config(
+        tmp_path, **AUDIT | {"audit.evaluators": "membership,bounds"}, dp__unit="device"
+    )
     run = run_local(settings)
     assert run.summary is not None
     (row,) = run.summary["attacks"]["membership"]
@@ -228,7 +252,9 @@ def test_a_shadow_has_other_seeds_and_noise_and_no_audit_of_its_own(tmp_path: Pa
     assert len({c.seed for c in shadows} | {settings.seed}) == 3
     assert len({c.hash for c in shadows} | {settings.hash}) == 3
     assert all(c.audit.evaluators == "" and c.dp == settings.dp for c in shadows)
-    later = settings.model_copy(update={"audit": settings.audit.model_copy(update={"attacks": "loss"})})
+    later = settings.model_copy(
+        update={"audit": settings.audit.model_copy(update={"attacks": "loss"})}
+    )
     assert shadow_config(later, 1, run) == shadows[0]
 
 
@@ -251,12 +277,16 @@ def test_canary_devices_stand_beside_the_others_and_teach_nothing(tmp_path: Path
     assert set(canary_names(12)) <= set(more.devices.tolist())
     assert (more.devices[1:] > more.devices[:-1]).all()
     for device in plain.devices.tolist():
-        assert torch.equal(more.train(device).fields["tokens"], plain.train(device).fields["tokens"])
+        assert torch.equal(
+            more.train(device).fields["tokens"], plain.train(device).fields["tokens"]
+        )
     assert (more.canary == -2).sum() == 12 * int(np.median(plain.activity[plain.activity > 0]))
 
 
 @pytest.mark.slow
-def test_one_shot_sees_the_directions_of_canary_devices_that_little_noise_hides(tmp_path: Path) -> None:
+def test_one_shot_sees_the_directions_of_canary_devices_that_little_noise_hides(
+    tmp_path: Path,
+) -> None:
     changes = {
         "audit.evaluators": "bounds",
         "audit.canary_devices": 20,
@@ -279,13 +309,19 @@ def test_one_shot_sees_the_directions_of_canary_devices_that_little_noise_hides(
     assert quiet["one shot"]["epsilon_low"] < 1
 
 
-def test_the_command_attacks_a_finished_run_and_says_what_was_found(attacked: RunDir, fedsim) -> None:  # type: ignore[no-untyped-def]
+def test_the_command_attacks_a_finished_run_and_says_what_was_found(
+    attacked: RunDir, fedsim
+) -> None:  # type: ignore[no-untyped-def]
     done = fedsim("audit", str(attacked.path), "--attack", "gap", "--json")
     found = json.loads(done.stdout)
     assert [row["attack"] for row in found if row["kind"] == "membership"] == ["gap"]
     shown = fedsim("audit", str(attacked.path), "--attack", "gap")
     assert "blind AUC" in shown.stdout
-    for arguments in ([], [str(attacked.path), "--sanity"], [str(attacked.path.parent / "nothing")]):
+    for arguments in (
+        [],
+        [str(attacked.path), "--sanity"],
+        [str(attacked.path.parent / "nothing")],
+    ):
         refused = fedsim("audit", *arguments, check=False)
         assert refused.returncode == 2
         assert "error:" in refused.stderr

@@ -28,7 +28,10 @@ def test_the_clock_follows_the_records_hours() -> None:
     assert np.flatnonzero(hours[1]).tolist() == [0, 1, 11, 12, 13, 23]
     assert not hours[2].any()
     by_hour = Clock(Availability(rule="clock"), 1, 3, hours)
-    assert [by_hour.reachable(r).tolist() for r in (1, 4)] == [[False, True, False], [True, False, False]]
+    assert [by_hour.reachable(r).tolist() for r in (1, 4)] == [
+        [False, True, False],
+        [True, False, False],
+    ]
 
 
 def test_drop_out_is_as_likely_as_stated() -> None:
@@ -42,7 +45,8 @@ def test_drop_out_may_depend_on_size() -> None:
     activity = np.array([1] * 200 + [4] * 100 + [64] * 100)
     settings = clock(dropout=0.1, dropout_size=0.5)
     missing = np.mean([~settings.answers(r, activity) for r in range(300)], axis=0)
-    small, large = missing[:200].mean(), missing[300:].mean()
+    small = missing[:200].mean()
+    large = missing[300:].mean()
     # the median is 2.5: 0.1 * (1 / 2.5)**.5 and 0.1 * (64 / 2.5)**.5
     assert small == pytest.approx(0.063, abs=0.01)
     assert large == pytest.approx(0.506, abs=0.02)
@@ -51,6 +55,7 @@ def test_drop_out_may_depend_on_size() -> None:
 def test_a_round_waits_for_its_slowest_device() -> None:
     assert clock(step_seconds=2.0).seconds(np.array([0, 5]), np.array([3, 7])) == 14.0
     slow = clock(speed_sigma=1.0)
-    members, steps = np.arange(400), np.ones(400, dtype=np.int64)
+    members = np.arange(400)
+    steps = np.ones(400, dtype=np.int64)
     assert slow.seconds(members, steps) == pytest.approx(1 / slow.speeds().min())
     assert slow.seconds(members[:0], steps[:0]) == 0.0

@@ -1,4 +1,6 @@
-"""The benchmarks run, at sizes that say nothing about speed; those of Flower and pfl are run by hand."""
+"""The benchmarks run, at sizes that say nothing about speed; those of Flower and pfl are run by
+hand.
+"""
 
 import json
 import os
@@ -21,7 +23,13 @@ def rows(tmp_path: Path, script: str, arguments: str) -> list[dict[str, object]]
     """Run a benchmark and return the raw figures that it writes."""
     out = tmp_path / "figures.json"
     subprocess.run(
-        [sys.executable, f"experiments/benchmarks/{script}.py", *arguments.split(), "--out", str(out)],
+        [
+            sys.executable,
+            f"experiments/benchmarks/{script}.py",
+            *arguments.split(),
+            "--out",
+            str(out),
+        ],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,
@@ -31,7 +39,8 @@ def rows(tmp_path: Path, script: str, arguments: str) -> list[dict[str, object]]
 
 
 def test_equal_and_heavy_tailed_cohorts_have_as_many_examples() -> None:
-    equal, heavy = sizes(SETTINGS["cnn"]), sizes(SETTINGS["cnn_heavy"])
+    equal = sizes(SETTINGS["cnn"])
+    heavy = sizes(SETTINGS["cnn_heavy"])
     assert sum(equal) == sum(heavy)
     assert len(equal) == len(heavy)
     assert min(heavy) >= 1
@@ -50,7 +59,9 @@ def test_peers_train_the_same_model_as_ours(name: str) -> None:
     setting = SETTINGS[name]
     module, _ = engine.build(setting)
     ours, theirs = (sum(p.numel() for p in m.parameters()) for m in (module, plain.build(setting)))
-    second_bias = 8 * setting.hidden if setting.model == "bilstm" else 0  # torch's LSTM has two that add up
+    second_bias = (
+        8 * setting.hidden if setting.model == "bilstm" else 0
+    )  # torch's LSTM has two that add up
     assert theirs - ours == second_bias
     inputs = made_up(setting, 2, 0)[setting.input]
     assert plain.build(setting)(inputs).shape == module(inputs)["label"].shape
@@ -68,11 +79,16 @@ def test_with_the_same_parameters_outputs_are_the_same(model: str) -> None:
 
 
 def in_their_order(module: torch.nn.Module, model: str) -> list[torch.Tensor]:
-    """Return our parameters in the order of the plain model: there each norm follows its convolution."""
+    """Return our parameters in the order of the plain model: there each norm follows its
+    convolution.
+    """
     named = dict(module.named_parameters())
     if model != "cnn":
         return list(named.values())
-    layers = [f"{kind}.{i}" for i in range(2) for kind in ("convolutions", "norms")] + ["hidden", "label"]
+    layers = [f"{kind}.{i}" for i in range(2) for kind in ("convolutions", "norms")] + [
+        "hidden",
+        "label",
+    ]
     return [named[f"{layer}.{part}"] for layer in layers for part in ("weight", "bias")]
 
 
@@ -109,7 +125,8 @@ def test_growth(tmp_path: Path) -> None:
     found = rows(
         tmp_path,
         "growth",
-        "--devices 50 --cohort 5 --cohorts 4,8 --fixed-devices 40 --examples 4 --rounds 2 --repeats 1",
+        "--devices 50 --cohort 5 --cohorts 4,8 --fixed-devices 40 --examples 4 --rounds 2 "
+        "--repeats 1",
     )
     assert [row["trained"] for row in found] == [[5], [4], [8]]
 
@@ -128,10 +145,12 @@ def test_what_the_machine_allows_is_more_than_any_throughput(tmp_path: Path) -> 
         row["setting"]: row
         for row in rows(tmp_path, "ceiling", f"--repeats 1 --results {tmp_path / 'measured.json'}")
     }
-    bag, lstm = found["nlu"], found["bilstm"]
+    bag = found["nlu"]
+    lstm = found["bilstm"]
     assert lstm["measured"] == 5.0
     assert lstm["measured_private"] is None
-    # 5 steps of 10 examples: a head of 64 x 60, forward and two products backward; the first has no input's
+    # 5 steps of 10 examples: a head of 64 x 60, forward and two products backward; the first has no
+    # input's
     assert bag["gflop_a_device"] == pytest.approx(5 * 10 * 64 * 60 * 2 * 3 / 1e9)
     # a row has noise once, and in each step in which it is read: of 10,000 at most 200 a step
     assert bag["noise_values_a_device"] == 10_000 * 64 + 5 * (200 * 64 + 64 * 60 + 60)

@@ -81,7 +81,8 @@ def test_a_bound_exceeds_the_true_epsilon_in_at_most_five_percent(
 
 
 def test_the_best_threshold_of_the_same_runs_fails_the_null_test() -> None:
-    # Sabotage: what published tools do, the largest of all thresholds' bounds with each rate at 5 %.
+    # Sabotage: what published tools do, the largest of all thresholds' bounds with each rate at 5
+    # %.
     def faulty(trial: int) -> float:
         out, inside = (np.sort(world) for world in worlds(1000, 0.0, trial))
         t = np.concatenate([out, inside])
@@ -104,7 +105,8 @@ def test_the_best_number_of_guesses_fails_the_null_test() -> None:
 
 @pytest.mark.parametrize(("runs", "published"), [(100, 3.28), (1000, 5.60)])
 def test_two_worlds_reach_the_published_ceiling_and_no_more(runs: int, published: float) -> None:
-    out, inside = np.zeros(2 * runs), np.ones(2 * runs)
+    out = np.zeros(2 * runs)
+    inside = np.ones(2 * runs)
     bound = two_worlds(out, inside, 0.0, generator(0))
     assert bound.ceiling == pytest.approx(published, abs=0.005)
     assert bound.epsilon_low == bound.ceiling
@@ -118,8 +120,11 @@ def test_one_run_reaches_its_published_ceiling() -> None:
 
 
 @pytest.mark.parametrize(("epsilon", "published"), [(1, 0.21), (2, 0.65), (4, 1.5), (8, 2.85)])
-def test_a_perfect_attacker_guesses_as_many_right_as_published(epsilon: float, published: float) -> None:
-    # attacks.md, section 4: m = 1000, 50 guesses a side, medians; compared in right guesses, to one.
+def test_a_perfect_attacker_guesses_as_many_right_as_published(
+    epsilon: float, published: float
+) -> None:
+    # attacks.md, section 4: m = 1000, 50 guesses a side, medians; compared in right guesses, to
+    # one.
     mu = gaussian_mu(epsilon, DELTA)
     counts = []
     for trial in range(301):
@@ -139,7 +144,9 @@ def test_the_p_value_without_delta_is_the_binomial_tail() -> None:
 
 def test_the_epsilon_of_two_normals_is_the_gaussian_one_where_their_widths_agree() -> None:
     for mu in (0.3, 1.0, 4.0):
-        assert epsilon_of_normals(mu, 1.0, DELTA) == pytest.approx(gaussian_epsilon(mu, DELTA), abs=1e-3)
+        assert epsilon_of_normals(mu, 1.0, DELTA) == pytest.approx(
+            gaussian_epsilon(mu, DELTA), abs=1e-3
+        )
     assert epsilon_of_normals(0.0, 1.0, DELTA) == 0.0
     assert epsilon_of_normals(0.0, 2.0, DELTA) > 1
 

@@ -32,7 +32,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_bundle_holds_the_application_and_nothing_private(bundle: Path) -> None:
     names = {str(p.relative_to(bundle)) for p in bundle.rglob("*") if p.is_file()}
-    assert {"fedsim/app/engines/server_app.py", "clients/training.py", "experiments/quickstart.toml"} <= names
+    assert {
+        "fedsim/app/engines/server_app.py",
+        "clients/training.py",
+        "experiments/quickstart.toml",
+    } <= names
     top = {name.split("/")[0] for name in names}
     assert top <= {
         "fedsim",
@@ -50,11 +54,11 @@ def test_the_bundle_holds_the_application_and_nothing_private(bundle: Path) -> N
 @pytest.mark.slow
 @pytest.mark.process
 def test_the_quickstart_runs_from_the_bundle_alone(bundle: Path) -> None:
-    where = (
-        "import fedsim, strategies, clients; print(fedsim.__file__, strategies.__file__, clients.__file__)"
-    )
+    where = "import fedsim, strategies, clients; print(fedsim.__file__, strategies.__file__, clients.__file__)"
     env = os.environ | {"PYTHONPATH": str(bundle), "OMP_NUM_THREADS": "1"}
-    found = subprocess.run([sys.executable, "-c", where], cwd=bundle, env=env, capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-c", where], cwd=bundle, env=env, capture_output=True, text=True
+    )
     assert all(path.startswith(str(bundle)) for path in found.stdout.split())
     command = [sys.executable, "-m", "fedsim", "run", "experiments/quickstart.toml", "--json"]
     done = subprocess.run(

@@ -69,14 +69,19 @@ def test_a_canary_stands_at_its_position_among_the_completions() -> None:
 
 
 def test_a_space_in_which_two_codes_are_one_input_is_refused() -> None:
-    ids = {token: i for i, token in enumerate(sorted({*PIN.sentence("bank", np.arange(4)), *"0123456789"}))}
+    ids = {
+        token: i
+        for i, token in enumerate(sorted({*PIN.sentence("bank", np.arange(4)), *"0123456789"}))
+    }
 
     def words(tokens: Sequence[str]) -> list[int]:
         return [ids.get(token, -1) for token in tokens]
 
     check_inputs(PIN, words)
     check_inputs(make_pattern("pin", 6), words)
-    with pytest.raises(WrongInput, match="'my bank pin code is 0 0 0 0' and 'my bank pin code is 0 0 0 1'"):
+    with pytest.raises(
+        WrongInput, match="'my bank pin code is 0 0 0 0' and 'my bank pin code is 0 0 0 1'"
+    ):
         check_inputs(PIN, lambda tokens: words(tokens)[:8])
     for length in (4, 6):
         with pytest.raises(WrongInput, match="a model that sees order"):
@@ -85,13 +90,19 @@ def test_a_space_in_which_two_codes_are_one_input_is_refused() -> None:
             check_inputs(make_pattern("pin", length), lambda tokens: [-1 for _ in tokens])
 
 
-@pytest.mark.parametrize(("space", "published"), [(10, 1.143), (100, 1.396), (10_000, 1.442), (10**8, 1.443)])
-def test_the_mean_exposure_without_leakage_is_the_published_one(space: int, published: float) -> None:
+@pytest.mark.parametrize(
+    ("space", "published"), [(10, 1.143), (100, 1.396), (10_000, 1.442), (10**8, 1.443)]
+)
+def test_the_mean_exposure_without_leakage_is_the_published_one(
+    space: int, published: float
+) -> None:
     assert null_mean(space) == pytest.approx(published, abs=1e-3)
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_exposure_of_random_losses_has_the_nulls_mean_and_p_values_with_ties_too(tied: bool) -> None:
+def test_exposure_of_random_losses_has_the_nulls_mean_and_p_values_with_ties_too(
+    tied: bool,
+) -> None:
     rng = generator(0, "null", int(tied))
     ranks = []
     for _ in range(2000):
@@ -115,7 +126,8 @@ def test_ties_in_the_canarys_favour_would_be_seen() -> None:
 def test_joint_p_values_are_valid_and_shrink_with_leakage() -> None:
     rng = generator(0, "joint")
     small = [
-        joint_p_value(np.array([exposure(r, 10_000) for r in rng.integers(1, 10_001, size=6)])) <= 0.05
+        joint_p_value(np.array([exposure(r, 10_000) for r in rng.integers(1, 10_001, size=6)]))
+        <= 0.05
         for _ in range(2000)
     ]
     assert np.mean(small) == pytest.approx(0.05, abs=3 * 0.0049)

@@ -18,7 +18,12 @@ from fedsim.types import Examples, Spec
 
 WORDS = ("call", "calls", "mall", "my", "pin", "play", "some", "songs")
 SPEC = Spec(
-    "intent_slots", vocabulary=2 + len(WORDS), words=WORDS, labels=("a", "b"), tags=("O", "B-x"), length=5
+    "intent_slots",
+    vocabulary=2 + len(WORDS),
+    words=WORDS,
+    labels=("a", "b"),
+    tags=("O", "B-x"),
+    length=5,
 )
 MODEL = Model(name="bilstm", embedding=6, hidden=5, characters=True)
 
@@ -36,15 +41,19 @@ def examples(count: int, seed: int) -> Examples:
 
 def test_words_of_like_letters_have_like_features_whatever_their_embeddings() -> None:
     module = build_model(SPEC, MODEL, 1)
-    features = module.characters(torch.tensor([2 + WORDS.index(w) for w in ("call", "calls", "songs")]))  # type: ignore[operator]
-    near, far = (features[0] - features[1]).norm(), (features[0] - features[2]).norm()
+    features = module.characters(
+        torch.tensor([2 + WORDS.index(w) for w in ("call", "calls", "songs")])
+    )  # type: ignore[operator]
+    near = (features[0] - features[1]).norm()
+    far = (features[0] - features[2]).norm()
     assert near < far
     assert features.shape == (3, 32)
 
 
 @pytest.mark.parametrize("unit", ["none", "example"])
 def test_a_cohort_with_characters_trains_as_one_device_after_another(unit: str) -> None:
-    task, train = make_task(SPEC), Train(batch_size=3, lr=0.5)
+    task = make_task(SPEC)
+    train = Train(batch_size=3, lr=0.5)
     module = build_model(SPEC, MODEL, 1)
     dp = Dp(unit=unit, trust="local", noise_multiplier=0.5)  # type: ignore[arg-type]
     assigned = [Assignment(f"d{i}", examples(3 + 2 * i, i), 1.0, 4) for i in range(4)]
@@ -53,7 +62,8 @@ def test_a_cohort_with_characters_trains_as_one_device_after_another(unit: str) 
     def trained(part: list[Assignment]) -> dict[str, Tensor]:
         return Trainer(module, task, train, dp=dp, noise=Seeded(3)).train(params, part, 7, 1).delta
 
-    together, each = trained(assigned), [trained([a]) for a in assigned]
+    together = trained(assigned)
+    each = [trained([a]) for a in assigned]
     assert any(name.startswith("characters.") for name in together)
     for name, delta in together.items():
         torch.testing.assert_close(delta, sum(one[name] for one in each), rtol=1e-4, atol=1e-5)
@@ -61,7 +71,9 @@ def test_a_cohort_with_characters_trains_as_one_device_after_another(unit: str) 
 
 
 def test_gradients_of_letters_are_clipped_as_an_autograd_loop_does() -> None:
-    module, task, batch = build_model(SPEC, MODEL, 1).double(), make_task(SPEC), examples(6, 3)
+    module = build_model(SPEC, MODEL, 1).double()
+    task = make_task(SPEC)
+    batch = examples(6, 3)
     names = sorted(batch.fields)
 
     def losses(outputs: dict[str, Tensor], *targets: Tensor) -> Tensor:
@@ -75,11 +87,14 @@ def test_gradients_of_letters_are_clipped_as_an_autograd_loop_does() -> None:
 
 
 def test_folded_into_one_table_the_model_says_the_same_and_modiva_can_mix_its_words() -> None:
-    module, task, batch = build_model(SPEC, MODEL, 1).eval(), make_task(SPEC), examples(4, 5)
+    module = build_model(SPEC, MODEL, 1).eval()
+    task = make_task(SPEC)
+    batch = examples(4, 5)
     params = parameters_of(module)
     twin, folded = module.as_one_table(params)  # type: ignore[operator]
     tokens = batch.fields["tokens"]
-    ours, its = functional_call(module, params, (tokens,)), functional_call(twin, folded, (tokens,))
+    ours = functional_call(module, params, (tokens,))
+    its = functional_call(twin, folded, (tokens,))
     for name in ours:
         torch.testing.assert_close(its[name], ours[name])
     candidates = torch.arange(2, 6)
@@ -106,12 +121,18 @@ def test_letters_are_refused_where_there_are_none_or_the_model_reads_none() -> N
 
 
 def test_a_local_step_is_the_gradient_of_the_words_own_letters() -> None:
-    """Seen to fail: letters looked up by the rows that a device holds instead of by the word's own id."""
-    module, task, batch = build_model(SPEC, MODEL, 1), make_task(SPEC), examples(4, 9)
+    """Seen to fail: letters looked up by the rows that a device holds instead of by the word's own
+    id.
+    """
+    module = build_model(SPEC, MODEL, 1)
+    task = make_task(SPEC)
+    batch = examples(4, 9)
     params = parameters_of(module)
     trainer = Trainer(module, task, Train(batch_size=4, lr=0.5))
     delta = trainer.train(params, [Assignment("d", batch, 1.0)], 7, 1).delta
     leaves = {name: p.clone().requires_grad_() for name, p in params.items()}
-    loss = task.losses(functional_call(module, leaves, (batch.fields["tokens"],)), batch.fields).mean()
+    loss = task.losses(
+        functional_call(module, leaves, (batch.fields["tokens"],)), batch.fields
+    ).mean()
     for name, grad in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
         torch.testing.assert_close(delta[name].float(), -0.5 * grad, rtol=1e-3, atol=1e-6)

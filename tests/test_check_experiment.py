@@ -1,7 +1,7 @@
 """What a run refuses, whoever asks.
 
-Seen to fail: `show` without `check_config` accepted audits, trackers and metrics that `run` refused;
-a dry run of a sweep accepted everything.
+Seen to fail: `show` without `check_config` accepted audits, trackers and metrics that `run`
+refused; a dry run of a sweep accepted everything.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,8 @@
 """What may be claimed and what is refused; planning and calibration; the statement.
 
-Seen to fail: "fixed" let through by `amplification`, add-or-remove claimed for rosters that are normalised,
-`target_delta` without the factor 10, calibration that returns the bad side of its last step.
+Seen to fail: "fixed" let through by `amplification`, add-or-remove claimed for rosters that are
+normalised, `target_delta` without the factor 10, calibration that returns the bad side of its last
+step.
 """
 
 from pathlib import Path
@@ -34,8 +35,14 @@ def config(**changes: object) -> Config:
     [
         ({"dp__noise_multiplier": 0.0}, "noise_multiplier = 0 hides nothing"),
         ({"dp__amplification": "claim", "selection__sampling": "fixed"}, "no independent coins"),
-        ({"dp__amplification": "claim", "selection__rule": "round_robin"}, "does not state independent"),
-        ({"dp__amplification": "claim", "selection__rule": "own:code"}, "does not state independent"),
+        (
+            {"dp__amplification": "claim", "selection__rule": "round_robin"},
+            "does not state independent",
+        ),
+        (
+            {"dp__amplification": "claim", "selection__rule": "own:code"},
+            "does not state independent",
+        ),
         ({"dp__amplification": "claim", "dp__trust": "secure_sum"}, "the server draws the cohort"),
         ({"dp__trust": "secure_sum", "aggregation__rule": "median"}, "needs single updates"),
         ({"aggregation__rule": "median"}, "no known bound"),
@@ -46,11 +53,16 @@ def config(**changes: object) -> Config:
         ({"availability__rule": "clock"}, "own records decide"),
         ({"dp__correlation": "banded", "dp__clipping": "adaptive"}, "needs dp.trust|fixed clip"),
         ({"dp__unit": "example", "dp__trust": "secure_sum"}, "ONE local step"),
-        ({"dp__unit": "example", "dp__trust": "local", "evaluation__on": "devices"}, "unnoised scores"),
+        (
+            {"dp__unit": "example", "dp__trust": "local", "evaluation__on": "devices"},
+            "unnoised scores",
+        ),
         ({"dp__unit": "example", "dp__correlation": "banded"}, 'is for dp.unit = "device"'),
     ],
 )
-def test_impossible_requests_are_refused_by_a_sentence(changes: dict[str, object], sentence: str) -> None:
+def test_impossible_requests_are_refused_by_a_sentence(
+    changes: dict[str, object], sentence: str
+) -> None:
     with pytest.raises(WrongInput, match=sentence) as error:
         check_dp(config(**changes))
     assert "\n" not in str(error.value)
@@ -109,7 +121,9 @@ def test_a_rule_that_reads_losses_is_refused_by_that_and_not_by_its_name(
         check_dp(config(selection__rule="mine", dp__unit="example"))
 
 
-def test_a_new_server_rule_is_no_sum_until_its_entry_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_server_rule_is_no_sum_until_its_entry_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Seen to fail: `of_sum` True by default."""
     monkeypatch.setitem(AGGREGATORS, "mine", ServerRule(FedAvg))
     for changes in ({}, {"dp__trust": "secure_sum"}):
@@ -146,12 +160,16 @@ def test_the_guarantee_takes_public_bounds_and_nothing_less() -> None:
     activity = np.array([1, 4, 64])
     claimed, _ = guaranteed(config(selection__cap=0.2, train__rounds=50), 1e-5, activity)
     assert claimed == epsilon([Event(1.0, 0.2, 50)], 1e-5)
-    uncapped, why = guaranteed(config(selection__rule="uniform", selection__cohort=1), 1e-5, activity)
+    uncapped, why = guaranteed(
+        config(selection__rule="uniform", selection__cohort=1), 1e-5, activity
+    )
     assert uncapped == pytest.approx(epsilon([Event(1.0, 1 / 3, 20)], 1e-5))
     assert "uniform selection" in why
     every, _ = guaranteed(config(dp__trust="secure_sum", train__rounds=7), 1e-5, activity)
     assert every == epsilon([Event(1.0, 1.0, 7)], 1e-5)
-    limited = config(dp__trust="secure_sum", train__rounds=40, dp__min_separation=4, dp__max_participations=3)
+    limited = config(
+        dp__trust="secure_sum", train__rounds=40, dp__min_separation=4, dp__max_participations=3
+    )
     assert most_participations(limited) == 3
     assert guaranteed(limited, 1e-5, activity)[0] == epsilon([Event(1.0, 1.0, 3)], 1e-5)
 
@@ -167,7 +185,9 @@ def test_correlated_noise_costs_one_release_over_the_whole_run() -> None:
     settings = config(
         dp__correlation="banded", dp__min_separation=5, train__rounds=20, dp__noise_multiplier=2.0
     )
-    assert guaranteed(settings, 1e-5, np.array([1]))[0] == pytest.approx(epsilon([Event(2.0)], 1e-5))
+    assert guaranteed(settings, 1e-5, np.array([1]))[0] == pytest.approx(
+        epsilon([Event(2.0)], 1e-5)
+    )
 
 
 def test_the_plan_rises_with_activity_and_stays_below_the_guarantee() -> None:
@@ -182,7 +202,8 @@ def test_the_plan_rises_with_activity_and_stays_below_the_guarantee() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["noise", "cap", "rounds"])
 def test_calibration_reaches_the_target_and_no_more_than_needed(what: str) -> None:
-    settings, activity = config(selection__cap=0.3, train__rounds=30), np.array([1, 2])
+    settings = config(selection__cap=0.3, train__rounds=30)
+    activity = np.array([1, 2])
     found = calibrate(settings, 4.0, what, 1e-5, activity)
     spent = guaranteed(found, 1e-5, activity)[0]
     assert spent <= 4.0
@@ -190,7 +211,10 @@ def test_calibration_reaches_the_target_and_no_more_than_needed(what: str) -> No
 
 
 def test_calibration_refuses_what_cannot_be_had() -> None:
-    for target, what, sentence in ((0.0, "noise", "cannot be reached"), (4.0, "lr", "is not known")):
+    for target, what, sentence in (
+        (0.0, "noise", "cannot be reached"),
+        (4.0, "lr", "is not known"),
+    ):
         with pytest.raises(WrongInput, match=sentence):
             calibrate(config(), target, what, 1e-5, np.array([1]))
     with pytest.raises(WrongInput, match="one round alone costs more"):
@@ -221,9 +245,7 @@ def test_the_statement_says_what_a_reviewer_asks(fedsim: Cli, tmp_path: Path) ->
     )
     fedsim("run", "x.toml")
     text = next(tmp_path.glob("runs/**/privacy.md")).read_text()
-    wanted = (
-        "unit of privacy | one device;zero_out;SIMULATED;not claimed;**Warning:**;set by name;rounds.jsonl;"
-    )
+    wanted = "unit of privacy | one device;zero_out;SIMULATED;not claimed;**Warning:**;set by name;rounds.jsonl;"
     wanted += "Exact losses;vocabulary;for simulation;noise multiplier 1;decile"
     for part in wanted.split(";"):
         assert part in text, part

@@ -33,7 +33,9 @@ def test_json_is_all_that_stdout_gets(fedsim_process: Cli) -> None:
     assert json.loads(fedsim_process("run", *QUICK, "--json").stdout) == summary
 
 
-def test_show_tells_config_federation_and_plan_without_training(fedsim: Cli, tmp_path: Path) -> None:
+def test_show_tells_config_federation_and_plan_without_training(
+    fedsim: Cli, tmp_path: Path
+) -> None:
     text = fedsim("show", *QUICK).stdout
     for part in (
         "train.rounds *",
@@ -77,13 +79,22 @@ def test_help_names_every_command(fedsim: Cli) -> None:
         (["run", *QUICK, "--set", "train.lr"], "--set wants section.key=value"),
         (["run", *QUICK, "--set", "data.source=nope"], "choose one of"),
         (["run", *QUICK, "--set", "model.name=mlp"], "choose bag or bilstm"),
-        (["run", *QUICK, "--set", "selection.rule=a.b:c"], "the module 'a.b' could not be imported"),
-        (["run", *QUICK, "--set", "data.devices=6000"], "raise data.examples or lower data.devices"),
+        (
+            ["run", *QUICK, "--set", "selection.rule=a.b:c"],
+            "the module 'a.b' could not be imported",
+        ),
+        (
+            ["run", *QUICK, "--set", "data.devices=6000"],
+            "raise data.examples or lower data.devices",
+        ),
         (["run", *QUICK, "--device", "tpu"], "place.device = 'tpu' is not allowed"),
         (["run", *QUICK, "--backend", "moon"], "choose local"),
         (["run", "experiments/massive.toml", "--data-dir", "nowhere"], "'nowhere' does not exist"),
         (["show", "experiments/massive.toml"], "FEDSIM_DATA"),
-        (["run", "experiments/massive.toml", "--data-dir", "/nope/[/x]"], "'/nope/[/x]' does not exist"),
+        (
+            ["run", "experiments/massive.toml", "--data-dir", "/nope/[/x]"],
+            "'/nope/[/x]' does not exist",
+        ),
         (["run", *QUICK, "--set", "train.lr=[/bold]"], "train.lr = '[/bold]' is not allowed"),
         (["run", *QUICK, "--set", "model.name=:"], "could not be imported"),
         (["run", *QUICK, "--set", "selection.rule=math:pi"], "has no function 'pi'"),
@@ -97,7 +108,11 @@ def test_help_names_every_command(fedsim: Cli) -> None:
     ids=lambda a: a[-1] if isinstance(a, list) else "",
 )
 def test_wrong_input_gets_one_sentence_and_exit_code_2(
-    fedsim: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], sentence: str
+    fedsim: Cli,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    sentence: str,
 ) -> None:
     monkeypatch.delenv("FEDSIM_DATA", raising=False)
     done = fedsim(*arguments, check=False)

@@ -1,8 +1,9 @@
-"""Per-example clipping by book-keeping equals the definition: autograd, example after example, in float64.
+"""Per-example clipping by book-keeping equals the definition: autograd, example after example, in
+float64.
 
-Seen to fail: clip factors left out of the narrower side of a product, or of an LSTM's columns; an LSTM's
-bias that reads another column; columns of frozen weights left in the norms; an LSTM run twice counted once;
-products that round their factors let through.
+Seen to fail: clip factors left out of the narrower side of a product, or of an LSTM's columns; an
+LSTM's bias that reads another column; columns of frozen weights left in the norms; an LSTM run
+twice counted once; products that round their factors let through.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,8 @@ from fedsim.models import build_model, layers
 from fedsim.models.tasks import Task, make_task
 from fedsim.types import Params, Spec
 
-LENGTH, WORDS = 7, 20
+LENGTH = 7
+WORDS = 20
 MODELS = [
     ("bag", "intent_slots"),
     ("bag", "classification"),
@@ -39,7 +41,9 @@ MODELS = [
 
 
 def spec_of(task: str) -> Spec:
-    return Spec(task, WORDS, (), ("a", "b", "c"), ("O", "B-x", "I-x"), image=(1, 12, 12), length=LENGTH)
+    return Spec(
+        task, WORDS, (), ("a", "b", "c"), ("O", "B-x", "I-x"), image=(1, 12, 12), length=LENGTH
+    )
 
 
 def fields(task: str, models: int, batch: int, seed: int = 0) -> dict[str, Tensor]:
@@ -47,7 +51,10 @@ def fields(task: str, models: int, batch: int, seed: int = 0) -> dict[str, Tenso
     g = torch.Generator().manual_seed(seed)
     label = torch.randint(0, 3, (models, batch), generator=g)
     if task == "image":
-        return {"image": torch.randn(models, batch, 1, 12, 12, generator=g).double(), "label": label}
+        return {
+            "image": torch.randn(models, batch, 1, 12, 12, generator=g).double(),
+            "label": label,
+        }
     tokens = torch.randint(2, WORDS, (models, batch, LENGTH), generator=g)
     beyond = torch.arange(LENGTH) >= torch.randint(1, LENGTH + 1, (models, batch, 1), generator=g)
     tokens = tokens.masked_fill(beyond, 0)
@@ -59,7 +66,9 @@ def fields(task: str, models: int, batch: int, seed: int = 0) -> dict[str, Tenso
 
 def model(name: str, task: str) -> nn.Module:
     """Return one of our models; `mean` is a bag without tags."""
-    spec, name = (replace(spec_of(task), tags=()), "bag") if name == "mean" else (spec_of(task), name)
+    spec, name = (
+        (replace(spec_of(task), tags=()), "bag") if name == "mean" else (spec_of(task), name)
+    )
     settings = Model(name=name, embedding=8, hidden=6, layers=2, heads=2)
     return build_model(spec, settings, seed=1).double()
 
@@ -74,13 +83,16 @@ def several(module: nn.Module, models: int, seed: int = 3) -> Params:
     }
 
 
-def clip_task(module: nn.Module, task: Task, batch: dict[str, Tensor], clip: Clip, **more: object) -> Clipped:
+def clip_task(
+    module: nn.Module, task: Task, batch: dict[str, Tensor], clip: Clip, **more: object
+) -> Clipped:
     names = sorted(batch)
 
     def losses(outputs: Params, *targets: Tensor) -> Tensor:
         return task.losses(outputs, dict(zip(names, targets, strict=True)))
 
-    inputs, targets = [batch[i] for i in task.inputs], [batch[n] for n in names]
+    inputs = [batch[i] for i in task.inputs]
+    targets = [batch[n] for n in names]
     return clipped_gradients(module, losses, inputs, targets, clip, **more)  # type: ignore[arg-type]
 
 
@@ -95,8 +107,10 @@ def agree(one: Clipped, two: Clipped, tolerance: float = 1e-10) -> None:
 @pytest.mark.parametrize("rule", ["flat", "per_layer", "automatic"])
 @pytest.mark.parametrize(("name", "task"), MODELS)
 def test_book_keeping_equals_one_example_after_another(name: str, task: str, rule: str) -> None:
-    module, kind = model(name, task), make_task(spec_of(task))
-    batch, params = fields(task, 3, 5), several(module, 3)
+    module = model(name, task)
+    kind = make_task(spec_of(task))
+    batch = fields(task, 3, 5)
+    params = several(module, 3)
     mask = torch.tensor([[1, 1, 0, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
     for bound in (1e-3, 0.5, 1e6):  # all, some and none of them clipped
         clip = Clip(bound, rule)  # type: ignore[arg-type]
@@ -105,19 +119,26 @@ def test_book_keeping_equals_one_example_after_another(name: str, task: str, rul
         for name_ in slow.sums:
             torch.testing.assert_close(fast.sums[name_], slow.sums[name_], rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(fast.norms, slow.norms, rtol=1e-10, atol=1e-10)
-        assert all(float(s[1].abs().sum()) == 0.0 for s in fast.sums.values()), "an empty batch gives zero"
+        assert all(float(s[1].abs().sum()) == 0.0 for s in fast.sums.values()), (
+            "an empty batch gives zero"
+        )
 
 
 @pytest.mark.parametrize(("name", "task"), MODELS)
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_one_model_equals_the_same_model_in_a_stack(name: str, task: str, batch_size: int) -> None:
-    module, kind = model(name, task), make_task(spec_of(task))
-    batch, clip = fields(task, 1, batch_size), Clip(0.3)
+    module = model(name, task)
+    kind = make_task(spec_of(task))
+    batch = fields(task, 1, batch_size)
+    clip = Clip(0.3)
     alone = clip_task(module, kind, {n: f[0] for n, f in batch.items()}, clip)
     stacked = clip_task(
         module, kind, batch, clip, params={n: p.unsqueeze(0) for n, p in module.named_parameters()}
     )
-    agree(alone, Clipped({n: s[0] for n, s in stacked.sums.items()}, stacked.norms[0], stacked.losses[0]))  # type: ignore[index]
+    agree(
+        alone,
+        Clipped({n: s[0] for n, s in stacked.sums.items()}, stacked.norms[0], stacked.losses[0]),
+    )  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -127,14 +148,22 @@ def test_opacus_gives_the_same_sums(name: str, task: str) -> None:
     """An independent implementation; its hooks know torch's own layer types."""
     if name == "cnn":
         net: nn.Module = nn.Sequential(
-            nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(144, 3)
+            nn.Conv2d(1, 4, 3, stride=2, padding=1),
+            nn.GroupNorm(2, 4),
+            nn.Flatten(),
+            nn.Linear(144, 3),
         )
-        x, y = fields(task, 1, 5)["image"][0], fields(task, 1, 5)["label"][0]
+        x = fields(task, 1, 5)["image"][0]
+        y = fields(task, 1, 5)["label"][0]
     else:
         net = nn.Sequential(
-            nn.Embedding(WORDS, 6, padding_idx=None), nn.LayerNorm(6), nn.Flatten(), nn.Linear(6 * LENGTH, 3)
+            nn.Embedding(WORDS, 6, padding_idx=None),
+            nn.LayerNorm(6),
+            nn.Flatten(),
+            nn.Linear(6 * LENGTH, 3),
         )
-        x, y = fields("classification", 1, 5)["tokens"][0], fields("classification", 1, 5)["label"][0]
+        x = fields("classification", 1, 5)["tokens"][0]
+        y = fields("classification", 1, 5)["label"][0]
     losses = lambda out, y: nn.functional.cross_entropy(out, y, reduction="none")  # noqa: E731
     for clip in (Clip(0.4), Clip(0.4, "per_layer"), Clip(0.4, "automatic")):
         ours = clipped_gradients(net.double(), losses, [x], [y], clip)
@@ -177,16 +206,20 @@ def test_every_op_equals_autograd(op: str, models: int) -> None:
     torch.manual_seed(0)
     make, shape = OPS[op]
     net = Layered(make()).double()
-    x, weight = torch.randn(models, 4, *shape).double(), torch.rand(models, 4).double()
+    x = torch.randn(models, 4, *shape).double()
+    weight = torch.rand(models, 4).double()
     params = several(net, models)
     clip = Clip(0.5)
     fast = clipped_gradients(net, summed, [x], [weight], clip, params)
     agree(fast, clipped_gradients(net, summed, [x], [weight], clip, params, method="loop"))
 
 
-def test_long_texts_sort_their_tokens_and_short_ones_compare_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_texts_sort_their_tokens_and_short_ones_compare_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     g = torch.Generator().manual_seed(0)
-    ids, grad = torch.randint(0, 5, (2, 3, 9), generator=g), torch.randn(2, 3, 9, 4, generator=g).double()
+    ids = torch.randint(0, 5, (2, 3, 9), generator=g)
+    grad = torch.randn(2, 3, 9, 4, generator=g).double()
     record = Lookup("table", ids, grad)
     short = record.squares()
     monkeypatch.setattr("clients.layer_records.LONG", 4)
@@ -209,23 +242,30 @@ def test_a_mean_s_gradient_in_factors_is_that_of_its_tokens(
     """Alone, without some examples, two as one, and used twice or beside a lookup."""
     monkeypatch.setattr("clients.layer_records.LONG", long)
     g = torch.Generator().manual_seed(0)
-    ids, shares = torch.randint(0, 5, (2, 6, 1, 9), generator=g), torch.rand(2, 6, 1, 9, generator=g).double()
+    ids = torch.randint(0, 5, (2, 6, 1, 9), generator=g)
+    shares = torch.rand(2, 6, 1, 9, generator=g).double()
     mean = Pooled("table", ids, shares, torch.randn(2, 6, 1, 4, generator=g).double())
-    each, factors = mean.spread(), torch.rand(2, 6, generator=g).double()
+    each = mean.spread()
+    factors = torch.rand(2, 6, generator=g).double()
     good, (twice,), (both,) = factors > 0.5, joined([mean, mean]), joined([mean, each])
     halves = torch.rand(2, 3, generator=g).double()
     pairs = [
         (exactly(mean, factors), exactly(each, factors)),
         (exactly(mean.keep(good), factors), exactly(each.keep(good), factors)),
         (exactly(mean.grouped(2), halves), exactly(each.grouped(2), halves)),
-        (exactly(twice, factors), tuple(c * x for c, x in zip((4, 2), exactly(each, factors), strict=True))),
+        (
+            exactly(twice, factors),
+            tuple(c * x for c, x in zip((4, 2), exactly(each, factors), strict=True)),
+        ),
         (exactly(both, factors), exactly(twice, factors)),
     ]
     torch.testing.assert_close([p for p, _ in pairs], [p for _, p in pairs], rtol=1e-12, atol=1e-12)
 
 
 class Tied(nn.Module):
-    """A language model whose output layer is its table, with a bias, and a layer that is used twice."""
+    """A language model whose output layer is its table, with a bias, and a layer that is used
+    twice.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,7 +282,8 @@ class Tied(nn.Module):
 def test_tied_weights_and_layers_used_twice_count_their_cross_terms() -> None:
     """Adding squares instead, as if the uses were layers of their own, fails here by 10 % and more."""
     torch.manual_seed(1)
-    module, kind = Tied().double(), make_task(spec_of("language"))
+    module = Tied().double()
+    kind = make_task(spec_of("language"))
     batch = {n: f[0] for n, f in fields("language", 1, 5).items()}
     clip = Clip(0.05)
     agree(clip_task(module, kind, batch, clip), clip_task(module, kind, batch, clip, method="loop"))
@@ -266,7 +307,9 @@ class LowRank(nn.Module):
 
 def test_frozen_parameters_stay_out_of_norms_and_sums() -> None:
     torch.manual_seed(1)
-    net, x, y = LowRank().double(), torch.randn(4, 3, 6).double(), torch.rand(4).double()
+    net = LowRank().double()
+    x = torch.randn(4, 3, 6).double()
+    y = torch.rand(4).double()
     fast = clipped_gradients(net, summed, [x], [y], Clip(0.5))
     assert set(fast.sums) == {"down.weight", "up.weight"}
     agree(fast, clipped_gradients(net, summed, [x], [y], Clip(0.5), method="loop"))
@@ -277,7 +320,8 @@ class Recurrent(nn.Module):
 
     def __init__(self, times: int) -> None:
         super().__init__()
-        self.layer, self.times = layers.BiLSTM(4, 2), times
+        self.layer = layers.BiLSTM(4, 2)
+        self.times = times
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         for _ in range(self.times):
@@ -291,18 +335,24 @@ def test_an_lstm_run_twice_or_with_frozen_parts_is_clipped_by_what_is_trained(
     frozen: str, times: int
 ) -> None:
     torch.manual_seed(1)
-    net, x, y = Recurrent(times).double(), torch.randn(4, 3, 4).double(), torch.rand(4).double()
+    net = Recurrent(times).double()
+    x = torch.randn(4, 3, 4).double()
+    y = torch.rand(4).double()
     mask = torch.arange(3) < torch.tensor([3, 1, 2, 3]).unsqueeze(-1)
     if frozen:
         getattr(net.layer, frozen).requires_grad_(False)
     fast = clipped_gradients(net, summed, [x, mask], [y], Clip(0.1))
-    assert set(fast.sums) == {f"layer.{n}" for n, p in net.layer.named_parameters() if p.requires_grad}
+    assert set(fast.sums) == {
+        f"layer.{n}" for n, p in net.layer.named_parameters() if p.requires_grad
+    }
     agree(fast, clipped_gradients(net, summed, [x, mask], [y], Clip(0.1), method="loop"))
 
 
 def test_only_a_bias_may_be_trained() -> None:
     torch.manual_seed(1)
-    net, x, y = nn.Linear(6, 5).double(), torch.randn(4, 3, 6).double(), torch.rand(4).double()
+    net = nn.Linear(6, 5).double()
+    x = torch.randn(4, 3, 6).double()
+    y = torch.rand(4).double()
     net.weight.requires_grad_(False)
     agree(
         clipped_gradients(net, summed, [x], [y], Clip(0.5)),
@@ -312,7 +362,8 @@ def test_only_a_bias_may_be_trained() -> None:
 
 @pytest.mark.parametrize(("name", "task"), MODELS)
 def test_half_precision_keeps_norms_and_sums_in_float32(name: str, task: str) -> None:
-    module, kind = model(name, task).float(), make_task(spec_of(task))
+    module = model(name, task).float()
+    kind = make_task(spec_of(task))
     batch = {n: f.float() if f.is_floating_point() else f for n, f in fields(task, 2, 5).items()}
     params = {n: p.float() for n, p in several(module, 2).items()}
     whole = clip_task(module, kind, batch, Clip(0.2), params=params)
@@ -332,7 +383,9 @@ def test_half_precision_keeps_norms_and_sums_in_float32(name: str, task: str) ->
     rule=st.sampled_from(["flat", "per_layer", "automatic"]),
     seed=st.integers(0, 99),
 )
-def test_no_example_s_part_exceeds_the_clip_norm(scale: float, bound: float, rule: str, seed: int) -> None:
+def test_no_example_s_part_exceeds_the_clip_norm(
+    scale: float, bound: float, rule: str, seed: int
+) -> None:
     """Seen to fail with the clip off, and with C a layer instead of C / sqrt(L)."""
     g = torch.Generator().manual_seed(seed)
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
@@ -360,7 +413,8 @@ def test_steps_that_cancel_each_other_do_not_slip_through_the_clip() -> None:
 def test_an_example_without_a_finite_gradient_counts_as_zero(bad: float, rule: str) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-    x, weight = torch.randn(4, 5, 3), torch.ones(4)
+    x = torch.randn(4, 5, 3)
+    weight = torch.ones(4)
     poisoned = x.clone()
     poisoned[2] = bad
     weight[2] = bad
@@ -374,10 +428,15 @@ def test_an_example_without_a_finite_gradient_counts_as_zero(bad: float, rule: s
 
 
 def test_a_device_s_sums_do_not_depend_on_its_neighbours_bitwise() -> None:
-    module, kind = model("bilstm", "intent_slots"), make_task(spec_of("intent_slots"))
-    batch, params, clip = fields("intent_slots", 3, 4), several(module, 3), Clip(0.5)
+    module = model("bilstm", "intent_slots")
+    kind = make_task(spec_of("intent_slots"))
+    batch = fields("intent_slots", 3, 4)
+    params = several(module, 3)
+    clip = Clip(0.5)
     one = clip_task(module, kind, batch, clip, params=params)
-    other = {n: torch.cat([f[:1], fields("intent_slots", 3, 4, seed=9)[n][1:]]) for n, f in batch.items()}
+    other = {
+        n: torch.cat([f[:1], fields("intent_slots", 3, 4, seed=9)[n][1:]]) for n, f in batch.items()
+    }
     two = clip_task(module, kind, other, clip, params=params)
     assert all(torch.equal(one.sums[n][0], two.sums[n][0]) for n in one.sums)  # type: ignore[index]
 
@@ -385,7 +444,8 @@ def test_a_device_s_sums_do_not_depend_on_its_neighbours_bitwise() -> None:
 def test_a_layer_without_a_rule_is_named_and_opacus_takes_it() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(12, 2))
-    x, y = torch.randn(4, 2, 6), torch.ones(4)
+    x = torch.randn(4, 2, 6)
+    y = torch.ones(4)
     with pytest.raises(WrongInput, match=r"layer '0' \(Conv1d\) has no rule"):
         clipped_gradients(net, summed, [x], [y], Clip(0.5))
     agree(
@@ -436,7 +496,8 @@ def test_a_clip_norm_that_bounds_nothing_is_refused(bound: float) -> None:
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_products_that_round_their_factors_are_refused(precision: str) -> None:
     """Guarantee of `Clip`: an example's part stays within the bound, also in its last digits."""
-    module, kind = model("mlp", "image"), make_task(spec_of("image"))
+    module = model("mlp", "image")
+    kind = make_task(spec_of("image"))
     batch = {n: f[0] for n, f in fields("image", 1, 3).items()}
     try:
         torch.set_float32_matmul_precision(precision)
@@ -452,7 +513,11 @@ def test_products_that_round_their_factors_are_refused(precision: str) -> None:
 def test_losses_without_one_value_an_example_are_refused() -> None:
     with pytest.raises(WrongInput, match="one value an example"):
         clipped_gradients(
-            nn.Linear(3, 2), lambda out, y: out.sum(), [torch.randn(4, 3)], [torch.ones(4)], Clip(1.0)
+            nn.Linear(3, 2),
+            lambda out, y: out.sum(),
+            [torch.randn(4, 3)],
+            [torch.ones(4)],
+            Clip(1.0),
         )
 
 

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.config import Config, from_flat, known_keys, load, parse_pairs, parse_setting, to_flat, to_toml
+from fedsim.config import (
+    Config,
+    from_flat,
+    known_keys,
+    load,
+    parse_pairs,
+    parse_setting,
+    to_flat,
+    to_toml,
+)
 from fedsim.errors import WrongInput
 from fedsim.names import check_names, lookup
 
@@ -42,7 +51,9 @@ def test_every_value_is_a_scalar_because_flower_takes_no_other() -> None:
 
 
 def test_every_field_is_described() -> None:
-    sections = [f.annotation for f in Config.model_fields.values() if hasattr(f.annotation, "model_fields")]
+    sections = [
+        f.annotation for f in Config.model_fields.values() if hasattr(f.annotation, "model_fields")
+    ]
     assert len(sections) >= 7
     for section in sections:
         for name, field in section.model_fields.items():
@@ -59,7 +70,9 @@ def test_a_stem_that_is_no_folder_name_is_made_one(tmp_path: Path) -> None:
 
 def test_settings_override_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.toml", "[train]\nlr = 0.5\n")
-    config = load(path, ["train.lr=0.25", "seed=4", "model.name=bilstm", "data.columns=label=x,text=y"])
+    config = load(
+        path, ["train.lr=0.25", "seed=4", "model.name=bilstm", "data.columns=label=x,text=y"]
+    )
     assert (config.train.lr, config.seed, config.model.name) == (0.25, 4, "bilstm")
     assert config.data.columns == "label=x,text=y"
 

@@ -1,4 +1,6 @@
-"""Runs over periods: activity by period, the forgetting matrix, availability, evaluation on devices."""
+"""Runs over periods: activity by period, the forgetting matrix, availability, evaluation on
+devices.
+"""
 
 from pathlib import Path
 
@@ -47,7 +49,11 @@ def test_a_run_over_periods_measures_every_period_after_every_other(tmp_path: Pa
 
 def test_devices_train_on_what_they_hold_in_the_period(tmp_path: Path) -> None:
     """With all devices in every round and one example a step, steps count the examples held."""
-    settings = CONTINUAL | {"stream__memory": "current", "train__batch_size": 1, "selection__cohort": 1000}
+    settings = CONTINUAL | {
+        "stream__memory": "current",
+        "train__batch_size": 1,
+        "selection__cohort": 1000,
+    }
     run = run_local(config(tmp_path, **settings))
     holdings = load_holdings(run.config, None)
     held = [int(holdings.activity(period).sum()) for period in (1, 1, 2, 2, 3, 3)]
@@ -56,7 +62,11 @@ def test_devices_train_on_what_they_hold_in_the_period(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_continual_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    settings = CONTINUAL | {"stream__memory": "reservoir", "stream__reservoir": 5, "evaluation__every": 2}
+    settings = CONTINUAL | {
+        "stream__memory": "reservoir",
+        "stream__reservoir": 5,
+        "evaluation__every": 2,
+    }
     undisturbed = run_local(config(tmp_path / "a", **settings))
     broken = config(tmp_path / "b", **settings)
     for stop in (1, 2, 5):
@@ -68,7 +78,9 @@ def test_an_interrupted_continual_run_resumes_to_the_same_bits(tmp_path: Path) -
     assert all((final(resumed)[n] == p).all() for n, p in final(undisturbed).items())
 
 
-def test_three_nodes_equal_one_over_periods_with_drop_outs_and_held_out_parts(tmp_path: Path) -> None:
+def test_three_nodes_equal_one_over_periods_with_drop_outs_and_held_out_parts(
+    tmp_path: Path,
+) -> None:
     settings = CONTINUAL | {
         "availability__rule": "day_cycle",
         "availability__dropout": 0.3,
@@ -92,7 +104,11 @@ def test_drop_outs_do_not_answer_and_are_seen_in_the_rows(tmp_path: Path) -> Non
 
 
 def test_who_is_away_is_never_selected(tmp_path: Path) -> None:
-    settings = {"availability__rule": "day_cycle", "availability__hours": 2.0, "selection__cohort": 1000}
+    settings = {
+        "availability__rule": "day_cycle",
+        "availability__hours": 2.0,
+        "selection__cohort": 1000,
+    }
     rows = run_local(config(tmp_path, **settings)).rows()
     assert [row["cohort"] for row in rows] == [row["reachable"] for row in rows]
     assert all(row["reachable"] < 15 for row in rows)
@@ -120,7 +136,9 @@ def test_spread_over_devices_by_hand() -> None:
     assert figures["device_accuracy_mean"] == pytest.approx(0.475)
     assert figures["device_accuracy_worst_decile"] == pytest.approx((0 + 0.05) / 2)
     assert figures["device_accuracy_p10"] == pytest.approx(0.095)
-    assert figures["device_accuracy_decile_01"] == pytest.approx((0.9 + 0.95) / 2)  # the least active
+    assert figures["device_accuracy_decile_01"] == pytest.approx(
+        (0.9 + 0.95) / 2
+    )  # the least active
     assert figures["device_accuracy_decile_10"] == pytest.approx(0.025)
 
 
@@ -128,7 +146,9 @@ def test_evaluation_on_devices_needs_no_central_data(tmp_path: Path) -> None:
     run = run_local(config(tmp_path, evaluation__on="devices", evaluation__holdout=0.3))
     summary = run.summary
     assert summary is not None
-    assert {"device_intent_accuracy_mean", "device_intent_accuracy_worst_decile"} <= summary["metrics"].keys()
+    assert {"device_intent_accuracy_mean", "device_intent_accuracy_worst_decile"} <= summary[
+        "metrics"
+    ].keys()
     assert "intent_accuracy" not in summary["metrics"]
 
 

@@ -26,7 +26,9 @@ def code_of(path: str) -> Path:
 
 def test_every_path_of_the_guide_is_there() -> None:
     assert len(paths(GUIDE)) > 10
-    assert [path for path in paths(GUIDE) if not (ROOT / path).exists() and not code_of(path).exists()] == []
+    assert [
+        path for path in paths(GUIDE) if not (ROOT / path).exists() and not code_of(path).exists()
+    ] == []
 
 
 def test_ten_questions_are_answered_by_fourteen_files_at_most() -> None:
@@ -47,7 +49,9 @@ def test_the_guide_names_what_its_file_defines(name: str, path: str) -> None:
 def test_workflows_and_hooks_run_what_there_is() -> None:
     """Seen to fail: with `make tests` in fast.yml."""
     texts = [path.read_text() for path in sorted((ROOT / ".github").rglob("*.yml"))]
-    loaded = [yaml.safe_load(text) for text in [*texts, (ROOT / ".pre-commit-config.yaml").read_text()]]
+    loaded = [
+        yaml.safe_load(text) for text in [*texts, (ROOT / ".pre-commit-config.yaml").read_text()]
+    ]
     assert all(isinstance(found, dict) for found in loaded)
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     wanted = {name for text in texts for name in re.findall(r"run: make ([\w-]+)", text)}

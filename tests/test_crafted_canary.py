@@ -1,7 +1,8 @@
 """The run's own DP code under audit: the right build keeps its epsilon, broken ones are caught.
 
-The set-up's power: with 400 releases in each world the bound of a build without noise is the ceiling, 3.7,
-far above the epsilon of 1 that is claimed; each broken build here separates the worlds almost surely.
+The set-up's power: with 400 releases in each world the bound of a build without noise is the
+ceiling, 3.7, far above the epsilon of 1 that is claimed; each broken build here separates the
+worlds almost surely.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from fedsim.privacy import noise as noise_module
 from fedsim.types import Examples, Spec
 from strategies.noised_sum import Private
 
-RUNS, DELTA = 400, 1e-5
+RUNS = 400
+DELTA = 1e-5
 SPEC = Spec("classification", vocabulary=30, labels=("a", "b", "c"), length=6)
 Patch = Callable[[pytest.MonkeyPatch], None]
 

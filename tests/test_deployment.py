@@ -1,6 +1,7 @@
 """Real nodes behind TLS and known keys: who is refused, and what a run does when processes fail.
 
-Every test is one federation of real processes on loopback, in a folder of its own, ended by process id.
+Every test is one federation of real processes on loopback, in a folder of its own, ended by process
+id.
 """
 
 import json
@@ -41,7 +42,11 @@ CONTINUAL = {
 
 def node_terms(home: Path, i: int) -> dict[str, Any]:
     write(home / f"data{i}" / "train.jsonl", USERS[i])
-    return {"data-path": str(home / f"data{i}"), "state-path": str(home / f"state{i}"), "max-epsilon": 200.0}
+    return {
+        "data-path": str(home / f"data{i}"),
+        "state-path": str(home / f"state{i}"),
+        "max-epsilon": 200.0,
+    }
 
 
 def settings(home: Path, name: str, **changes: Any) -> Config:
@@ -70,9 +75,13 @@ def events(home: Path, i: int) -> int:
 
 
 def rates(home: Path, i: int, noise: float) -> dict[float, int]:
-    """How many steps node i has written down for its first device at a noise multiplier, by sampling rate."""
+    """How many steps node i has written down for its first device at a noise multiplier, by
+    sampling rate.
+    """
     own = NodeLedger(home / f"state{i}", np.array(USERS[i]))
-    return {e.sampling_rate: e.count for e in own.events(USERS[i][0]) if e.noise_multiplier == noise}
+    return {
+        e.sampling_rate: e.count for e in own.events(USERS[i][0]) if e.noise_multiplier == noise
+    }
 
 
 def write_days(path: Path, days: dict[str, list[int]]) -> None:
@@ -93,14 +102,20 @@ def charged(run: RunDir) -> dict[str, int]:
     return dict(zip(["ann", "bob", "cid", "dot"], counts.toarray()[:, 0].tolist(), strict=True))
 
 
-def test_strangers_and_plain_text_are_refused_and_secrets_are_in_no_log(secured: Federation) -> None:
+def test_strangers_and_plain_text_are_refused_and_secrets_are_in_no_log(
+    secured: Federation,
+) -> None:
     terms = node_terms(secured.home, 0)
     secured.secured_node("stranger", terms, key="node-3")  # a key that nobody registered
-    secured.node("plain", terms, "--insecure", "--max-wait-time", "10")  # plain text to a port with TLS
+    secured.node(
+        "plain", terms, "--insecure", "--max-wait-time", "10"
+    )  # plain text to a port with TLS
     with Federation(secured.home / "foreign") as foreign:
         write_deployment(foreign.home / "keys", "127.0.0.1", secured.port, 1)  # with another CA
         foreign.secured_node("node-1", terms, port=secured.port)
-        until(lambda: "attempt failed" in foreign.log("node-1"), LONG_S, "the refusal of a foreign CA")
+        until(
+            lambda: "attempt failed" in foreign.log("node-1"), LONG_S, "the refusal of a foreign CA"
+        )
         assert "SuperNode ID" not in foreign.log("node-1")
     until(lambda: secured.running["stranger"].poll() is not None, LONG_S, "the end of the stranger")
     until(lambda: secured.running["plain"].poll() is not None, LONG_S, "the end of plain text")
@@ -123,7 +138,9 @@ def test_strangers_and_plain_text_are_refused_and_secrets_are_in_no_log(secured:
 
 
 def test_a_killed_node_costs_its_answers_and_comes_back(secured: Federation) -> None:
-    """Killed in mid-round: the round goes on when Flower notes the loss; back again, it takes part again."""
+    """Killed in mid-round: the round goes on when Flower notes the loss; back again, it takes part
+    again.
+    """
     found = settings(secured.home, "nodes", train__rounds=5, place__nodes=2)
     run = RunDir.of(found)
     ours = secured.fedsim_in_background("nodes", "run", "nodes.toml", *secured.secured_address())
@@ -134,28 +151,43 @@ def test_a_killed_node_costs_its_answers_and_comes_back(secured: Federation) -> 
         lambda: run.rows(), LONG_S, "round 1 without node 2"
     )  # Flower waits 180 s for a reply cut in the middle
     terms = node_terms(secured.home, 1)
-    until(lambda: secured.revive("node-2", terms), LONG_S, "node 2 back")  # refused while it counts as there
+    until(
+        lambda: secured.revive("node-2", terms), LONG_S, "node 2 back"
+    )  # refused while it counts as there
     assert ours.wait(LONG_S) == 0, secured.log("nodes")
     devices = [row["devices"] for row in run.rows()]
     assert len(devices) == 5
     assert min(devices) == 2
     assert devices[-1] == 4
     steps = charged(run)
-    assert set(steps.values()) == {5}  # the server charges who was asked, whether they answered or not
+    assert set(steps.values()) == {
+        5
+    }  # the server charges who was asked, whether they answered or not
     told = [events(secured.home, i) - before[i] for i in (0, 1)]
     assert told[0] == 5
-    assert devices.count(4) + 1 <= told[1] <= 5  # the release that was never sent is written down, too
-    log = [json.loads(line)["message"] for line in (run.path / "log.jsonl").read_text().splitlines()]
+    assert (
+        devices.count(4) + 1 <= told[1] <= 5
+    )  # the release that was never sent is written down, too
+    log = [
+        json.loads(line)["message"] for line in (run.path / "log.jsonl").read_text().splitlines()
+    ]
     assert any("did not answer" in line or "failed" in line or "away" in line for line in log)
 
 
 def test_a_node_killed_in_a_continual_run_holds_the_same_again(secured: Federation) -> None:
     """By batches of one, an event's rate is one over the public activity in the round's period."""
-    days = {"ann": [1, 2, 11, 12, 13, 14], "bob": [3, 4, 15, 16], "cid": [2, 12, 13, 14, 15], "dot": [14]}
+    days = {
+        "ann": [1, 2, 11, 12, 13, 14],
+        "bob": [3, 4, 15, 16],
+        "cid": [2, 12, 13, 14, 15],
+        "dot": [14],
+    }
     for i, users in enumerate(USERS):
         write_days(secured.home / f"data{i}" / "timed" / "train.jsonl", {u: days[u] for u in users})
     run = RunDir.of(settings(secured.home, "continual", **CONTINUAL))
-    ours = secured.fedsim_in_background("continual", "run", "continual.toml", *secured.secured_address())
+    ours = secured.fedsim_in_background(
+        "continual", "run", "continual.toml", *secured.secured_address()
+    )
     until(lambda: run.rows(), LONG_S, "round 1")
     secured.kill("node-1")
     terms = node_terms(secured.home, 0)
@@ -193,12 +225,16 @@ def test_a_killed_serverapp_and_a_killed_superlink_lose_nothing(secured: Federat
     rows = run.rows()
     assert [row["round"] for row in rows] == [1, 2, 3, 4]
     assert json.loads(last.stdout)["rounds"] == 4
-    assert min(charged(run).values()) >= 4  # rounds that were done again count again: noise was fresh
+    assert (
+        min(charged(run).values()) >= 4
+    )  # rounds that were done again count again: noise was fresh
     assert min(charged(run).values()) <= 6
 
 
 def test_a_tampered_message_and_a_cut_line_change_no_update(secured: Federation) -> None:
-    """A bit flipped under TLS breaks the connection, never a model; a node that hangs at it is restarted."""
+    """A bit flipped under TLS breaks the connection, never a model; a node that hangs at it is
+    restarted.
+    """
     secured.end("node-2")
     terms = node_terms(secured.home, 1)
     with Relay(("127.0.0.1", secured.port)) as relay:
@@ -206,13 +242,19 @@ def test_a_tampered_message_and_a_cut_line_change_no_update(secured: Federation)
         secured.secured_node("node-2", terms, port)
         found = settings(secured.home, "tampered", train__rounds=5, place__nodes=2)
         run = RunDir.of(found)
-        ours = secured.fedsim_in_background("tampered", "run", "tampered.toml", *secured.secured_address())
+        ours = secured.fedsim_in_background(
+            "tampered", "run", "tampered.toml", *secured.secured_address()
+        )
         until(lambda: run.exists, LONG_S, "the run")
         relay.flip = 1
         until(lambda: relay.flipped == 1, LONG_S, "a flipped bit")
         until(lambda: (secured.revive("node-2", terms, port), run.rows())[1], LONG_S, "round 1")
         relay.reset()
-        until(lambda: (secured.revive("node-2", terms, port), ours.poll() is not None)[1], LONG_S, "the end")
+        until(
+            lambda: (secured.revive("node-2", terms, port), ours.poll() is not None)[1],
+            LONG_S,
+            "the end",
+        )
         assert ours.returncode == 0, secured.log("tampered")
         rows = run.rows()
         assert len(rows) == 5

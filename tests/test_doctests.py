@@ -16,7 +16,9 @@ def test_the_example_of_a_public_name_is_true(
     monkeypatch.chdir(tmp_path)
     finder = doctest.DocTestFinder(recurse=False)
     (found,) = finder.find(getattr(fedsim, name), name, globs={})
-    assert any(example.want for example in found.examples), f"{name} wants an example with its result"
+    assert any(example.want for example in found.examples), (
+        f"{name} wants an example with its result"
+    )
     told: list[str] = []
     doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(found, out=told.append)
     assert "".join(told) == ""
@@ -24,6 +26,8 @@ def test_the_example_of_a_public_name_is_true(
 
 def test_examples_import_what_they_use_through_the_door() -> None:
     without = [
-        name for name in fedsim.OFFERED if "from fedsim import" not in str(getattr(fedsim, name).__doc__)
+        name
+        for name in fedsim.OFFERED
+        if "from fedsim import" not in str(getattr(fedsim, name).__doc__)
     ]
     assert without == []

@@ -9,7 +9,12 @@ from fedsim.config import Config, from_flat
 from fedsim.errors import WrongInput
 from fedsim.privacy.claims import check_dp
 
-SUMS = {"dp.unit": "example", "dp.trust": "secure_sum", "dp.sampling_rate": 0.1, "train.local_steps": 1}
+SUMS = {
+    "dp.unit": "example",
+    "dp.trust": "secure_sum",
+    "dp.sampling_rate": 0.1,
+    "train.local_steps": 1,
+}
 EXAMPLE = {"dp.unit": "example"}
 DEVICE = {"dp.unit": "device"}
 
@@ -66,10 +71,21 @@ def test_what_would_break_a_promise_is_refused_by_a_sentence(
 
 def test_settings_that_change_nothing_private_are_not_refused() -> None:
     for weights in ("auto", "examples"):
-        assert check_dp(config(SUMS, {"aggregation.weights": weights, "train.momentum": 0.9})) is None
+        assert (
+            check_dp(config(SUMS, {"aggregation.weights": weights, "train.momentum": 0.9})) is None
+        )
     assert (
-        check_dp(config(EXAMPLE, {"aggregation.min_updates": 2, "dp.method": "edp", "dp.micro_batches": 8}))
+        check_dp(
+            config(
+                EXAMPLE, {"aggregation.min_updates": 2, "dp.method": "edp", "dp.micro_batches": 8}
+            )
+        )
         is None
     )
-    assert check_dp(config(EXAMPLE, {"stream.mode": "static", "stream.memory": "reservoir"})) is None
-    assert check_dp(config({"data.activity_public": "exact", "dp.quantile": 0.9, "dp.method": "edp"})) is None
+    assert (
+        check_dp(config(EXAMPLE, {"stream.mode": "static", "stream.memory": "reservoir"})) is None
+    )
+    assert (
+        check_dp(config({"data.activity_public": "exact", "dp.quantile": 0.9, "dp.method": "edp"}))
+        is None
+    )

@@ -1,4 +1,6 @@
-"""DP-SGD of a whole cohort equals the definition device by device; its noise has the law that is claimed."""
+"""DP-SGD of a whole cohort equals the definition device by device; its noise has the law that is
+claimed.
+"""
 
 import copy
 import math
@@ -40,7 +42,8 @@ def private(**more: Any) -> Dp:
 def assignments() -> list[Assignment]:
     """Devices whose public activity is not their true one."""
     return [
-        Assignment(f"d{i}", examples(n, i), 1.0 + i, 1 << (n.bit_length() - 1)) for i, n in enumerate(SIZES)
+        Assignment(f"d{i}", examples(n, i), 1.0 + i, 1 << (n.bit_length() - 1))
+        for i, n in enumerate(SIZES)
     ]
 
 
@@ -49,12 +52,18 @@ def trainer(name: str, train: Train, dp: Dp, memory: int = 2**30, run: str = "")
 
 
 def run(name: str, train: Train, dp: Dp, assigned: list[Assignment], **more: Any) -> Update:
-    return trainer(name, train, dp, **more).train(double(parameters_of(build(name))), assigned, 3, 2)
+    return trainer(name, train, dp, **more).train(
+        double(parameters_of(build(name))), assigned, 3, 2
+    )
 
 
 def slow_delta(name: str, train: Train, dp: Dp, a: Assignment) -> Params:
-    """One device by torch's own optimiser on gradients clipped one example (or micro-batch) after another."""
-    module, task, plan = build(name), make_task(spec_of(name)), local_plan(dp, train, a.activity)
+    """One device by torch's own optimiser on gradients clipped one example (or micro-batch) after
+    another.
+    """
+    module = build(name)
+    task = make_task(spec_of(name))
+    plan = local_plan(dp, train, a.activity)
     local = copy.deepcopy(module)
     optimizer = (
         torch.optim.Adam(local.parameters(), lr=train.lr)
@@ -74,7 +83,9 @@ def slow_delta(name: str, train: Train, dp: Dp, a: Assignment) -> Params:
                 continue
             batch = a.examples[torch.from_numpy(part)].fields
             loss = task.losses(local(batch["tokens"]), batch).mean()
-            grads = dict(zip(names, torch.autograd.grad(loss, list(local.parameters())), strict=True))
+            grads = dict(
+                zip(names, torch.autograd.grad(loss, list(local.parameters())), strict=True)
+            )
             norm = torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt()
             factor = min(1.0, dp.clip_norm * (1 - 1e-6) / float(norm))
             sums = {n: s + factor * grads[n] for n, s in sums.items()}
@@ -106,7 +117,8 @@ def test_a_private_cohort_equals_devices_one_after_another(name: str, method: st
 def test_noise_and_batches_do_not_depend_on_packing(name: str, method: str, layout: str) -> None:
     """Seen to fail when a row's noise began where its chunk's padding ended."""
     train = Train.model_validate({"batch_size": 5} | LAYOUT[layout])
-    dp, all_devices = private(method=method), assignments()
+    dp = private(method=method)
+    all_devices = assignments()
     whole = run(name, train, dp, all_devices)
     one_by_one = run(name, train, dp, all_devices, memory=0)
     nodes = [run(name, train, dp, all_devices[i::3]) for i in (2, 0, 1)]
@@ -116,8 +128,13 @@ def test_noise_and_batches_do_not_depend_on_packing(name: str, method: str, layo
 
 
 def test_changing_one_device_changes_no_other_bitwise() -> None:
-    ours = [a if i != 1 else Assignment(a.device, a.examples, 0.0, 16) for i, a in enumerate(assignments())]
-    other = [a if i != 1 else Assignment(a.device, examples(23, 77), 0.0, 16) for i, a in enumerate(ours)]
+    ours = [
+        a if i != 1 else Assignment(a.device, a.examples, 0.0, 16)
+        for i, a in enumerate(assignments())
+    ]
+    other = [
+        a if i != 1 else Assignment(a.device, examples(23, 77), 0.0, 16) for i, a in enumerate(ours)
+    ]
     one, two = (run("bag", Train(batch_size=5, lr=0.5), private(), a) for a in (ours, other))
     assert all(torch.equal(one.delta[n], two.delta[n]) for n in one.delta)
 
@@ -125,10 +142,13 @@ def test_changing_one_device_changes_no_other_bitwise() -> None:
 def test_no_two_releases_share_their_noise() -> None:
     """Other runs, rounds, devices: the noise of a step without examples differs in all of them."""
     nothing = examples(1, 0)[:1]
-    dp, train = private(noise_multiplier=1e3), Train(local_steps=1, lr=1.0)
+    dp = private(noise_multiplier=1e3)
+    train = Train(local_steps=1, lr=1.0)
     params = double(parameters_of(build("bag")))
     seen = [
-        trainer("bag", train, dp, run=name).train(params, [Assignment(device, nothing, 1.0, 1)], 3, round)
+        trainer("bag", train, dp, run=name).train(
+            params, [Assignment(device, nothing, 1.0, 1)], 3, round
+        )
         for name, device, round in [("a", "d", 1), ("b", "d", 1), ("a", "e", 1), ("a", "d", 2)]
     ]
     flat = torch.stack([torch.cat([d.flatten() for d in update.delta.values()]) for update in seen])
@@ -138,10 +158,12 @@ def test_no_two_releases_share_their_noise() -> None:
 
 
 def test_a_round_done_again_repeats_seeded_noise_and_never_that_of_the_system() -> None:
-    params, assigned = double(parameters_of(build("bag"))), assignments()
+    params = double(parameters_of(build("bag")))
+    assigned = assignments()
     for noise, same in ((Seeded(1), True), (Os(), False)):
         t = Trainer(build("bag"), make_task(TEXT), Train(), dp=private(), noise=noise)
-        one, two = t.train(params, assigned, 3, 2), t.train(params, assigned, 3, 2)
+        one = t.train(params, assigned, 3, 2)
+        two = t.train(params, assigned, 3, 2)
         assert torch.equal(one.delta["embedding.weight"], two.delta["embedding.weight"]) is same
 
 
@@ -149,7 +171,10 @@ def unread_noise(train: Train, dp: Dp, trials: int) -> torch.Tensor:
     """Return the sums' changes of rows that no device reads, [trials, values]."""
     found = []
     for trial in range(trials):
-        assigned = [Assignment("d", examples(4, 1, 2), 2.0, 4), Assignment("e", examples(9, 2, 2), 1.0, 8)]
+        assigned = [
+            Assignment("d", examples(4, 1, 2), 2.0, 4),
+            Assignment("e", examples(9, 2, 2), 1.0, 8),
+        ]
         delta = run("bag", train, dp, assigned, run=f"{trial}").delta["embedding.weight"]
         read = torch.cat([a.examples.fields["tokens"].flatten() for a in assigned])
         unread = torch.ones(len(delta), dtype=torch.bool)
@@ -162,14 +187,18 @@ def unread_noise(train: Train, dp: Dp, trials: int) -> torch.Tensor:
 @pytest.mark.parametrize("layout", ["dense", "summed"])
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
 def test_rows_that_nobody_reads_get_the_noise_of_every_step(layout: str, momentum: float) -> None:
-    """Chi-squared, two-sided at 1e-6. Seen to fail with one step's noise, and without momentum's factors."""
+    """Chi-squared, two-sided at 1e-6.
+
+    Seen to fail with one step's noise, and without momentum's factors.
+    """
     train = Train(batch_size=4, local_steps=3, lr=0.5, momentum=momentum)
     dp = private(noise_layout=layout)
     noise = unread_noise(train, dp, 20)
     expected = 0.0
     for weight, activity in ((2.0, 4), (1.0, 8)):
         plan = local_plan(dp, train, activity)
-        velocity, at_end = np.zeros(3), np.zeros(3)
+        velocity = np.zeros(3)
+        at_end = np.zeros(3)
         for step in range(3):  # what each step's unit noise has become
             velocity = momentum * velocity
             velocity[step] = 1.0
@@ -183,16 +212,28 @@ def test_rows_that_nobody_reads_get_the_noise_of_every_step(layout: str, momentu
 
 @pytest.mark.parametrize("layout", ["dense", "summed"])
 @pytest.mark.parametrize("decay", [1.0, 0.5])
-def test_rows_that_are_read_now_and_then_get_the_noise_of_every_step(layout: str, decay: float) -> None:
-    """Device d reads row 39 in some steps by its coins, e never; nobody reads row 38. By chi-squared at
-    1e-6. Seen to fail with the noise of a read row taken twice, and with what is left at the end left out."""
+def test_rows_that_are_read_now_and_then_get_the_noise_of_every_step(
+    layout: str, decay: float
+) -> None:
+    """Device d reads row 39 in some steps by its coins, e never; nobody reads row 38.
+
+    By chi-squared at 1e-6. Seen to fail with the noise of a read row taken twice, and with what is
+    left at the end left out.
+    """
     tokens = examples(3, 1, 2).fields
-    words = {word: {**tokens, "tokens": torch.full_like(tokens["tokens"], word)} for word in (39, 2)}
+    words = {
+        word: {**tokens, "tokens": torch.full_like(tokens["tokens"], word)} for word in (39, 2)
+    }
     train = Train(batch_size=1, local_steps=4, lr=0.5)
     settings = {"method": "edp", "micro_batches": 1, "noise_decay": decay} if decay < 1 else {}
     dp = private(clip_norm=1e-9, noise_multiplier=1e9, noise_layout=layout, **settings)
-    assigned = [Assignment("d", Examples(words[39]), 1.0, 2), Assignment("e", Examples(words[2]), 1.0, 2)]
-    trials = [run("bag", train, dp, assigned, run=f"{t}").delta["embedding.weight"] for t in range(400)]
+    assigned = [
+        Assignment("d", Examples(words[39]), 1.0, 2),
+        Assignment("e", Examples(words[2]), 1.0, 2),
+    ]
+    trials = [
+        run("bag", train, dp, assigned, run=f"{t}").delta["embedding.weight"] for t in range(400)
+    ]
     plan = local_plan(dp, train, 2)
     expected = 2 * sum((train.lr * plan.stddev(s) / plan.divisor) ** 2 for s in range(4))
     count = len(trials) * 5
@@ -208,7 +249,9 @@ def test_without_noise_and_clip_a_step_over_all_examples_is_a_plain_one(method: 
     sizes = [8, 4, 16]
     assigned = [Assignment(f"d{n}", examples(n, n), 1.0, n) for n in sizes]
     train = Train(batch_size=16, local_steps=2, lr=0.5)
-    dp = private(clip_norm=1e6, noise_multiplier=0.0, sampling_rate=1.0, method=method, micro_batches=1)
+    dp = private(
+        clip_norm=1e6, noise_multiplier=0.0, sampling_rate=1.0, method=method, micro_batches=1
+    )
     found = run("bag", train, dp, assigned)
     plain = Trainer(build("bag"), make_task(TEXT), train).train(
         double(parameters_of(build("bag"))), assigned, 3, 2
@@ -217,8 +260,15 @@ def test_without_noise_and_clip_a_step_over_all_examples_is_a_plain_one(method: 
         torch.testing.assert_close(found.delta[name], delta, rtol=1e-8, atol=1e-10)
 
 
-@given(st.integers(0, 40), st.sampled_from([0.05, 0.3, 1.0]), st.sampled_from([1, 3]), st.integers(0, 10**6))
-def test_a_poisson_batch_holds_each_example_at_most_once(n: int, rate: float, slots: int, seed: int) -> None:
+@given(
+    st.integers(0, 40),
+    st.sampled_from([0.05, 0.3, 1.0]),
+    st.sampled_from([1, 3]),
+    st.integers(0, 10**6),
+)
+def test_a_poisson_batch_holds_each_example_at_most_once(
+    n: int, rate: float, slots: int, seed: int
+) -> None:
     plan = local_plan(private(sampling_rate=rate), Train(local_steps=5), max(n, 1))
     schedule = make_poisson_schedule(plan, n, slots, np.random.default_rng(seed))
     assert schedule.rows.shape[:2] == schedule.mask.shape[:2] == (5, slots)
@@ -229,8 +279,10 @@ def test_a_poisson_batch_holds_each_example_at_most_once(n: int, rate: float, sl
 
 
 def test_inclusion_is_a_coin_of_its_own_for_each_example_and_step() -> None:
-    """Frequencies within 5 standard errors (20,000 coins each, 30 rows: false alarm below 2e-5) and no
-    correlation between examples. Seen to fail at a rate 3 % too high, and with batches of a fixed size."""
+    """Frequencies within 5 standard errors (20,000 coins each, 30 rows: false alarm below 2e-5) and
+    no correlation between examples. Seen to fail at a rate 3 % too high, and with batches of a
+    fixed size.
+    """
     plan = local_plan(private(sampling_rate=0.3), Train(local_steps=20000), 30)
     schedule = make_poisson_schedule(plan, 30, 1, NOISE.generator("t"))
     inside = np.zeros((20000, 30))
@@ -244,18 +296,27 @@ def test_inclusion_is_a_coin_of_its_own_for_each_example_and_step() -> None:
 
 
 def test_a_micro_batch_moves_by_at_most_twice_the_clip_norm_when_an_example_comes_or_goes() -> None:
-    """Guarantee of edp: sensitivity 2C, and it is reached (above 1.9 C), so noise for C would be a lie."""
+    """Guarantee of edp: sensitivity 2C, and it is reached (above 1.9 C), so noise for C would be a
+    lie.
+    """
     weight = torch.nn.Linear(2, 1, bias=False)
     sums = lambda rows: clipped_gradients(  # noqa: E731
-        weight, lambda out, y: out.squeeze(-1).mean(-1), [torch.tensor(rows)], [torch.ones(1)], Clip(1.0)
+        weight,
+        lambda out, y: out.squeeze(-1).mean(-1),
+        [torch.tensor(rows)],
+        [torch.ones(1)],
+        Clip(1.0),
     ).sums["weight"]
-    one, two = sums([[[1.0, 0.0]]]), sums([[[1.0, 0.0], [-1e4, 0.0]]])
+    one = sums([[[1.0, 0.0]]])
+    two = sums([[[1.0, 0.0], [-1e4, 0.0]]])
     moved = float((one - two).norm())  # type: ignore[operator]
     assert 1.9 < moved <= 2.0
 
 
 def micro_batch_sum(values: torch.Tensor, slots: list[list[int]], clip: float) -> torch.Tensor:
-    """Return the engine's sum over slots of clipped mean gradients; an example's gradient is its value."""
+    """Return the engine's sum over slots of clipped mean gradients; an example's gradient is its
+    value.
+    """
     size = max(max(len(slot) for slot in slots), 1)
     rows = torch.tensor([slot + [0] * (size - len(slot)) for slot in slots])
     mask = torch.tensor([[True] * len(slot) + [False] * (size - len(slot)) for slot in slots])
@@ -274,9 +335,13 @@ def micro_batch_sum(values: torch.Tensor, slots: list[list[int]], clip: float) -
 def test_the_neighbour_search_holds_micro_batches_to_2_c_and_catches_shifted_slots(
     by_position: bool, held: bool
 ) -> None:
-    """Guarantee of edp: with a slot drawn for each record, one record more moves the sum by at most 2C, and
-    the search comes near it. The planted fault, slots cut by position, goes far beyond."""
-    rng, worst, clip, slots = np.random.default_rng(0), 0.0, 0.7, 4
+    """Guarantee of edp: with a slot drawn for each record, one record more moves the sum by at most
+    2C, and the search comes near it. The planted fault, slots cut by position, goes far beyond.
+    """
+    rng = np.random.default_rng(0)
+    worst = 0.0
+    clip = 0.7
+    slots = 4
     for _ in range(150):
         count = int(rng.integers(0, 12))
         values = torch.from_numpy(
@@ -285,7 +350,9 @@ def test_the_neighbour_search_holds_micro_batches_to_2_c_and_catches_shifted_slo
         if by_position:
             width = -(-max(count, 1) // slots)
             cut = np.minimum(np.arange(count + 1) // width, slots - 1)
-            more = [np.flatnonzero(cut == s).tolist() for s in range(slots)]  # the new record stands first
+            more = [
+                np.flatnonzero(cut == s).tolist() for s in range(slots)
+            ]  # the new record stands first
             fewer = [(np.flatnonzero(cut[:count] == s) + 1).tolist() for s in range(slots)]
         else:
             drawn = rng.integers(slots, size=count + 1)
@@ -318,14 +385,17 @@ def test_losses_leave_the_device_only_for_a_trusted_server() -> None:
         ({"noise_decay": 0.9}, {}, "belongs to dp.method"),
     ],
 )
-def test_contradictions_get_one_sentence(dp: dict[str, Any], train: dict[str, Any], sentence: str) -> None:
+def test_contradictions_get_one_sentence(
+    dp: dict[str, Any], train: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(WrongInput, match=sentence):
         trainer("bag", Train.model_validate(train), private(**dp))
 
 
 def test_dropout_masks_belong_to_examples_and_not_to_their_place_in_the_batch() -> None:
     """Masks by place let one example more change those of all that come after it: 6 C were seen."""
-    layer, x = Dropout(0.5), torch.ones(1, 3, 4, 8)
+    layer = Dropout(0.5)
+    x = torch.ones(1, 3, 4, 8)
     masks = []
     for rows in ([3, 7, 9], [9, 3, 5]):
         set_dropout_keys(layer, torch.tensor([11]), 2, rows=torch.tensor([rows]))
@@ -337,7 +407,9 @@ def test_dropout_masks_belong_to_examples_and_not_to_their_place_in_the_batch() 
 
 @pytest.mark.parametrize("method", ["exact", "edp"])
 def test_dropout_under_privacy_does_not_depend_on_packing_and_is_secret(method: str) -> None:
-    train, dp, module = Train(batch_size=5, lr=0.5), private(method=method), build("bag", dropout=0.4)
+    train = Train(batch_size=5, lr=0.5)
+    dp = private(method=method)
+    module = build("bag", dropout=0.4)
     params = double(parameters_of(module))
 
     def go(memory: int, seed: int, noise: Seeded = NOISE) -> Params:
@@ -354,21 +426,27 @@ def test_dropout_under_privacy_does_not_depend_on_packing_and_is_secret(method: 
 
 
 def test_an_example_without_a_number_takes_only_itself_out() -> None:
-    good, bad = examples(8, 1), examples(8, 1)
+    good = examples(8, 1)
+    bad = examples(8, 1)
     module = build("bag").double()
     poisoned = {n: t.clone() for n, t in bad.fields.items()}
     poisoned["weight"] = torch.ones(8)
     task = make_task(TEXT)
 
     class Poisoned:
-        inputs, metric = task.inputs, task.metric
+        inputs = task.inputs
+        metric = task.metric
 
         def losses(self, outputs: Params, batch: Params) -> torch.Tensor:
             return task.losses(outputs, batch) * batch["weight"]
 
     poisoned["weight"][3] = float("nan")
-    t = Trainer(module, Poisoned(), Train(local_steps=1), dp=private(sampling_rate=1.0), noise=NOISE)  # type: ignore[arg-type]
-    update = t.train(double(parameters_of(module)), [Assignment("d", Examples(poisoned), 1.0, 8)], 3, 2)
+    t = Trainer(
+        module, Poisoned(), Train(local_steps=1), dp=private(sampling_rate=1.0), noise=NOISE
+    )  # type: ignore[arg-type]
+    update = t.train(
+        double(parameters_of(module)), [Assignment("d", Examples(poisoned), 1.0, 8)], 3, 2
+    )
     assert all(bool(d.isfinite().all()) for d in update.delta.values())
     assert 0 < update.metrics["loss_sum"] < math.inf
     assert len(good) == len(bad)
@@ -386,4 +464,6 @@ def test_a_chunk_in_which_no_example_is_drawn_trains_like_any_other(layout: str)
     update = run("bag", Train(lr=0.3, local_steps=2), dp, assignments())
     assert update.devices == len(SIZES)
     assert update.metrics["loss_examples"] == 0
-    assert all(delta.abs().min() > 0 for delta in update.delta.values()), "there is noise everywhere"
+    assert all(delta.abs().min() > 0 for delta in update.delta.values()), (
+        "there is noise everywhere"
+    )

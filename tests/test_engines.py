@@ -57,7 +57,8 @@ def last(run: RunDir) -> dict[str, Any]:
 
 
 def difference(a: RunDir, b: RunDir) -> float:
-    one, two = last(a), last(b)
+    one = last(a)
+    two = last(b)
     assert one.keys() == two.keys()
     return max(float(np.abs(one[name] - two[name]).max()) for name in one)
 
@@ -112,7 +113,8 @@ def test_a_superlink_with_two_nodes_gives_the_same_model_under_noise(
     run = RunDir.of(config)
     assert difference(reference["noised"], run) < 1e-6
     assert run.manifest["plan"]["nodes"] == 2
-    rows, wanted = run.rows(), reference["noised"].rows()
+    rows = run.rows()
+    wanted = reference["noised"].rows()
     assert [row["cohort"] for row in rows] == [row["cohort"] for row in wanted]
     assert run.summary is not None
     assert run.summary["privacy"] == reference["noised"].summary["privacy"]  # type: ignore[index]
@@ -142,11 +144,18 @@ def test_flwr_run_by_itself_gives_the_same_model_under_the_name_in_the_file(
 
 @pytest.mark.slow
 @pytest.mark.superlink
-def test_wrong_input_ends_with_two_and_a_failure_with_one_each_in_a_sentence(federation: Federation) -> None:
+def test_wrong_input_ends_with_two_and_a_failure_with_one_each_in_a_sentence(
+    federation: Federation,
+) -> None:
     where = ("--backend", "superlink", "--address", federation.address, "--insecure")
     config = settings("plain", federation.home / "wrong")
     wrong = federation.fedsim(
-        *arguments(config, federation.home), *where, "--set", "data.source=files", "--set", "data.train=x"
+        *arguments(config, federation.home),
+        *where,
+        "--set",
+        "data.source=files",
+        "--set",
+        "data.train=x",
     )
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: ")
@@ -163,14 +172,20 @@ def test_wrong_input_ends_with_two_and_a_failure_with_one_each_in_a_sentence(fed
 def test_sigterm_ends_a_ray_run_with_all_that_it_started(tmp_path: Path) -> None:
     config = settings("plain", tmp_path / "runs")
     with Federation(tmp_path) as processes:
-        ours = processes.fedsim_in_background("ray", *arguments(config, tmp_path), "--backend", "ray")
+        ours = processes.fedsim_in_background(
+            "ray", *arguments(config, tmp_path), "--backend", "ray"
+        )
         started = until(lambda: descendants(ours.pid), LONG_S, "the SuperLink")
         until(lambda: (tmp_path / "runs").exists(), LONG_S, "the ServerApp")
         started = descendants(ours.pid)
         send(ours.pid, signal.SIGTERM)
         assert ours.wait(LONG_S) == 1
         assert "was stopped; run it again to go on" in processes.log("ray")
-        until(lambda: not [pid for pid in started if is_running(pid)], LONG_S, "the end of what it started")
+        until(
+            lambda: not [pid for pid in started if is_running(pid)],
+            LONG_S,
+            "the end of what it started",
+        )
 
 
 def is_running(pid: int) -> bool:

@@ -1,4 +1,6 @@
-"""Findings and their rows: there and back, what tells them apart, what the summary and pages make of them."""
+"""Findings and their rows: there and back, what tells them apart, what the summary and pages make
+of them.
+"""
 
 import json
 from dataclasses import replace
@@ -66,16 +68,27 @@ EACH: list[Finding] = [
 def test_a_finding_comes_back_from_its_row(finding: Finding) -> None:
     """Seen to fail: parts nested in the row; a figure of 0.0 taken for a missing one."""
     row = json.loads(json.dumps(to_row(finding)))
-    assert not any(isinstance(value, dict) or value is None or value == [] for value in row.values())
+    assert not any(
+        isinstance(value, dict) or value is None or value == [] for value in row.values()
+    )
     assert from_row(row) == finding
 
 
 def test_a_row_of_another_version_is_read_as_far_as_it_goes() -> None:
-    old = {"kind": "membership", "attack": "loss", "auc": 0.6, "round": 3, "view": "final", "time_s": 2.0}
+    old = {
+        "kind": "membership",
+        "attack": "loss",
+        "auc": 0.6,
+        "round": 3,
+        "view": "final",
+        "time_s": 2.0,
+    }
     found = from_row(old)
     assert found == Membership("loss", Threat("", "final", ""), AttackFigures(Area(0.6)), round=3)
     assert from_row({"kind": "of a later version", "round": 1}) is None
-    assert from_row({"epsilon_low": 9.0, "estimate": True}, "audit") == LowerBound("", 9.0, estimate=True)
+    assert from_row({"epsilon_low": 9.0, "estimate": True}, "audit") == LowerBound(
+        "", 9.0, estimate=True
+    )
 
 
 def test_a_row_without_its_figure_is_refused_in_a_sentence() -> None:

@@ -29,7 +29,11 @@ class Constant(nn.Module):
 
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
         rows = self.table[tokens]
-        return {"label": rows[..., 0, :], "tags": rows, "next": torch.cat([rows, rows[..., :1] - 9], -1)}
+        return {
+            "label": rows[..., 0, :],
+            "tags": rows,
+            "next": torch.cat([rows, rows[..., :1] - 9], -1),
+        }
 
 
 def predicting(*classes: int) -> Params:
@@ -43,7 +47,8 @@ TOKENS = torch.tensor([[1, 2], [2, 3], [3, 1], [2, 0]])
 def test_flips_by_hand() -> None:
     task = make_task(Spec("classification", vocabulary=4, labels=("a", "b", "c")))
     examples = Examples({"tokens": TOKENS, "label": torch.tensor([0, 1, 2, 2])})
-    before, after = predicting(0, 0, 1, 1), predicting(0, 1, 2, 2)
+    before = predicting(0, 0, 1, 1)
+    after = predicting(0, 1, 2, 2)
     # before: 0 right, 1 right, 2 wrong, 3 wrong; after: 0 wrong, 1 wrong, 2 right, 3 right
     assert count_flips(Constant(), task, before, after, examples) == Flips(2, 2, 4)
     each = count_flips_each(Constant(), task, before, after, [examples[0:3], examples[3:4]])
@@ -57,9 +62,9 @@ def test_flips_count_tags_and_words_where_these_are_predicted() -> None:
     tags = make_task(Spec("tagging", vocabulary=4, tags=("O", "B-x", "I-x")))
     examples = Examples({"tokens": TOKENS, "tags": torch.tensor([[0, 1], [1, 1], [1, 0], [1, -1]])})
     # tokens 1 2 | 2 3 | 3 1 | 2 and padding: seven tags, of which token 2 stands at three
-    assert count_flips(Constant(), tags, predicting(0, 0, 1, 1), predicting(0, 0, 0, 1), examples) == Flips(
-        3, 0, 7
-    )
+    assert count_flips(
+        Constant(), tags, predicting(0, 0, 1, 1), predicting(0, 0, 0, 1), examples
+    ) == Flips(3, 0, 7)
     language = make_task(Spec("language", vocabulary=4))
     words = Examples({"tokens": TOKENS, "next": torch.tensor([[2, 2], [2, 1], [2, 0], [2, 0]])})
     # known next words 2 after tokens 1 2 2 3 2; one unknown (1); nothing is counted at padding
@@ -89,7 +94,10 @@ def test_every_release_is_compared_with_the_one_before(tmp_path: Path) -> None:
         assert row["positive_flip_rate"] - row["negative_flip_rate"] == pytest.approx(gained)
         assert row["flips_on"] > 5
         assert (
-            0 <= row["device_negative_flip_rate_mean"] <= row["device_negative_flip_rate_worst_decile"] <= 1
+            0
+            <= row["device_negative_flip_rate_mean"]
+            <= row["device_negative_flip_rate_worst_decile"]
+            <= 1
         )
     assert run.summary is not None
     assert run.summary["metrics"]["negative_flip_rate"] == pytest.approx(

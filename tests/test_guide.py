@@ -1,4 +1,6 @@
-"""The guide for real nodes works word by word: its shell blocks are run as they stand, on a free port."""
+"""The guide for real nodes works word by word: its shell blocks are run as they stand, on a free
+port.
+"""
 
 import json
 import os
@@ -35,13 +37,21 @@ def test_a_new_user_comes_to_a_federation_with_tls_by_the_guide(tmp_path: Path) 
     ledgers = (tmp_path / "federation").glob("node-*/state/*/privacy.jsonl")
     assert [len(path.read_text().splitlines()) for path in ledgers] == [3, 3]
     keys = "".join(p.read_text() for p in (tmp_path / "federation").glob("*.key"))
-    kept = [p.read_text() for p in summary.parent.glob("*.*") if p.suffix in (".json", ".jsonl", ".toml")]
-    assert not [line for line in keys.splitlines()[1:-1] for text in kept if line in text and line[0] != "-"]
+    kept = [
+        p.read_text()
+        for p in summary.parent.glob("*.*")
+        if p.suffix in (".json", ".jsonl", ".toml")
+    ]
+    assert not [
+        line for line in keys.splitlines()[1:-1] for text in kept if line in text and line[0] != "-"
+    ]
 
 
 @pytest.mark.skipif(not Path("/usr/bin/systemd-analyze").exists(), reason="systemd is not here")
 def test_the_units_are_what_systemd_wants(tmp_path: Path) -> None:
-    made = Federation(tmp_path / "env").fedsim("deploy", "init", str(tmp_path / "f"), "--host", "127.0.0.1")
+    made = Federation(tmp_path / "env").fedsim(
+        "deploy", "init", str(tmp_path / "f"), "--host", "127.0.0.1"
+    )
     assert made.returncode == 0, made.stderr
     (tmp_path / "f" / "fedsim-node@.service").rename(tmp_path / "f" / "fedsim-node@1.service")
     units = [str(path) for path in (tmp_path / "f").glob("*.service")]
@@ -56,7 +66,9 @@ def test_the_units_are_what_systemd_wants(tmp_path: Path) -> None:
 
 def test_keys_are_never_written_over_and_belong_to_their_owner(tmp_path: Path) -> None:
     federation = Federation(tmp_path / "env")
-    first = federation.fedsim("deploy", "init", str(tmp_path / "f"), "--host", "fed.example", "--nodes", "3")
+    first = federation.fedsim(
+        "deploy", "init", str(tmp_path / "f"), "--host", "fed.example", "--nodes", "3"
+    )
     assert first.returncode == 0, first.stderr
     keys = sorted(path.name for path in (tmp_path / "f").glob("*.key"))
     assert keys == ["ca.key", "node-1.key", "node-2.key", "node-3.key", "server.key"]

@@ -22,12 +22,18 @@ from strategies.selection import SELECTORS
 def sections() -> dict[str, type[Section]]:
     kinds = {name: field.annotation for name, field in Config.model_fields.items()}
     return {
-        name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Section)
+        name: kind
+        for name, kind in kinds.items()
+        if isinstance(kind, type) and issubclass(kind, Section)
     }
 
 
 def test_every_setting_says_what_it_means() -> None:
-    named = {f"{key}.{name}": f for key, kind in sections().items() for name, f in kind.model_fields.items()}
+    named = {
+        f"{key}.{name}": f
+        for key, kind in sections().items()
+        for name, f in kind.model_fields.items()
+    }
     named |= {name: field for name, field in Config.model_fields.items() if name not in sections()}
     assert [name for name, field in named.items() if not field.description] == []
     assert [name for name, kind in sections().items() if not kind.__doc__] == []
@@ -42,7 +48,8 @@ def test_the_commented_defaults_are_the_defaults() -> None:
 
 def test_names_are_printed_from_their_tables() -> None:
     """Seen to fail: a list of names written into a description in fedsim/config.py."""
-    text, schema = commented(), json.dumps(json_schema())
+    text = commented()
+    schema = json.dumps(json_schema())
     assert NAMES not in text + schema
     for table in (SELECTORS, MODELS, AGGREGATORS, RULES):
         assert " | ".join(table) in text
@@ -55,7 +62,12 @@ def test_the_schema_takes_experiments_and_refuses_what_a_run_refuses() -> None:
     for path in sorted((Path(__file__).parents[1] / "experiments").glob("*.toml")):
         if ".sweep" not in path.name:
             jsonschema.validate(tomllib.loads(path.read_text()), schema)
-    for wrong in ({"train": {"lrr": 1}}, {"train": {"lr": -1}}, {"dp": {"unit": "person"}}, {"seed": "x"}):
+    for wrong in (
+        {"train": {"lrr": 1}},
+        {"train": {"lr": -1}},
+        {"dp": {"unit": "person"}},
+        {"seed": "x"},
+    ):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)
 
@@ -69,7 +81,15 @@ def test_the_commands_print_them(fedsim: Cli) -> None:
 def test_a_healthy_environment_is_green(fedsim: Cli, tmp_path: Path) -> None:
     (tmp_path / "data" / "set").mkdir(parents=True)
     text = fedsim("doctor", "--data-dir", str(tmp_path / "data")).stdout
-    for part in ("torch", "CUDA", "ray", "flwr", "package clients", "package strategies", "GiB free"):
+    for part in (
+        "torch",
+        "CUDA",
+        "ray",
+        "flwr",
+        "package clients",
+        "package strategies",
+        "GiB free",
+    ):
         assert part in text
     assert "RED" not in text
 

@@ -45,8 +45,12 @@ def loaded(code: str, folder: Path, among: tuple[str, ...]) -> set[str]:
     ],
     ids=["config", "commands", "engine", "run", "show"],
 )
-def test_what_is_not_used_is_not_loaded(code: str, packages: tuple[str, ...], tmp_path: Path) -> None:
-    """Sabotage: `from scipy.stats import norm` at the top of accounting.py fails engine, run and show."""
+def test_what_is_not_used_is_not_loaded(
+    code: str, packages: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Sabotage: `from scipy.stats import norm` at the top of accounting.py fails engine, run and
+    show.
+    """
     assert loaded(code, tmp_path, packages) == set()
 
 

@@ -64,7 +64,9 @@ def test_the_cap_grows_with_noise_and_falls_with_rounds() -> None:
         ({"dp__noise_multiplier": 0.01}, "leaves no room"),
     ],
 )
-def test_what_no_cap_can_give_is_refused_in_a_sentence(changes: dict[str, object], sentence: str) -> None:
+def test_what_no_cap_can_give_is_refused_in_a_sentence(
+    changes: dict[str, object], sentence: str
+) -> None:
     with pytest.raises(WrongInput, match=sentence):
         inclusion_within_target(config(**changes), 1000)
 
@@ -77,7 +79,9 @@ def test_no_device_s_planned_epsilon_passes_the_target() -> None:
     settings = config()
     devices = np.array([f"d{i:03d}" for i in range(200)])
     activity = np.arange(1, 201) ** 2
-    strategy = Federated(settings, Roster(devices, activity, np.ones(200, np.uint64)), {"w": torch.zeros(1)})
+    strategy = Federated(
+        settings, Roster(devices, activity, np.ones(200, np.uint64)), {"w": torch.zeros(1)}
+    )
     stated: dict[str, float] = {}
     for round in range(1, 400):
         cohort = strategy.select(round)
@@ -91,15 +95,20 @@ def test_no_device_s_planned_epsilon_passes_the_target() -> None:
 
 
 def test_a_run_keeps_to_it(tmp_path: Path) -> None:
-    named = {key.replace(".", "__"): value for key, value in PRIVATE.items() if key != "train.rounds"}
+    named = {
+        key.replace(".", "__"): value for key, value in PRIVATE.items() if key != "train.rounds"
+    }
     run = run_local(run_config(tmp_path, **named | {"dp__noise_multiplier": 20.0}))
     assert len(run.rows()) == 5
 
 
 def test_the_guarantee_knows_the_cap_that_the_rule_keeps_to() -> None:
-    settings, activity = config(), np.full(1000, 8)
+    settings = config()
+    activity = np.full(1000, 8)
     guarantee, why = guaranteed(settings, target_delta(settings, 1000)[0], activity)
     assert guarantee == spent(settings, inclusion_within_target(settings, 1000), 1000) <= 2.0
     assert "leaves room for" in why
     moving = config(stream__mode="continual", stream__periods=2, stream__arrivals="poisson")
-    assert "selection.cap" in guaranteed(moving, 1e-4, activity)[1], "other periods have other devices"
+    assert "selection.cap" in guaranteed(moving, 1e-4, activity)[1], (
+        "other periods have other devices"
+    )

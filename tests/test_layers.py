@@ -15,7 +15,9 @@ from fedsim.models.recurrent import LSTM, BiLSTM
 from fedsim.models.tasks import make_task
 from fedsim.types import PAD, Params, Spec
 
-K, B, T = 3, 4, 5
+K = 3
+B = 4
+T = 5
 CLOSE = {"rtol": 0.0, "atol": 1e-10}
 
 
@@ -27,7 +29,9 @@ def random_params(layer: nn.Module) -> Params:
     }
 
 
-def assert_stacked(ours: nn.Module, theirs: Callable[[Params, Tensor], Tensor], x: Tensor, *more: Tensor):
+def assert_stacked(
+    ours: nn.Module, theirs: Callable[[Params, Tensor], Tensor], x: Tensor, *more: Tensor
+):
     """Compare outputs, input gradients and weight gradients of K stacked models with K single ones."""
     params = {n: p.detach().requires_grad_() for n, p in random_params(ours).items()}
     x = x.detach().requires_grad_(x.is_floating_point())
@@ -68,7 +72,9 @@ def torch_lstm(inputs: int, hidden: int, bidirectional: bool) -> Callable[[Param
 
 def test_stacked_lstms_are_separate_torch_lstms():
     torch.manual_seed(1)
-    assert_stacked(LSTM(6, 7), torch_lstm(6, 7, False), torch.randn(K, B, T, 6).double(), everywhere(K, B, T))
+    assert_stacked(
+        LSTM(6, 7), torch_lstm(6, 7, False), torch.randn(K, B, T, 6).double(), everywhere(K, B, T)
+    )
 
 
 def test_stacked_bilstms_are_separate_torch_bilstms():
@@ -79,10 +85,15 @@ def test_stacked_bilstms_are_separate_torch_bilstms():
 
 
 @pytest.mark.parametrize("kind", [LSTM, BiLSTM])
-def test_torchs_kernel_in_float32_and_our_recurrence_in_float64_agree(kind: type[LSTM] | type[BiLSTM]):
-    """On a CPU float32 runs by torch's kernel, one model after another; everything else by the recurrence."""
+def test_torchs_kernel_in_float32_and_our_recurrence_in_float64_agree(
+    kind: type[LSTM] | type[BiLSTM],
+):
+    """On a CPU float32 runs by torch's kernel, one model after another; everything else by the
+    recurrence.
+    """
     torch.manual_seed(8)
-    layer, x = kind(6, 7), torch.randn(K, B, T, 6)
+    layer = kind(6, 7)
+    x = torch.randn(K, B, T, 6)
     mask = torch.arange(T) < torch.tensor([T, 3, 1, 2]).view(B, 1)
     found = []
     for dtype in (torch.float32, torch.float64):
@@ -100,7 +111,8 @@ def test_torchs_kernel_in_float32_and_our_recurrence_in_float64_agree(kind: type
 def test_pooling_and_its_gradient_are_torchs(size: tuple[int, int]):
     torch.manual_seed(10)
     x = torch.randn(K, B, 3, *size).double().requires_grad_()
-    ours, theirs = pool(x), nn.functional.max_pool2d(x.flatten(0, 2), 2).view(K, B, 3, size[0] // 2, -1)
+    ours = pool(x)
+    theirs = nn.functional.max_pool2d(x.flatten(0, 2), 2).view(K, B, 3, size[0] // 2, -1)
     assert torch.equal(ours, theirs)
     pull = torch.randn_like(ours)
     of_ours, of_theirs = (torch.autograd.grad(y, x, pull)[0] for y in (ours, theirs))
@@ -129,7 +141,9 @@ def test_stacked_group_norms_are_separate_torch_group_norms():
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 0), (2, 1, 1)])
-def test_stacked_convolutions_are_separate_torch_convolutions(kernel: int, stride: int, padding: int):
+def test_stacked_convolutions_are_separate_torch_convolutions(
+    kernel: int, stride: int, padding: int
+):
     torch.manual_seed(5)
     theirs = nn.Conv2d(2, 4, kernel, stride, padding).double()
     x = torch.randn(K, B, 2, 7, 6).double()
@@ -139,8 +153,10 @@ def test_stacked_convolutions_are_separate_torch_convolutions(kernel: int, strid
 
 def test_stacked_linears_and_embeddings_are_separate_torch_ones():
     torch.manual_seed(6)
-    linear, table = nn.Linear(6, 4).double(), nn.Embedding(9, 4).double()
-    x, ids = torch.randn(K, B, T, 6).double(), torch.randint(9, (K, B, T))
+    linear = nn.Linear(6, 4).double()
+    table = nn.Embedding(9, 4).double()
+    x = torch.randn(K, B, T, 6).double()
+    ids = torch.randint(9, (K, B, T))
     assert_stacked(Linear(6, 4), lambda p, x: functional_call(linear, p, (x,)), x)
     assert_stacked(Embedding(9, 4), lambda p, x: functional_call(table, p, (x,)), ids)
 
@@ -170,7 +186,12 @@ TEXT = {
     "language": Spec("language", 12, length=9),
 }
 PAIRS = [
-    *((name, task) for name in ("bag", "bilstm", "transformer") for task in TEXT if task != "language"),
+    *(
+        (name, task)
+        for name in ("bag", "bilstm", "transformer")
+        for task in TEXT
+        if task != "language"
+    ),
     ("lstm", "language"),
     ("transformer", "language"),
 ]
@@ -208,7 +229,8 @@ def test_a_stacked_image_model_is_its_models_one_by_one(name: str):
 
 
 def assert_stacked_model(name: str, spec: Spec, batch: dict[str, Tensor]):
-    module, task = build_model(spec, Model(name=name, **SMALL), seed=1).double(), make_task(spec)
+    module = build_model(spec, Model(name=name, **SMALL), seed=1).double()
+    task = make_task(spec)
     params = {n: p.detach().requires_grad_() for n, p in random_params(module).items()}
     losses = losses_of(module, task, params, batch)
     grads = torch.autograd.grad(losses.sum(), list(params.values()))
@@ -229,12 +251,16 @@ def losses_of(module: nn.Module, task, params: Params, batch: dict[str, Tensor])
 def test_neither_padding_nor_neighbours_change_an_examples_loss(name: str, task: str):
     torch.manual_seed(10)
     spec = TEXT[task]
-    module, kind = build_model(spec, Model(name=name, **SMALL), seed=1).double(), make_task(spec)
-    params, batch = dict(module.named_parameters()), text_batch(spec, B)
+    module = build_model(spec, Model(name=name, **SMALL), seed=1).double()
+    kind = make_task(spec)
+    params = dict(module.named_parameters())
+    batch = text_batch(spec, B)
     together = losses_of(module, kind, params, batch)
     for b in range(B):
         length = int((batch["tokens"][b] != PAD).sum())
-        bare = {n: f[b : b + 1] if n == "label" else f[b : b + 1, :length] for n, f in batch.items()}
+        bare = {
+            n: f[b : b + 1] if n == "label" else f[b : b + 1, :length] for n, f in batch.items()
+        }
         torch.testing.assert_close(losses_of(module, kind, params, bare)[0], together[b], **CLOSE)
 
 
@@ -246,7 +272,8 @@ def test_a_language_model_does_not_look_ahead(name: str):
     tokens = torch.randint(2, 12, (1, 6))
     other = tokens.clone()
     other[0, 4:] = (tokens[0, 4:] - 1) % 10 + 2
-    before, after = module(tokens)["next"][0], module(other)["next"][0]
+    before = module(tokens)["next"][0]
+    after = module(other)["next"][0]
     torch.testing.assert_close(before[:4], after[:4], **CLOSE)
     assert not torch.allclose(before[4:], after[4:])
 
@@ -261,7 +288,9 @@ def test_no_dropout_is_used_twice_in_a_step():
             if isinstance(layer, Dropout):
                 layer.register_forward_hook(lambda layer, *_, seen=calls: seen.append(layer))
         set_dropout_keys(module, torch.arange(K), step=0)
-        inputs = text_batch(spec, K, B)["tokens"] if spec is not image else torch.rand(K, B, 1, 8, 8)
+        inputs = (
+            text_batch(spec, K, B)["tokens"] if spec is not image else torch.rand(K, B, 1, 8, 8)
+        )
         functional_call(module, stack(module), (inputs,))
         assert len(calls) == len(set(calls)) > 0
 

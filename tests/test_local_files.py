@@ -22,7 +22,13 @@ RECORDS = [
 ]  # fmt: skip
 TEST = [
     {"client": "c", "intent": "play", "text": "play", "tokens": ["play"], "tags": ["O"]},
-    {"client": "a", "intent": "call", "text": "call mum", "tokens": ["call", "mum"], "tags": ["O", "B-p"]},
+    {
+        "client": "a",
+        "intent": "call",
+        "text": "call mum",
+        "tokens": ["call", "mum"],
+        "tags": ["O", "B-p"],
+    },
 ]
 
 
@@ -39,7 +45,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def files(**settings: object) -> Data:
-    return Data.model_validate({"source": "files", "train": "train.jsonl", "test": "test.jsonl"} | settings)
+    return Data.model_validate(
+        {"source": "files", "train": "train.jsonl", "test": "test.jsonl"} | settings
+    )
 
 
 def test_a_device_is_its_rows_in_file_order(folder: Path) -> None:
@@ -70,8 +78,12 @@ def test_what_training_never_saw_comes_behind_what_a_model_can_say(folder: Path)
 
 @pytest.mark.parametrize("ending", ["jsonl.gz", "csv", "parquet"])
 def test_other_formats_give_the_same_federation(folder: Path, ending: str) -> None:
-    wanted = load_federation(files(task="classification", test=""), folder).train("b").fields["tokens"]
-    table = datasets.Dataset.from_list([{k: r[k] for k in ("client", "intent", "text")} for r in RECORDS])
+    wanted = (
+        load_federation(files(task="classification", test=""), folder).train("b").fields["tokens"]
+    )
+    table = datasets.Dataset.from_list(
+        [{k: r[k] for k in ("client", "intent", "text")} for r in RECORDS]
+    )
     path = folder / f"other.{ending}"
     if ending == "csv":
         table.to_csv(path)
@@ -91,7 +103,8 @@ def test_tags_in_csv_are_split_at_spaces(folder: Path) -> None:
 
 def test_a_split_column_divides_one_file(folder: Path) -> None:
     records = [
-        r | {"split": s} for r, s in zip(RECORDS + TEST, ["train"] * 3 + ["test", "valid"], strict=True)
+        r | {"split": s}
+        for r, s in zip(RECORDS + TEST, ["train"] * 3 + ["test", "valid"], strict=True)
     ]
     jsonl(folder / "all.jsonl", records)
     federation = load_federation(files(train="all.jsonl", test=""), folder)
@@ -104,7 +117,9 @@ def test_a_split_column_divides_one_file(folder: Path) -> None:
 def test_images_come_from_npz(tmp_path: Path) -> None:
     pixels = np.arange(4 * 2 * 3, dtype=np.uint8).reshape(4, 2, 3)
     np.savez(tmp_path / "x.npz", pix=pixels, y=np.array([1, 0, 1, 1]), hand=np.array([7, 7, 8, 8]))
-    data = Data(source="files", task="image", train="x.npz", columns="image=pix,label=y,device=hand+y")
+    data = Data(
+        source="files", task="image", train="x.npz", columns="image=pix,label=y,device=hand+y"
+    )
     federation = load_federation(data, tmp_path)
     assert federation.spec.image == (1, 2, 3)
     assert federation.devices.tolist() == ["7-0", "7-1", "8-1"]
@@ -114,7 +129,10 @@ def test_images_come_from_npz(tmp_path: Path) -> None:
 
 
 def test_records_without_a_label_or_device_are_left_out_and_said(folder: Path) -> None:
-    jsonl(folder / "gaps.jsonl", [RECORDS[0], RECORDS[1] | {"client": None}, RECORDS[2] | {"intent": None}])
+    jsonl(
+        folder / "gaps.jsonl",
+        [RECORDS[0], RECORDS[1] | {"client": None}, RECORDS[2] | {"intent": None}],
+    )
     federation = load_federation(files(train="gaps.jsonl"), folder)
     assert federation.activity.sum() == 1
     assert "1 records of train (gaps.jsonl) have no label: left out" in federation.notes
@@ -166,18 +184,25 @@ def test_a_local_folder_in_the_hub_s_layout_is_read_by_the_hub_s_code(tmp_path: 
         ({"train": "/train.jsonl"}, "by relative paths"),
         ({"train": "empty.jsonl"}, "empty.jsonl is empty"),
         ({"train": "divided.jsonl"}, "has rows of the split test"),
-        ({"train": "words.jsonl"}, "record 1 of train (words.jsonl) has tokens that are no list of words"),
+        (
+            {"train": "words.jsonl"},
+            "record 1 of train (words.jsonl) has tokens that are no list of words",
+        ),
         ({"train": "odd.jsonl"}, "control characters cannot be in an id"),
         ({"train": "cut.npz", "task": "image"}, "cut.npz could not be read as npz"),
         ({"columns": "deleted=client"}, "a 'deleted' of train"),
     ],
 )
-def test_bad_input_gets_one_clear_sentence(folder: Path, settings: dict[str, str], sentence: str) -> None:
+def test_bad_input_gets_one_clear_sentence(
+    folder: Path, settings: dict[str, str], sentence: str
+) -> None:
     (folder / "latin.jsonl").write_bytes(b'{"client":"a"}\n{"client":"caf\xe9"}\n')
     (folder / "broken.jsonl").write_text('{"client": \n')
     jsonl(folder / "short.jsonl", [RECORDS[0] | {"tags": ["O"]}])
     jsonl(folder / "nobody.jsonl", [RECORDS[0] | {"client": ""}])
-    jsonl(folder / "divided.jsonl", [RECORDS[0] | {"split": "train"}, RECORDS[1] | {"split": "test"}])
+    jsonl(
+        folder / "divided.jsonl", [RECORDS[0] | {"split": "train"}, RECORDS[1] | {"split": "test"}]
+    )
     jsonl(folder / "words.jsonl", [RECORDS[0] | {"tokens": 7}])
     jsonl(folder / "odd.jsonl", [RECORDS[0] | {"client": "a\nb"}])
     (folder / "cut.npz").write_bytes(b"PK")
@@ -219,7 +244,9 @@ def test_changed_records_are_seen_even_where_the_time_of_the_file_is_not(folder:
 
 def test_arrays_that_cannot_be_joined_are_told(tmp_path: Path) -> None:
     for name, width in (("a", 3), ("b", 4)):
-        np.savez(tmp_path / f"{name}.npz", image=np.zeros((2, 5, width)), intent=[0, 1], client=[0, 1])
+        np.savez(
+            tmp_path / f"{name}.npz", image=np.zeros((2, 5, width)), intent=[0, 1], client=[0, 1]
+        )
     with pytest.raises(WrongInput, match=r"a\.npz, b\.npz cannot be joined"):
         load_federation(Data(source="files", task="image", train="a.npz,b.npz"), tmp_path)
 
@@ -237,7 +264,9 @@ def test_a_no_break_space_in_an_id_is_no_control_character(folder: Path) -> None
 
 def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
     for name, width in (("a", 3), ("b", 4)):
-        np.savez(tmp_path / f"{name}.npz", image=np.zeros((2, 5, width)), intent=[0, 1], client=[0, 1])
+        np.savez(
+            tmp_path / f"{name}.npz", image=np.zeros((2, 5, width)), intent=[0, 1], client=[0, 1]
+        )
     data = Data(source="files", task="image", train="a.npz", test="b.npz")
     with pytest.raises(WrongInput, match="they must be alike"):
         load_federation(data, tmp_path)

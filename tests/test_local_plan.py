@@ -11,7 +11,9 @@ from fedsim.privacy.local_plan import local_plan
 
 def test_a_plan_by_hand() -> None:
     plan = local_plan(
-        Dp(unit="example", clip_norm=0.5, noise_multiplier=2.0), Train(local_epochs=3, batch_size=10), 32
+        Dp(unit="example", clip_norm=0.5, noise_multiplier=2.0),
+        Train(local_epochs=3, batch_size=10),
+        32,
     )
     assert (plan.sampling_rate, plan.steps, plan.epoch_steps) == (10 / 32, 12, 4)
     assert (plan.divisor, plan.sensitivity, plan.stddev(11)) == (10.0, 0.5, 1.0)

@@ -35,17 +35,25 @@ def test_the_experiment_holds_what_the_readme_says(data_dir: Path, tmp_path: Pat
     place = [f"place.out={tmp_path}", f"place.data_dir={data_dir}", "place.threads=1"]
     summary = run_local(load(EXPERIMENT, place)).summary
     assert summary is not None
-    federated, central = summary["metrics"], summary["reference"]["centralised"]
+    federated = summary["metrics"]
+    central = summary["reference"]["centralised"]
     assert federated["intent_accuracy"] >= 0.80
     assert central["intent_accuracy"] - federated["intent_accuracy"] <= 0.02
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "accuracy"), [("bag", 0.70), ("bilstm", 0.15)])
-def test_thirty_rounds_learn_a_good_part(data_dir: Path, tmp_path: Path, model: str, accuracy: float) -> None:
+def test_thirty_rounds_learn_a_good_part(
+    data_dir: Path, tmp_path: Path, model: str, accuracy: float
+) -> None:
     """A part of the experiment; its whole figures stand in the README."""
     rounds = 30 if model == "bag" else 12
-    settings = [f"train.rounds={rounds}", "train.centralised=false", f"model.name={model}", "model.hidden=32"]
+    settings = [
+        f"train.rounds={rounds}",
+        "train.centralised=false",
+        f"model.name={model}",
+        "model.hidden=32",
+    ]
     place = [f"place.out={tmp_path}", f"place.data_dir={data_dir}", "place.threads=1"]
     summary = run_local(load(EXPERIMENT, settings + place)).summary
     assert summary is not None

@@ -36,38 +36,48 @@ def inputs(spec: Spec, models: int) -> torch.Tensor:
 
 
 def stacked(module: nn.Module, models: int) -> dict[str, torch.Tensor]:
-    return {n: torch.stack([p * (1 + k) for k in range(models)]) for n, p in module.named_parameters()}
+    return {
+        n: torch.stack([p * (1 + k) for k in range(models)]) for n, p in module.named_parameters()
+    }
 
 
 @pytest.mark.parametrize(
     ("name", "spec"), [("bag", TEXT), ("bilstm", TEXT), ("projection", LABELS), ("mlp", IMAGE)]
 )
 def test_stacked_models_equal_single_ones_in_output_and_gradient(name: str, spec: Spec) -> None:
-    module, x = build(name, spec), inputs(spec, 3)
+    module = build(name, spec)
+    x = inputs(spec, 3)
     leaves = {n: p.detach().requires_grad_() for n, p in stacked(module, 3).items()}
     together = functional_call(module, leaves, (x,))
-    grads = torch.autograd.grad(sum(o.square().sum() for o in together.values()), list(leaves.values()))
+    grads = torch.autograd.grad(
+        sum(o.square().sum() for o in together.values()), list(leaves.values())
+    )
     for k in range(3):
         alone = {n: p[k].detach().requires_grad_() for n, p in leaves.items()}
         outputs = functional_call(module, alone, (x[k],))
         for field, output in outputs.items():
             torch.testing.assert_close(together[field][k], output)
-        single = torch.autograd.grad(sum(o.square().sum() for o in outputs.values()), list(alone.values()))
+        single = torch.autograd.grad(
+            sum(o.square().sum() for o in outputs.values()), list(alone.values())
+        )
         for all_models, one in zip(grads, single, strict=True):
             torch.testing.assert_close(all_models[k], one, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["bag", "bilstm"])
 def test_padding_changes_nothing(name: str) -> None:
-    module, x = build(name, TEXT), inputs(TEXT, 1)[0]
-    short, long = module(x), module(nn.functional.pad(x, (0, 4)))
+    module = build(name, TEXT)
+    x = inputs(TEXT, 1)[0]
+    short = module(x)
+    long = module(nn.functional.pad(x, (0, 4)))
     torch.testing.assert_close(short["label"], long["label"])
     at_tokens = x != 0
     torch.testing.assert_close(short["tags"][at_tokens], long["tags"][:, :7][at_tokens])
 
 
 def test_the_bilstm_is_torch_s() -> None:
-    ours, theirs = BiLSTM(4, 3).double(), nn.LSTM(4, 3, bidirectional=True, batch_first=True).double()
+    ours = BiLSTM(4, 3).double()
+    theirs = nn.LSTM(4, 3, bidirectional=True, batch_first=True).double()
     with torch.no_grad():
         for d, suffix in enumerate(("", "_reverse")):
             getattr(theirs, f"weight_ih_l0{suffix}").copy_(ours.weight_input[d])
@@ -106,7 +116,8 @@ def test_dropout_drops_the_stated_share_and_keeps_the_mean() -> None:
 
 
 def test_a_device_s_dropout_depends_neither_on_neighbours_nor_on_padding() -> None:
-    alone, packed = dropped([5], (3, 4, 6)), dropped([1, 5, 9], (3, 9, 6))
+    alone = dropped([5], (3, 4, 6))
+    packed = dropped([1, 5, 9], (3, 9, 6))
     assert torch.equal(alone[0], packed[1, :, :4])
     assert not torch.equal(packed[0], packed[1])
 
@@ -140,7 +151,8 @@ def projection(scale: float, spec: Spec = LABELS, seed: int = 1) -> nn.Module:
 
 
 def test_the_projection_is_frozen_and_the_same_for_every_seed() -> None:
-    one, other = projection(0.0), projection(0.0, seed=2)
+    one = projection(0.0)
+    other = projection(0.0, seed=2)
     assert list(parameters_of(one)) == ["label.weight"]
     assert torch.equal(one.table, other.table)
     assert "table" not in one.state_dict()
@@ -151,7 +163,8 @@ def test_the_projection_is_frozen_and_the_same_for_every_seed() -> None:
 
 
 def test_the_projection_s_features_have_norm_one_whatever_the_text() -> None:
-    module, tokens = projection(0.0), inputs(LABELS, 1)[0]
+    module = projection(0.0)
+    tokens = inputs(LABELS, 1)[0]
     features = module.features(tokens)
     expected = module.table[tokens] * (tokens != 0).unsqueeze(-1)
     torch.testing.assert_close(features, nn.functional.normalize(expected.sum(1), dim=-1))
@@ -185,14 +198,18 @@ READING = [
 def test_texts_that_a_model_is_said_to_read_alike_give_the_same_outputs(
     name: str, task: str, letters: str
 ) -> None:
-    """What refuses canaries that cannot be told apart. Seen to fail: `reads=as_bag` for the bilstm."""
+    """What refuses canaries that cannot be told apart.
+
+    Seen to fail: `reads=as_bag` for the bilstm.
+    """
     spec = Spec(
         task,
         30,
         labels=("a", "b") if task != "tagging" else (),
         tags=("O", "B-x") if task != "classification" else (),
     )
-    ids, reads = [ord(letter) - 90 for letter in letters], MODELS[name].reads
+    ids = [ord(letter) - 90 for letter in letters]
+    reads = MODELS[name].reads
     alike = {tuple(p) for p in permutations(ids) if reads(list(p), spec) == reads(ids, spec)}
     assert tuple(ids) in alike
     module = build(name, spec).eval()

@@ -33,7 +33,9 @@ def model_with_canary() -> tuple[torch.nn.Module, Params]:
         codes = torch.randint(10, (32, 4), generator=rng)
         codes[:16] = CODE
         changed = torch.arange(8, 16)
-        codes[changed, torch.randint(4, (8,), generator=rng)] = torch.randint(10, (8,), generator=rng)
+        codes[changed, torch.randint(4, (8,), generator=rng)] = torch.randint(
+            10, (8,), generator=rng
+        )
         labels = (codes == CODE).all(1).long()
         optimizer.zero_grad()
         cross_entropy(module(sentences(codes))["label"], labels).backward()
@@ -47,7 +49,9 @@ def sentences(codes: Tensor) -> Tensor:
 
 def canary_loss(module: torch.nn.Module, params: Params) -> Loss:
     def losses(outputs: dict[str, Tensor], ids: Tensor) -> Tensor:
-        return cross_entropy(outputs["label"], torch.ones(len(ids), dtype=torch.int64), reduction="none")
+        return cross_entropy(
+            outputs["label"], torch.ones(len(ids), dtype=torch.int64), reduction="none"
+        )
 
     tokens = torch.tensor([*PREFIX, 5, 5, 5, 5])
     return relaxed_loss(module, params, losses, tokens, gap=3, candidates=DIGITS)
@@ -84,13 +88,17 @@ def test_several_sentences_are_sought_as_one_batch() -> None:
     module, params = model_with_canary()
 
     def losses(outputs: dict[str, Tensor], ids: Tensor) -> Tensor:
-        return cross_entropy(outputs["label"], torch.ones(len(ids), dtype=torch.int64), reduction="none")
+        return cross_entropy(
+            outputs["label"], torch.ones(len(ids), dtype=torch.int64), reduction="none"
+        )
 
     both = torch.tensor([[*PREFIX, 5, 5, 5, 5], [4, 3, 2, 5, 5, 5, 5]])
     mixtures = torch.rand(6, 4, 10, generator=torch_generator(5)).softmax(-1)
     joint = relaxed_loss(module, params, losses, both, 3, DIGITS)
     alone = [relaxed_loss(module, params, losses, tokens, 3, DIGITS) for tokens in both]
-    torch.testing.assert_close(joint(mixtures), torch.cat([alone[0](mixtures[:3]), alone[1](mixtures[3:])]))
+    torch.testing.assert_close(
+        joint(mixtures), torch.cat([alone[0](mixtures[:3]), alone[1](mixtures[3:])])
+    )
     found = modiva_each(joint, 4, 10, Search(steps=150), torch_generator(4), targets=2)
     assert found[0].code == tuple(CODE.tolist())
     for one, guess in zip(alone, found, strict=True):

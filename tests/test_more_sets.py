@@ -53,7 +53,11 @@ def test_an_experiment_on_real_data_trains_for_a_round(
 
 def test_star_is_learned_over_its_real_periods(data_dir: Path, tmp_path: Path):
     config = load(ROOT / "experiments" / "continual_star.toml", [*SETTINGS, "train.rounds=5"])
-    place = {"place.data_dir": str(data_dir), "place.out": str(tmp_path), "availability.rule": "clock"}
+    place = {
+        "place.data_dir": str(data_dir),
+        "place.out": str(tmp_path),
+        "availability.rule": "clock",
+    }
     run = run_local(from_flat(to_flat(config) | place))
     matrix = period_matrix(run.rows("periods.jsonl"), "accuracy")
     assert matrix.shape == (6, 5)
@@ -92,7 +96,13 @@ def test_the_digits_are_learned_without_any_file(tmp_path: Path):
 )
 @pytest.mark.parametrize("model", ["bag", "bilstm", "transformer"])
 def test_a_set_without_devices_trains_once_it_is_partitioned(
-    data_dir: Path, name: str, task: str, partition: dict[str, str], labels: int, tags: int, model: str
+    data_dir: Path,
+    name: str,
+    task: str,
+    partition: dict[str, str],
+    labels: int,
+    tags: int,
+    model: str,
 ):
     data = Data(source="files", task=task, path=name, train="train*", test="test*", devices=100)
     federation = load_federation(data, data_dir, Partition.model_validate(partition))
@@ -117,10 +127,14 @@ def test_all_messages_of_irc_fit_into_memory_as_shared_tensors(data_dir: Path):
     federation = load_federation(data, data_dir)
     assert len(federation.devices) > 16_000
     assert federation.spec.vocabulary == data.vocabulary_size + UNKNOWN + 1
-    one, other = (federation.train(str(d)).fields for d in federation.devices[federation.activity > 1][:2])
+    one, other = (
+        federation.train(str(d)).fields for d in federation.devices[federation.activity > 1][:2]
+    )
     storage = one["tokens"].untyped_storage().data_ptr()
     assert {f.untyped_storage().data_ptr() for f in (*one.values(), *other.values())} == {storage}
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 * 2**20  # KiB, of this whole process
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 * 2**20
+    )  # KiB, of this whole process
 
 
 def test_characters_of_every_drawer_are_held_out(data_dir: Path):

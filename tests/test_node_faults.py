@@ -52,20 +52,25 @@ def preload() -> str:
         if os.environ.get("CI"):
             pytest.fail("faketime is missing: apt-get install faketime")
         pytest.skip("faketime is not here")
-    told = subprocess.run([command, "-f", "+0", "printenv", "LD_PRELOAD"], capture_output=True, text=True)
+    told = subprocess.run(
+        [command, "-f", "+0", "printenv", "LD_PRELOAD"], capture_output=True, text=True
+    )
     return told.stdout.strip()
 
 
 @pytest.mark.parametrize("which", ["the app in training", "the whole node"])
 def test_a_round_goes_on_without_a_node_that_stalls(which: str, both: Federation) -> None:
-    """Stopped when it is asked to train, it is left out at the deadline, or when its heart-beats are missed.
+    """Stopped when it is asked to train, it is left out at the deadline, or when its heart-beats
+    are missed.
 
-    The server charges it for the round; what it answers later is used in no other. Of an app alone Flower may
-    miss the heart-beats first and start another one on the node, which answers in its place.
+    The server charges it for the round; what it answers later is used in no other. Of an app alone
+    Flower may miss the heart-beats first and start another one on the node, which answers in its
+    place.
     """
     name = which.replace(" ", "-")
     found = settings(both.home, name, train__rounds=4, place__nodes=2, place__deadline_s=150.0)
-    run, node = RunDir.of(found), both.running["node-2"].pid
+    run = RunDir.of(found)
+    node = both.running["node-2"].pid
     ours = both.fedsim_in_background(name, "run", f"{name}.toml", *both.secured_address())
     asked: set[int] = set()  # the apps that say what the node hosts, before the run begins
 
@@ -75,7 +80,9 @@ def test_a_round_goes_on_without_a_node_that_stalls(which: str, both: Federation
 
     until(begun, LONG_S, "the run")
     stalled = (
-        node if "node" in which else until(lambda: max(apps(node) - asked, default=0), LONG_S, "the app")
+        node
+        if "node" in which
+        else until(lambda: max(apps(node) - asked, default=0), LONG_S, "the app")
     )
     send_all(stalled, signal.SIGSTOP)
     try:
@@ -103,7 +110,11 @@ def test_a_node_whose_clock_is_an_hour_off_is_refused(
     """Flower takes a node's signed time from 5 s ahead to 305 s behind; who is refused ends itself."""
     name = f"clock{offset}"
     start_with_clock(secured, name, offset, preload, tmp_path)
-    until(lambda: secured.running[name].poll() is not None, LONG_S, "the end of a node with a wrong clock")
+    until(
+        lambda: secured.running[name].poll() is not None,
+        LONG_S,
+        "the end of a node with a wrong clock",
+    )
     assert "SuperNode ID" not in secured.log(name)
     assert secured.running[name].returncode == 0
     assert '/v1/fleet/activate-node HTTP/1.1" 401' in secured.log("superlink")
@@ -114,11 +125,15 @@ def test_a_node_whose_clock_is_two_minutes_late_takes_part(
     secured: Federation, preload: str, tmp_path: Path
 ) -> None:
     start_with_clock(secured, "late", "-120", preload, tmp_path)
-    assert until(lambda: "SuperNode ID" in secured.log("late"), LONG_S, "a node that is two minutes late")
+    assert until(
+        lambda: "SuperNode ID" in secured.log("late"), LONG_S, "a node that is two minutes late"
+    )
     secured.end("late")
 
 
-def start_with_clock(federation: Federation, name: str, offset: str, preload: str, folder: Path) -> None:
+def start_with_clock(
+    federation: Federation, name: str, offset: str, preload: str, folder: Path
+) -> None:
     """Start node-2 with a wall clock that is so many seconds off, in it and in what it starts."""
     (folder / "sitecustomize.py").write_text(SLEEP)
     clock = {"LD_PRELOAD": preload, "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
@@ -135,13 +150,18 @@ def test_a_registered_node_that_comes_back_with_a_key_that_nobody_registered_is_
     until(lambda: both.running["wrong-key"].poll() is not None, LONG_S, "the end of the wrong key")
     assert "SuperNode ID" not in both.log("wrong-key")
     both.end("wrong-key")
-    until(lambda: both.revive("node-2", node_terms(both.home, 1)), LONG_S, "node 2 with its own key")
+    until(
+        lambda: both.revive("node-2", node_terms(both.home, 1)), LONG_S, "node 2 with its own key"
+    )
 
 
 def test_another_node_s_key_gives_another_node_s_id_and_no_second_hold_on_its_devices(
     secured: Federation,
 ) -> None:
-    """A key is a node's id. With node-2's key and node-1's data, node-1's devices are announced twice."""
+    """A key is a node's id.
+
+    With node-2's key and node-1's data, node-1's devices are announced twice.
+    """
     secured.secured_node("impostor", node_terms(secured.home, 0), key="node-2")
     until(lambda: "SuperNode ID" in secured.log("impostor"), LONG_S, "the impostor")
     settings(secured.home, "impostor-run", place__nodes=2)
@@ -163,7 +183,9 @@ def test_a_key_that_is_in_use_lets_no_second_node_in(both: Federation) -> None:
 def test_another_package_of_our_name_on_a_node_never_answers_for_it(
     found: str, secured: Federation, tmp_path: Path
 ) -> None:
-    """The bundle's own come first on the path; where another one is loaded already, its node is left out."""
+    """The bundle's own come first on the path; where another one is loaded already, its node is
+    left out.
+    """
     for name in ("fedsim", "strategies", "clients"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("print('SOMEBODY ELSE')\n")
@@ -173,7 +195,9 @@ def test_another_package_of_our_name_on_a_node_never_answers_for_it(
     shadowed = f"shadowed-{int(early)}"
     secured.secured_node(shadowed, node_terms(secured.home, 1), key="node-2", PYTHONPATH=path)
     until(lambda: "SuperNode ID" in secured.log(shadowed), LONG_S, "the node with other packages")
-    run = RunDir.of(settings(secured.home, shadowed, train__rounds=1, place__nodes=1 if early else 2))
+    run = RunDir.of(
+        settings(secured.home, shadowed, train__rounds=1, place__nodes=1 if early else 2)
+    )
     done = secured.fedsim("run", f"{shadowed}.toml", *secured.secured_address())
     secured.end(shadowed)
     assert done.returncode == 0, done.stderr
@@ -182,7 +206,9 @@ def test_another_package_of_our_name_on_a_node_never_answers_for_it(
 
 
 def test_answers_over_the_limit_are_left_out_by_name(both: Federation) -> None:
-    run = RunDir.of(settings(both.home, "large", train__rounds=1, place__nodes=2, aggregation__max_bytes=100))
+    run = RunDir.of(
+        settings(both.home, "large", train__rounds=1, place__nodes=2, aggregation__max_bytes=100)
+    )
     done = both.fedsim("run", "large.toml", *both.secured_address())
     assert done.returncode == 0, done.stderr
     assert [(row["devices"], row["rejected"]) for row in run.rows()] == [(0, 4)]

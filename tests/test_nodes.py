@@ -1,6 +1,7 @@
 """Nodes that come late, go away, come back under another id, answer nonsense, or do not answer.
 
-Seen to fail: messages to nodes that are away, a newcomer taken in with devices of a node that is there.
+Seen to fail: messages to nodes that are away, a newcomer taken in with devices of a node that is
+there.
 """
 
 import json
@@ -31,7 +32,9 @@ ROOT = Path(__file__).parents[1]
 
 
 class Unsteady(RealGrid):
-    """Nodes of which only some are there, and only some answer training; `plan` is called before a round."""
+    """Nodes of which only some are there, and only some answer training; `plan` is called before a
+    round.
+    """
 
     def __init__(self, settings: Config, node_configs: list[dict[str, Any]]) -> None:
         super().__init__(settings, node_configs)
@@ -42,12 +45,18 @@ class Unsteady(RealGrid):
     def get_node_ids(self) -> list[int]:
         return list(self.here)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
         sent = list(messages)
-        assert all(m.metadata.dst_node_id in self.here for m in sent), "nobody asks a node that is away"
+        assert all(m.metadata.dst_node_id in self.here for m in sent), (
+            "nobody asks a node that is away"
+        )
         self.asked += [m.metadata.dst_node_id for m in sent]
         heard = [
-            m for m in sent if m.metadata.dst_node_id not in self.mute or m.metadata.message_type != "train"
+            m
+            for m in sent
+            if m.metadata.dst_node_id not in self.mute or m.metadata.message_type != "train"
         ]
         return super().send_and_receive(heard)
 
@@ -66,7 +75,9 @@ def run(grid: Unsteady, settings: Config, steps: dict[int, Any]) -> RunDir:
     return serve(grid, settings, {}, run_local, watch)
 
 
-def test_a_node_that_goes_and_comes_back_costs_only_its_own_answers(tmp_path: Path, settings: Config) -> None:
+def test_a_node_that_goes_and_comes_back_costs_only_its_own_answers(
+    tmp_path: Path, settings: Config
+) -> None:
     grid = Unsteady(settings, nodes(tmp_path))
     found = run(grid, settings, {1: lambda: grid.here.remove(3), 2: lambda: grid.here.append(3)})
     assert [row["devices"] for row in found.rows()] == [4, 2, 4]
@@ -99,7 +110,9 @@ def test_a_newcomer_waits_for_the_next_run(
     assert "'eve', whom the run did not begin with; a device joins with the next run" in caplog.text
 
 
-def test_a_node_that_answers_too_late_is_left_out_of_the_round(tmp_path: Path, settings: Config) -> None:
+def test_a_node_that_answers_too_late_is_left_out_of_the_round(
+    tmp_path: Path, settings: Config
+) -> None:
     grid = Unsteady(settings, nodes(tmp_path))
     grid.mute = {3}
     found = run(grid, settings, {2: grid.mute.clear})
@@ -130,7 +143,9 @@ def test_a_run_waits_for_as_many_nodes_as_it_names(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_device_announced_by_two_nodes_is_refused_by_name(tmp_path: Path, settings: Config) -> None:
+def test_a_device_announced_by_two_nodes_is_refused_by_name(
+    tmp_path: Path, settings: Config
+) -> None:
     first, second = nodes(tmp_path)
     second["data-path"] = first["data-path"]
     with pytest.raises(WrongInput, match="device 'ann' is announced by two nodes"):
@@ -138,7 +153,9 @@ def test_a_device_announced_by_two_nodes_is_refused_by_name(tmp_path: Path, sett
     roster = Roster(np.array(["a", "b"]), np.array([1, 1]), np.array([7, 8], dtype=np.uint64))
     with pytest.raises(WrongInput, match="'b' is announced by two nodes"):
         moved(roster, 9, Announcement(np.array(["b"]), np.array([1])), {7, 8, 9})
-    assert moved(roster, 9, Announcement(np.array(["b"]), np.array([1])), {7, 9}).nodes.tolist() == [7, 9]
+    assert moved(
+        roster, 9, Announcement(np.array(["b"]), np.array([1])), {7, 9}
+    ).nodes.tolist() == [7, 9]
 
 
 class Corrupt(Unsteady):
@@ -147,7 +164,10 @@ class Corrupt(Unsteady):
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         found = super().pull_messages(message_ids)
         for message in found:
-            if message.metadata.src_node_id == 3 and "announcement" in message.content.config_records:
+            if (
+                message.metadata.src_node_id == 3
+                and "announcement" in message.content.config_records
+            ):
                 message.content.config_records["announcement"]["wire_version"] = 99
         return found
 
@@ -173,7 +193,9 @@ def sources() -> Iterator[str]:
     return iter("\n".join(p.read_text() for p in files).split("\n"))
 
 
-def test_nothing_is_ever_unpickled_but_what_a_run_tells_its_own_children(sources: Iterator[str]) -> None:
+def test_nothing_is_ever_unpickled_but_what_a_run_tells_its_own_children(
+    sources: Iterator[str],
+) -> None:
     lines = list(sources)
     loads = [line for line in lines if "np.load(" in line]
     assert len(loads) > 3
@@ -204,9 +226,13 @@ def test_a_disk_that_is_really_full_ends_a_run_in_a_sentence_and_more_room_lets_
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def shell(line: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(["bash", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True)
+        return subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
 
-    full = shell(f"ulimit -f 32; {command}")  # no file larger than 32 KiB: the checkpoint does not fit
+    full = shell(
+        f"ulimit -f 32; {command}"
+    )  # no file larger than 32 KiB: the checkpoint does not fit
     assert full.returncode == 1, full.stderr
     assert full.stderr.strip().startswith("failed: ")
     assert "cannot be written (File too large); make room and run it again" in full.stderr

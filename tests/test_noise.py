@@ -1,8 +1,10 @@
-"""Keyed noise: its law, its keys. Every threshold is computed for the false-alarm rate that it names.
+"""Keyed noise: its law, its keys.
 
-Seen to fail: `_fill` without the -2, with u of 24 bits (tails), with cos for both halves (the halves
-are equal), a key that leaves out the last name, a counter that starts anew each chunk, rows that take the
-first rows' streams again.
+Every threshold is computed for the false-alarm rate that it names.
+
+Seen to fail: `_fill` without the -2, with u of 24 bits (tails), with cos for both halves (the
+halves are equal), a key that leaves out the last name, a counter that starts anew each chunk, rows
+that take the first rows' streams again.
 """
 
 import math
@@ -76,7 +78,9 @@ def test_any_length_is_filled(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [1, BLOCK, CHUNK - 1, CHUNK, CHUNK + BLOCK, 2 * CHUNK - 3])
-def test_a_row_has_the_first_values_of_its_stream_whatever_its_length_and_neighbours(n: int) -> None:
+def test_a_row_has_the_first_values_of_its_stream_whatever_its_length_and_neighbours(
+    n: int,
+) -> None:
     source = Seeded(1)
     whole = source.normal(torch.empty(2 * CHUNK), "n")
     assert torch.equal(source.normal(torch.empty(n), "n"), whole[:n])

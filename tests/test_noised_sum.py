@@ -1,10 +1,11 @@
-"""Device-level DP in the real server and client code: sensitivity, noise, clip rule, limits, secure sum.
+"""Device-level DP in the real server and client code: sensitivity, noise, clip rule, limits, secure
+sum.
 
-Seen to fail: factors left out of `Lane._train_chunk`, a clip of 2C, example weights let through (`weights`
-without its DP branch), divisor = the realised weight, `Private.step` returning early for an empty cohort, no
-noise, an uncentred count, `may_release` without the -1, shares of stddev / survivors, `column_norm` of 1,
-`correlated` with the wrong sign, `Limits` joined by or, a cap that is not applied, retirement by a mask
-before the draw, the largest weight in every event.
+Seen to fail: factors left out of `Lane._train_chunk`, a clip of 2C, example weights let through
+(`weights` without its DP branch), divisor = the realised weight, `Private.step` returning early for
+an empty cohort, no noise, an uncentred count, `may_release` without the -1, shares of stddev /
+survivors, `column_norm` of 1, `correlated` with the wrong sign, `Limits` joined by or, a cap that
+is not applied, retirement by a mask before the draw, the largest weight in every event.
 """
 
 import math
@@ -82,7 +83,10 @@ def flat(params: Params) -> torch.Tensor:
 
 
 def the_sum(
-    settings: Config, data: dict[str, Examples], clip: DeviceClip | None, weight: Callable[[str], float]
+    settings: Config,
+    data: dict[str, Examples],
+    clip: DeviceClip | None,
+    weight: Callable[[str], float],
 ) -> Update:
     trainer = trainer_of(settings)
     assigned = [Assignment(d, x, weight(d)) for d, x in data.items()]
@@ -90,28 +94,38 @@ def the_sum(
 
 
 def worst_move(settings: Config, faults: str = "") -> float:
-    """Return the largest move of the step's input over neighbours, in units of its stated sensitivity.
+    """Return the largest move of the step's input over neighbours, in units of its stated
+    sensitivity.
 
-    The adversary picks learning rates, sizes (one device, none at all, uneven) and who has a zero delta; the
-    neighbour takes part with nothing (zero-out) or not at all (add-or-remove).
+    The adversary picks learning rates, sizes (one device, none at all, uneven) and who has a zero
+    delta; the neighbour takes part with nothing (zero-out) or not at all (add-or-remove).
     """
-    mechanism, worst = device_mechanism(settings), 0.0
+    mechanism = device_mechanism(settings)
+    worst = 0.0
     for trial in range(12):
         rng = np.random.default_rng(trial)
         people = [f"d{i}" for i in range(int(rng.integers(1, 5)))]
         sizes = {d: int(rng.choice([1, 2, 9, 30])) for d in people}
         hot = settings.model_copy(
-            update={"train": settings.train.model_copy(update={"lr": float(rng.choice([0.01, 2.0, 300.0]))})}
+            update={
+                "train": settings.train.model_copy(
+                    update={"lr": float(rng.choice([0.01, 2.0, 300.0]))}
+                )
+            }
         )
         data = {d: examples(rng, n) for d, n in sizes.items()}
         public = np.array([sizes[d] for d in people], dtype=np.int64)
-        view = View(1, np.array(people), public, np.ones(len(people), bool), np.zeros(len(people), np.int64))
+        view = View(
+            1, np.array(people), public, np.ones(len(people), bool), np.zeros(len(people), np.int64)
+        )
         cohort = Cohort(1, np.array(people), None)
         dp = settings.dp if faults != "example weights" else Config().dp
         chosen = settings.model_copy(update={"dp": dp})
         given = dict(zip(people, weights(cohort, view, chosen), strict=True))
         clip = (
-            None if faults == "no clip" else DeviceClip(settings.dp.clip_norm * (2 if faults == "2C" else 1))
+            None
+            if faults == "no clip"
+            else DeviceClip(settings.dp.clip_norm * (2 if faults == "2C" else 1))
         )
         whole = the_sum(hot, data, clip, given.__getitem__)
         for gone in people:
@@ -119,7 +133,9 @@ def worst_move(settings: Config, faults: str = "") -> float:
             without = the_sum(hot, rest, clip, given.__getitem__)
             moved = (flat(whole.delta) - flat(without.delta)).norm()
             if faults == "realised divisor":
-                mean = [flat(u.delta) / max(u.weight, 1.0) * mechanism.divisor for u in (whole, without)]
+                mean = [
+                    flat(u.delta) / max(u.weight, 1.0) * mechanism.divisor for u in (whole, without)
+                ]
                 moved = torch.maximum((mean[0] - mean[1]).norm(), moved)
             worst = max(worst, float(moved) / mechanism.sensitivity(settings.dp.clip_norm))
     return worst
@@ -138,30 +154,42 @@ def test_the_same_search_finds_planted_faults(fault: str) -> None:
 
 
 def test_clipped_norms_are_at_most_c_zero_and_broken_changes_included() -> None:
-    changes = {"a": torch.randn(5, 3, 2, dtype=torch.float64), "b": torch.randn(5, 4, dtype=torch.float64)}
-    changes["a"][1], changes["b"][1] = 0.0, 0.0
-    changes["b"][2, 0], changes["a"][3, 0, 0] = math.nan, math.inf
+    changes = {
+        "a": torch.randn(5, 3, 2, dtype=torch.float64),
+        "b": torch.randn(5, 4, dtype=torch.float64),
+    }
+    changes["a"][1] = 0.0
+    changes["b"][1] = 0.0
+    changes["b"][2, 0] = math.nan
+    changes["a"][3, 0, 0] = math.inf
     changes["a"][4], changes["b"][4] = changes["a"][4] * 1e-3, changes["b"][4] * 1e-3
     factors, unclipped = clip_factors(changes, 0.5)
     assert factors.tolist()[1:] == [1.0, 0.0, 0.0, 1.0]
     assert unclipped == 2
-    assert 0.4999 < factors[0] * torch.cat([changes["a"][0].flatten(), changes["b"][0]]).norm() <= 0.5
+    assert (
+        0.4999 < factors[0] * torch.cat([changes["a"][0].flatten(), changes["b"][0]]).norm() <= 0.5
+    )
 
 
 def made(settings: Config, noise: NoiseSource | None = None) -> Private:
-    aggregator = with_privacy(make_aggregator(settings.aggregation), settings, 8, noise or Seeded(1))
+    aggregator = with_privacy(
+        make_aggregator(settings.aggregation), settings, 8, noise or Seeded(1)
+    )
     assert isinstance(aggregator, Private)
     return aggregator
 
 
 def some(value: float, n: int = 20_000, devices: int = 1, **metrics: float) -> Update:
-    return Update({"w": torch.full((n,), value, dtype=torch.float64)}, float(devices), devices, metrics)
+    return Update(
+        {"w": torch.full((n,), value, dtype=torch.float64)}, float(devices), devices, metrics
+    )
 
 
 def test_noise_has_the_stated_stddev_and_the_divisor_is_a_constant() -> None:
     """False alarms: 1e-6 each side of a chi-square."""
     settings = config(dp__noise_multiplier=3.0)
-    private, params = made(settings), {"w": torch.zeros(20_000)}
+    private = made(settings)
+    params = {"w": torch.zeros(20_000)}
     for total in (some(0.0), no_update(params), some(8.0, devices=7)):
         moved, _ = private.step(params, total, private.init(params))
         x = moved["w"].double() * 4.0 - total.delta["w"]  # the divisor is the cohort, whoever came
@@ -170,14 +198,16 @@ def test_noise_has_the_stated_stddev_and_the_divisor_is_a_constant() -> None:
 
 
 def test_a_round_without_any_device_still_gets_noise_and_a_step() -> None:
-    private, params = made(config()), {"w": torch.zeros(9)}
+    private = made(config())
+    params = {"w": torch.zeros(9)}
     moved, state = private.step(params, no_update(params), private.init(params))
     assert (moved["w"] != 0).all()
     assert float(state["dp/round"]) == 1
 
 
 def test_two_rounds_get_different_noise_and_a_repeated_round_the_same() -> None:
-    private, params = made(config()), {"w": torch.zeros(9)}
+    private = made(config())
+    params = {"w": torch.zeros(9)}
     first, state = private.step(params, no_update(params), private.init(params))
     again, _ = private.step(params, no_update(params), private.init(params))
     second, _ = private.step(params, no_update(params), state)
@@ -187,9 +217,12 @@ def test_two_rounds_get_different_noise_and_a_repeated_round_the_same() -> None:
 
 @pytest.mark.parametrize("rule", sorted(averages()))
 def test_every_rule_sees_the_noised_mean_only(rule: str) -> None:
-    """Guarantee of Private: with noise off, the inner rule's step on the mean by the constant divisor."""
+    """Guarantee of Private: with noise off, the inner rule's step on the mean by the constant
+    divisor.
+    """
     settings = config(aggregation__rule=rule)
-    private, params = made(settings, NoNoise()), {"w": torch.ones(20_000)}
+    private = made(settings, NoNoise())
+    params = {"w": torch.ones(20_000)}
     moved, _ = private.step(params, some(2.0, devices=3), private.init(params))
     inner = make_aggregator(settings.aggregation)
     expected, _ = inner.step(params, some(0.5, devices=1), inner.init(params))
@@ -197,12 +230,21 @@ def test_every_rule_sees_the_noised_mean_only(rule: str) -> None:
 
 
 def test_the_clip_norm_goes_to_the_quantile_of_the_devices_norms() -> None:
-    """Andrew et al.'s rule, centred; 40 devices with norms 0.1 ... 4, three quarters shall stay unclipped."""
+    """Andrew et al.'s rule, centred; 40 devices with norms 0.1 ... 4, three quarters shall stay
+    unclipped.
+    """
     settings = config(
-        dp__clipping="adaptive", dp__quantile=0.75, dp__count_noise=1.0, selection__cohort=40, dp__clip_lr=0.3
+        dp__clipping="adaptive",
+        dp__quantile=0.75,
+        dp__count_noise=1.0,
+        selection__cohort=40,
+        dp__clip_lr=0.3,
     )
-    private, params = made(settings), {"w": torch.zeros(3)}
-    state, norms, clips = private.init(params), np.arange(1, 41) / 10, []
+    private = made(settings)
+    params = {"w": torch.zeros(3)}
+    state = private.init(params)
+    norms = np.arange(1, 41) / 10
+    clips = []
     for _ in range(150):
         clip = private.clip_norm(state)
         total = some(0.0, 3, devices=40, unclipped=float((norms <= clip).sum()))
@@ -238,12 +280,15 @@ def test_inclusion_is_what_the_draws_have() -> None:
         p = inclusion(view, settings)
         from strategies.selection import select
 
-        hits, rounds = np.zeros(8), 4000
+        hits = np.zeros(8)
+        rounds = 4000
         for seed in range(rounds):
             chosen = select(view, settings, np.random.default_rng(seed)).devices
             hits[np.searchsorted(NAMES, chosen)] += 1
         pvalues = [
-            stats.binomtest(int(h), rounds, q).pvalue for h, q in zip(hits, p, strict=True) if 0 < q < 1
+            stats.binomtest(int(h), rounds, q).pvalue
+            for h, q in zip(hits, p, strict=True)
+            if 0 < q < 1
         ]
         assert min(pvalues, default=1) > 1e-6 / 8
         assert ((p > 0) | (hits == 0)).all()
@@ -252,7 +297,8 @@ def test_inclusion_is_what_the_draws_have() -> None:
 
 def test_a_public_total_of_scores_makes_inclusion_independent_of_the_others() -> None:
     settings = Selection(cohort=2, total_score=50.0)
-    ones, none = np.ones(8, bool), np.zeros(8, np.int64)
+    ones = np.ones(8, bool)
+    none = np.zeros(8, np.int64)
     few = inclusion(View(1, NAMES, np.array([1, 2, 3, 4, 5, 6, 0, 0]), ones, none), settings)
     many = inclusion(View(1, NAMES, np.array([1, 2, 3, 4, 5, 6, 90, 90]), ones, none), settings)
     assert (few[:6] == many[:6]).all()
@@ -261,7 +307,9 @@ def test_a_public_total_of_scores_makes_inclusion_independent_of_the_others() ->
 
 def test_a_device_is_selected_at_most_so_often_and_never_sooner() -> None:
     """Guarantee of Limits, over whole runs of the real selection."""
-    settings = config(dp__min_separation=3, dp__max_participations=2, train__rounds=20, selection__cohort=8)
+    settings = config(
+        dp__min_separation=3, dp__max_participations=2, train__rounds=20, selection__cohort=8
+    )
     roster = Roster(NAMES, np.arange(1, 9), np.ones(8, np.uint64))
     strategy = Federated(settings, roster, {"w": torch.zeros(3)})
     seen: dict[str, list[int]] = {}
@@ -304,7 +352,9 @@ def test_no_schedule_of_separated_rounds_has_more_than_the_stated_sensitivity() 
     """Guarantee of column_norm: every schedule with k rounds at least b apart, signs included."""
     from itertools import combinations, product
 
-    rounds, bands, k = 9, 3, 3
+    rounds = 9
+    bands = 3
+    k = 3
     matrix = sum(np.diag(np.full(rounds - j, v), -j) for j, v in enumerate(coefficients(bands)))
     worst = 0.0
     for chosen in combinations(range(rounds), k):
@@ -321,7 +371,8 @@ def test_no_schedule_of_separated_rounds_has_more_than_the_stated_sensitivity() 
 
 
 def test_bands_lower_the_error_of_prefix_sums_at_equal_privacy() -> None:
-    rounds, b = 64, 8
+    rounds = 64
+    b = 8
 
     def error(bands: int) -> float:
         matrix = sum(np.diag(np.full(rounds - j, v), -j) for j, v in enumerate(coefficients(bands)))
@@ -333,9 +384,11 @@ def test_bands_lower_the_error_of_prefix_sums_at_equal_privacy() -> None:
 
 def test_the_server_s_banded_noise_is_the_stream_of_the_mechanism() -> None:
     settings = config(dp__correlation="banded", dp__min_separation=3, train__rounds=12)
-    private, mechanism = made(settings), device_mechanism(settings)
+    private = made(settings)
+    mechanism = device_mechanism(settings)
     params = {"w": torch.zeros(50)}
-    state, moves = private.init(params), []
+    state = private.init(params)
+    moves = []
     for _ in range(6):
         after, state = private.step({"w": torch.zeros(50)}, some(0.0, 50), state)
         moves.append(after["w"].double() * mechanism.divisor / mechanism.stddev(0.5))
@@ -345,7 +398,9 @@ def test_the_server_s_banded_noise_is_the_stream_of_the_mechanism() -> None:
         rows.append(correlated(white, rows[::-1], 3))
         assert torch.allclose(moves[t], rows[t], atol=1e-5)
     assert mechanism.stddev(0.5) == pytest.approx(0.5 * math.sqrt(4) * column_norm(3))
-    assert mechanism.event(1.0, count=4).noise_multiplier == pytest.approx(2.0)  # z = 1 over four rounds
+    assert mechanism.event(1.0, count=4).noise_multiplier == pytest.approx(
+        2.0
+    )  # z = 1 over four rounds
 
 
 def test_a_secure_sum_is_the_plain_sum_up_to_its_cells() -> None:
@@ -363,9 +418,12 @@ def test_a_secure_sum_is_the_plain_sum_up_to_its_cells() -> None:
 
 
 @pytest.mark.parametrize("dropped", [0.0, 0.2, 0.5])
-def test_shares_hold_the_whole_noise_whoever_drops_out_or_nothing_is_released(dropped: float) -> None:
+def test_shares_hold_the_whole_noise_whoever_drops_out_or_nothing_is_released(
+    dropped: float,
+) -> None:
     """Noise stddev of the survivors' sum without the protected device; false alarms 1e-6."""
-    invited, n = 40, 20_000
+    invited = 40
+    n = 20_000
     for share in (0.5, 0.8, 1.0):
         summed = SecureSum(40, 2.0**-16, 1.0, fewest_survivors(share, invited))
         answered = int(invited * (1 - dropped))
@@ -384,8 +442,11 @@ def test_shares_hold_the_whole_noise_whoever_drops_out_or_nothing_is_released(dr
 
 
 def test_rounded_shares_have_the_law_of_a_rounded_gaussian() -> None:
-    """The sum of t rounded shares of 4 cells against a Gaussian of its variance: log ratio below 1e-9."""
-    s, t = 4.0, 8
+    """The sum of t rounded shares of 4 cells against a Gaussian of its variance: log ratio below
+    1e-9.
+    """
+    s = 4.0
+    t = 8
     x = np.arange(-60, 61)
     one = stats.norm.cdf((x + 0.5) / s) - stats.norm.cdf((x - 0.5) / s)
     total = one
@@ -406,10 +467,8 @@ def test_a_whole_secure_round_gives_the_clipped_mean_plus_noise() -> None:
     rng = np.random.default_rng(0)
     assigned = [Assignment(f"d{i}", examples(rng, 3 + i), 1.0) for i in range(5)]
     cohort = Cohort(1, NAMES[:5], None, clip_norm=0.5, survivors=fewest_survivors(0.5, 5))
-    noisy, silent = (
-        device_clip(settings, params, cohort, Seeded(1)),
-        device_clip(settings, params, cohort, NoNoise()),
-    )
+    noisy = device_clip(settings, params, cohort, Seeded(1))
+    silent = device_clip(settings, params, cohort, NoNoise())
     private = made(settings)
     state = private.init(params)
     with_noise, _ = private.step(params, trainer.train(params, assigned, 1, 1, noisy), state)
@@ -427,7 +486,8 @@ def test_a_whole_secure_round_gives_the_clipped_mean_plus_noise() -> None:
 
 def test_too_few_answers_release_nothing() -> None:
     settings = config(dp__trust="secure_sum", selection__cohort=6)
-    private, params = made(settings), {"w": torch.ones(50)}
+    private = made(settings)
+    params = {"w": torch.ones(50)}
     total = Update({"w": torch.full((50,), 7.0, dtype=torch.float64)}, 2.0, 2, {})
     moved, state = private.step(params, total, private.init(params))
     assert torch.equal(moved["w"], params["w"])

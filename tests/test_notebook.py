@@ -18,8 +18,11 @@ def test_the_notebook_runs_and_shows_what_it_says(tmp_path: Path) -> None:
         not cell.outputs for cell in notebook.cells if cell.cell_type == "code"
     )  # kept without outputs
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    shown = [str(out) for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
+    shown = [
+        str(out) for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs
+    ]
     assert all(
-        part in "".join(shown) for part in ("intent_accuracy", "privacy.epsilon_guarantee", "alarm_set")
+        part in "".join(shown)
+        for part in ("intent_accuracy", "privacy.epsilon_guarantee", "alarm_set")
     )
     assert (tmp_path / "reports/notebook/report.html").is_file()

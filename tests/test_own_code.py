@@ -73,9 +73,14 @@ def test_a_model_of_torch_s_layers_gives_what_the_stacked_one_gives(tmp_path: Pa
 def test_a_metric_is_the_mean_of_what_it_gives_each_example(tmp_path: Path) -> None:
     """In every evaluated row, beside the task's own, and of the centralised model, too."""
     metrics = "experiments.own.metric:true_probability, brier, top5_accuracy"
-    settings = (f"evaluation.metrics={metrics}", "train.centralised=true", "train.centralised_epochs=1")
+    settings = (
+        f"evaluation.metrics={metrics}",
+        "train.centralised=true",
+        "train.centralised_epochs=1",
+    )
     run = run_local(own(tmp_path, *settings, "train.rounds=2"))
-    config, summary = run.config, run.summary
+    config = run.config
+    summary = run.summary
     assert summary is not None
     test = load_federation(config.data, None).test
     assert test is not None
@@ -83,37 +88,53 @@ def test_a_metric_is_the_mean_of_what_it_gives_each_example(tmp_path: Path) -> N
     label = test.fields["label"]
     truth = torch.nn.functional.one_hot(label, 3)
     found = summary["metrics"]
-    assert found["true_probability"] == pytest.approx(float((chances * truth).sum(-1).mean()), rel=1e-5)
-    assert found["brier"] == pytest.approx(float((chances - truth).square().sum(-1).mean()), rel=1e-5)
+    assert found["true_probability"] == pytest.approx(
+        float((chances * truth).sum(-1).mean()), rel=1e-5
+    )
+    assert found["brier"] == pytest.approx(
+        float((chances - truth).square().sum(-1).mean()), rel=1e-5
+    )
     assert found["top5_accuracy"] == 1.0  # of three labels
     assert all({"true_probability", "brier", "accuracy"} <= row.keys() for row in run.rows())
     assert {"true_probability", "brier", "accuracy"} <= summary["reference"]["centralised"].keys()
-    assert "evaluation.metrics=experiments.own.metric:true_probability" in run.manifest["fingerprint"]
+    assert (
+        "evaluation.metrics=experiments.own.metric:true_probability" in run.manifest["fingerprint"]
+    )
 
 
 def test_a_metric_does_not_depend_on_batches_and_a_label_never_seen_is_a_miss() -> None:
     """Seen to fail: means of batches averaged."""
     spec = Spec("classification", 20, labels=("a", "b"), labels_unseen=("c",))
-    module, task = build_model(spec, Model(embedding=4), 1), make_task(spec)
+    module = build_model(spec, Model(embedding=4), 1)
+    task = make_task(spec)
     tokens = torch.arange(14).view(7, 2) + 2
     examples = Examples({"tokens": tokens, "label": torch.tensor([0, 1, 0, 1, 2, 1, 0])})
     params = parameters_of(module)
-    each = [evaluate(module, task, params, examples, batch, metrics_of("brier")) for batch in (1, 3, 7)]
+    each = [
+        evaluate(module, task, params, examples, batch, metrics_of("brier")) for batch in (1, 3, 7)
+    ]
     assert [found["brier"] for found in each] == pytest.approx([each[0]["brier"]] * 3)
     unseen = evaluate(module, task, params, examples[4:5], metrics=metrics_of("brier"))
     assert 1.5 <= unseen["brier"] <= 2.0
 
 
 def test_metrics_are_of_the_server_s_test_examples_alone(tmp_path: Path) -> None:
-    with pytest.raises(WrongInput, match=r"evaluation\.metrics are measured on the server's test examples"):
+    with pytest.raises(
+        WrongInput, match=r"evaluation\.metrics are measured on the server's test examples"
+    ):
         run_local(own(tmp_path, "evaluation.on=devices", "evaluation.holdout=0.2"))
 
 
-@pytest.mark.parametrize(("name", "task"), [(n, t) for n, kind in MODELS.items() for t in kind.tasks])
+@pytest.mark.parametrize(
+    ("name", "task"), [(n, t) for n, kind in MODELS.items() for t in kind.tasks]
+)
 def test_every_model_fits_every_task_that_its_entry_names(name: str, task: str) -> None:
     """Seen to fail: "language" among the tasks of the bag."""
     spec, examples = examples_of(task)
-    assert check_model(build_model(spec, Model(name=name, embedding=8), 1), make_task(spec), examples) is None
+    assert (
+        check_model(build_model(spec, Model(name=name, embedding=8), 1), make_task(spec), examples)
+        is None
+    )
 
 
 def test_the_selector_prefers_the_rested(tmp_path: Path) -> None:
@@ -155,7 +176,9 @@ def test_an_own_attack_and_an_own_evaluator_stand_beside_the_built_in_ones(tmp_p
     assert [each.threat.references for each in found] == [2, 2, 0]
     assert all(each.round == 3 for each in found)
     assert run.summary is not None
-    assert [row["attack"] for row in run.summary["attacks"]["membership"]] == [each.attack for each in found]
+    assert [row["attack"] for row in run.summary["attacks"]["membership"]] == [
+        each.attack for each in found
+    ]
     keys = {f"audit.attacks={attack}", "audit.evaluators=experiments.own.evaluator:since_the_start"}
     assert keys <= run.manifest["fingerprint"].keys()
 
@@ -184,7 +207,10 @@ def fails(target: Target) -> Floats:
     ("setting", "sentence"),
     [
         ("audit.attacks={}:two", "must take (target"),
-        ("audit.attacks={}:short", "a score for each record; it returned float64 of the shape (99,)"),
+        (
+            "audit.attacks={}:short",
+            "a score for each record; it returned float64 of the shape (99,)",
+        ),
         ("audit.attacks={}:endless", "100 of them are not finite"),
         ("audit.attacks={}:texts", "it returned a list"),
         ("audit.attacks={}:fails", "fails on 100 made-up records with 2 references: KeyError"),
@@ -225,7 +251,9 @@ def yielding(audited: Audited) -> Iterator[Finding]:
         ("yielding", "it returned a generator"),
     ],
 )
-def test_what_an_own_evaluator_returns_has_to_be_findings(tmp_path: Path, name: str, sentence: str) -> None:
+def test_what_an_own_evaluator_returns_has_to_be_findings(
+    tmp_path: Path, name: str, sentence: str
+) -> None:
     """Seen to fail: rows and NaN written as they came."""
     settings = ("train.rounds=1", f"audit.evaluators={__name__}:{name}")
     with pytest.raises(WrongInput) as caught:
@@ -243,7 +271,11 @@ class Bare:
 
 class Disordered(Bare):
     spec = Spec("classification")
-    dev, test, fingerprint, notes, train = None, None, {}, (), None
+    dev = None
+    test = None
+    fingerprint = {}
+    notes = ()
+    train = None
 
 
 def bare(data: Data, data_dir: Path | None) -> Bare:
@@ -263,7 +295,11 @@ def everyone(view: View, settings: Selection, rng: np.random.Generator) -> Cohor
 
 
 def test_an_own_selector_may_not_choose_who_is_away(tmp_path: Path) -> None:
-    away = ("availability.rule=day_cycle", "availability.hours=1", f"selection.rule={__name__}:everyone")
+    away = (
+        "availability.rule=day_cycle",
+        "availability.hours=1",
+        f"selection.rule={__name__}:everyone",
+    )
     with pytest.raises(WrongInput, match="in round 1, which is out of reach or has no example"):
         run_local(own(tmp_path, *away))
     assert not (tmp_path / "own").exists()
@@ -390,26 +426,47 @@ def misread(outputs: Fields, fields: Fields) -> Tensor:
         ("selection.rule={}:forgetful", "must take (view, settings, rng), but takes (view)"),
         ("selection.rule={}:names", "must return a fedsim.types.Cohort whose devices are an array"),
         ("aggregation.rule={}:forgetful", "got a str without init"),
-        ("aggregation.rule={}:Stateless", "step must take (params, total, state), but takes (params, total)"),
+        (
+            "aggregation.rule={}:Stateless",
+            "step must take (params, total, state), but takes (params, total)",
+        ),
         ("aggregation.rule={}:Forgetful", "step must return (params, state), got a dict"),
         ("aggregation.rule={}:Dropping", "step must return words.weight [11, 8]"),
         ("model.name={}:forgetful", "must take (spec, model), but takes (view)"),
-        ("model.name={}:no_model", "must return a torch module that can be trained, got a str instead"),
-        ("model.name={}:misnamed", "return the logits label [2, 3] by name on 2 examples, got labels [2, 3]"),
-        ("model.name={}:misshapen", "return the logits label [2, 3] by name on 2 examples, got label [2, 4]"),
+        (
+            "model.name={}:no_model",
+            "must return a torch module that can be trained, got a str instead",
+        ),
+        (
+            "model.name={}:misnamed",
+            "return the logits label [2, 3] by name on 2 examples, got labels [2, 3]",
+        ),
+        (
+            "model.name={}:misshapen",
+            "return the logits label [2, 3] by name on 2 examples, got label [2, 4]",
+        ),
         ("model.name={}:bare_logits", "by name on 2 examples, got a Tensor"),
         ("model.name={}:broken_model", "failed on tokens [2, 3]: RuntimeError: mat1 and mat2"),
         ("evaluation.metrics={}:forgetful", "must take (outputs, fields), but takes (view)"),
-        ("evaluation.metrics={}:mean", "one finite number an example, a tensor [2] here, got the value []"),
+        (
+            "evaluation.metrics={}:mean",
+            "one finite number an example, a tensor [2] here, got the value []",
+        ),
         ("evaluation.metrics={}:number", "a tensor [2] here, got the value float"),
         (
             "evaluation.metrics={}:nowhere",
             "must return one finite number an example, a tensor [2] here, got [nan",
         ),
         ("evaluation.metrics={}:accuracy", "'accuracy' names another figure; rename the function"),
-        ("evaluation.metrics={}:misread", "'misread' failed on outputs label [2, 3]: KeyError: 'tags'"),
+        (
+            "evaluation.metrics={}:misread",
+            "'misread' failed on outputs label [2, 3]: KeyError: 'tags'",
+        ),
         ("evaluation.metrics={0}:mean, {0}:mean", "names 'mean' twice"),
-        ("evaluation.metrics=brie", "evaluation.metrics = 'brie' is not known; choose one of brier"),
+        (
+            "evaluation.metrics=brie",
+            "evaluation.metrics = 'brie' is not known; choose one of brier",
+        ),
     ],
 )
 def test_own_code_that_does_not_fit_is_refused_in_a_sentence(

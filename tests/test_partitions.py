@@ -1,4 +1,6 @@
-"""Partitions: disjoint, covering, of the right sizes, seeded, skewed as asked, refused in a sentence."""
+"""Partitions: disjoint, covering, of the right sizes, seeded, skewed as asked, refused in a
+sentence.
+"""
 
 import gzip
 import json
@@ -62,12 +64,15 @@ def made_up(examples: int = 240, labels: int = 4) -> Records:
 def assign(name: str, records: Records | None = None, **choices: Any) -> OwnerAssignment:
     chosen = {"devices": 12, "seed": 0} | POSSIBLE.get(name, {}) | choices
     data = Data(devices=chosen.pop("devices"), seed=chosen.pop("seed"))
-    return assign_devices(data, Partition.model_validate({"name": name} | chosen), records or made_up())
+    return assign_devices(
+        data, Partition.model_validate({"name": name} | chosen), records or made_up()
+    )
 
 
 def histograms(owners: Sequence[Any], kinds: Sequence[Any]) -> np.ndarray[Any, Any]:
     """Counts [devices, kinds]."""
-    rows, columns = np.unique(owners, return_inverse=True)[1], np.unique(kinds, return_inverse=True)[1]
+    rows = np.unique(owners, return_inverse=True)[1]
+    columns = np.unique(kinds, return_inverse=True)[1]
     out = np.zeros((rows.max() + 1, columns.max() + 1), dtype=np.int64)
     np.add.at(out, (rows, columns), 1)
     return out
@@ -76,7 +81,8 @@ def histograms(owners: Sequence[Any], kinds: Sequence[Any]) -> np.ndarray[Any, A
 def skew(owners: Sequence[Any], kinds: Sequence[Any]) -> float:
     """Total variation distance of devices' shares of kinds from the pool's, weighted by size."""
     counts = histograms(owners, kinds)
-    shares, pool = counts / counts.sum(1, keepdims=True), counts.sum(0) / counts.sum()
+    shares = counts / counts.sum(1, keepdims=True)
+    pool = counts.sum(0) / counts.sum()
     return float(counts.sum(1) @ np.abs(shares - pool).sum(1) / (2 * counts.sum()))
 
 
@@ -100,7 +106,9 @@ def test_a_seed_repeats_a_partition_and_another_seed_changes_it(name: str) -> No
     assert first.fingerprint != other.fingerprint
 
 
-@pytest.mark.parametrize("name", ["iid", "inner_dirichlet", "size", "continuous", "fednlp_label", "cluster"])
+@pytest.mark.parametrize(
+    "name", ["iid", "inner_dirichlet", "size", "continuous", "fednlp_label", "cluster"]
+)
 def test_equal_rules_give_sizes_that_differ_by_one_at_most(name: str) -> None:
     records = made_up(250)
     sizes = np.unique(assign(name, records).owners, return_counts=True)[1]
@@ -111,7 +119,9 @@ def test_named_sizes_are_kept_and_what_is_over_is_left_out_with_a_note() -> None
     for name in ("size", "inner_dirichlet"):
         given = assign(name, devices=3, sizes="100, 60,40")
         assert np.unique(given.owners[given.held], return_counts=True)[1].tolist() == [100, 60, 40]
-        assert given.notes == ("40 records of train (t.jsonl) came to no device by the partition: left out",)
+        assert given.notes == (
+            "40 records of train (t.jsonl) came to no device by the partition: left out",
+        )
 
 
 def test_sizes_grow_with_the_device_number_as_worked_by_hand() -> None:
@@ -144,7 +154,9 @@ def test_groups_of_natural_ids_stay_together() -> None:
 
 
 def test_a_strict_continuous_rule_sorts_examples_by_length() -> None:
-    records = Records({"tokens": [["a"] * n for n in (5, 1, 4, 2, 3, 6)], "label": list("xyxyxy")}, 6, "t")
+    records = Records(
+        {"tokens": [["a"] * n for n in (5, 1, 4, 2, 3, 6)], "label": list("xyxyxy")}, 6, "t"
+    )
     assert assign("continuous", records, devices=3, strictness=1.0).owners.tolist() == [
         "p00002", "p00000", "p00001", "p00000", "p00001", "p00002"
     ]  # fmt: skip
@@ -165,12 +177,15 @@ def test_the_rows_read_off_are_those_that_flower_would_load(name: str) -> None:
         assert index[rows[i]].tolist() == partitioner.load_partition(i)[:]["index"]
 
 
-@pytest.mark.parametrize("name", ["dirichlet", "inner_dirichlet", "fednlp_label", "label_heavy_tail"])
+@pytest.mark.parametrize(
+    "name", ["dirichlet", "inner_dirichlet", "fednlp_label", "label_heavy_tail"]
+)
 def test_label_rules_become_more_skewed_as_alpha_falls(name: str) -> None:
     records = made_up(1200)
     found = [
         skew(
-            assign(name, records, devices=40, alpha=alpha, tail="lognormal").owners, records.columns["label"]
+            assign(name, records, devices=40, alpha=alpha, tail="lognormal").owners,
+            records.columns["label"],
         )
         for alpha in (100.0, 3.0, 0.05)
     ]
@@ -189,14 +204,22 @@ def test_the_cluster_rule_becomes_more_skewed_as_alpha_falls() -> None:
 
 
 def test_clusters_of_texts_without_a_common_word_are_their_topics() -> None:
-    texts = ["play jazz", "rain today", "play rock play", "rain rain", "play jazz jazz", "rain today today"]
+    texts = [
+        "play jazz",
+        "rain today",
+        "play rock play",
+        "rain rain",
+        "play jazz jazz",
+        "rain today today",
+    ]
     found = find_clusters(embed(texts, 2, 0), 2, 0)
     assert found[[0, 2, 4]].tolist() in ([0] * 3, [1] * 3)
     assert found[[1, 3, 5]].tolist() == [1 - found[0]] * 3
 
 
 def test_images_are_clustered_by_their_pixels() -> None:
-    light, dark = np.full((30, 4, 4), 250, np.uint8), np.zeros((30, 4, 4), np.uint8)
+    light = np.full((30, 4, 4), 250, np.uint8)
+    dark = np.zeros((30, 4, 4), np.uint8)
     records = Records({"image": np.concatenate([light, dark]), "label": ["x"] * 60}, 60, "t")
     given = assign("cluster", records, clusters=2, alpha=0.001, devices=6)
     assert skew(given.owners, [0] * 30 + [1] * 30) > 0.4
@@ -237,14 +260,19 @@ def test_counts_are_read_from_text_from_json_and_from_a_column_of_records(tmp_pa
     (tmp_path / "c.txt").write_text("100\n100\n40\n")
     (tmp_path / "c.json").write_text('{"a": 100, "b": 100, "c": 40}')
     with gzip.open(tmp_path / "r.jsonl.gz", "wt") as stream:
-        stream.writelines(json.dumps({"who": who}) + "\n" for who in "a" * 100 + "b" * 100 + "c" * 40)
+        stream.writelines(
+            json.dumps({"who": who}) + "\n" for who in "a" * 100 + "b" * 100 + "c" * 40
+        )
     for copy_from in ("c.txt", "c.json", "r.jsonl.gz#who"):
         partition = Partition(name="heavy_tail", tail="copy", copy_from=copy_from, min_size=0)
         found = assign_devices(Data(devices=3), partition, made_up(), tmp_path)
         assert sorted(np.unique(found.owners, return_counts=True)[1]) == [40, 100, 100]
     with pytest.raises(WrongInput, match="cannot be read"):
         assign_devices(
-            Data(devices=3), partition.model_copy(update={"copy_from": "r.jsonl.gz#x"}), made_up(), tmp_path
+            Data(devices=3),
+            partition.model_copy(update={"copy_from": "r.jsonl.gz#x"}),
+            made_up(),
+            tmp_path,
         )
 
 
@@ -281,7 +309,9 @@ def test_tails_sum_to_the_examples_and_respect_the_least_size(
     assert sizes.min() >= min_size
 
 
-@given(concentration=st.lists(st.floats(1e-9, 1e6), min_size=1, max_size=9), seed=st.integers(0, 2**32))
+@given(
+    concentration=st.lists(st.floats(1e-9, 1e6), min_size=1, max_size=9), seed=st.integers(0, 2**32)
+)
 def test_dirichlet_shares_sum_to_one_however_small_the_concentration(
     concentration: list[float], seed: int
 ) -> None:
@@ -291,7 +321,8 @@ def test_dirichlet_shares_sum_to_one_however_small_the_concentration(
 
 
 def test_dirichlet_shares_have_the_law_that_numpy_draws() -> None:
-    # Mean and variance of 4,000 draws of Dir(0.3, 0.6, 2) within 4.5 standard errors: false alarm < 1e-4.
+    # Mean and variance of 4,000 draws of Dir(0.3, 0.6, 2) within 4.5 standard errors: false alarm <
+    # 1e-4.
     concentration = np.array([0.3, 0.6, 2.0])
     rng = generator(5, "law")
     ours = np.array([dirichlet(concentration, rng) for _ in range(4000)])
@@ -311,14 +342,16 @@ def test_a_device_whose_label_is_exhausted_is_refilled_from_what_is_left() -> No
 def test_counts_by_device_and_label_are_handed_out_exactly() -> None:
     labels = np.array([1, 0, 1, 0, 0])
     # device 2 takes one 0 and two 1, device 0 takes two 0
-    owners = _hand_out(labels, np.array([2, 2, 0]), np.array([0, 1, 0]), np.array([1, 2, 2]), generator(0))
+    owners = _hand_out(
+        labels, np.array([2, 2, 0]), np.array([0, 1, 0]), np.array([1, 2, 2]), generator(0)
+    )
     assert histograms(owners, labels).tolist() == [[2, 0], [1, 2]]
 
 
 def test_a_concentrated_label_rule_gives_devices_the_pool() -> None:
     # alpha = 1e9 leaves the multinomial draw alone; devices of 100 rows from shares 1/4 and 3/4:
-    # a standard deviation of 4.3 rows, so they stay within 20 but for a chance below 1e-3; only the last
-    # that draw take what the others left, as in FedNLP
+    # a standard deviation of 4.3 rows, so they stay within 20 but for a chance below 1e-3; only the
+    # last that draw take what the others left, as in FedNLP
     labels = np.repeat([0, 1, 1, 1], 1500)
     owners = draw_by_label(labels, np.full(60, 100), 1e9, generator(2))
     assert np.sort(np.abs(histograms(owners, labels)[:, 0] - 25))[:-2].max() <= 20
@@ -384,7 +417,10 @@ def test_tag_sets_are_labels_for_tagging() -> None:
 
 
 def by_parity(data: Data, partition: Partition, records: Records) -> list[str | None]:
-    return [f"{'even' if i % 2 == 0 else 'odd'}{data.devices}" if i else None for i in range(records.size)]
+    return [
+        f"{'even' if i % 2 == 0 else 'odd'}{data.devices}" if i else None
+        for i in range(records.size)
+    ]
 
 
 def too_few(data: Data, partition: Partition, records: Records) -> list[str]:
@@ -409,14 +445,34 @@ def test_device_names_sort_as_their_numbers() -> None:
 @pytest.mark.parametrize(
     ("name", "choices", "sentence"),
     [
-        ("iid", {"devices": 500}, "500 devices cannot share 240 examples; lower data.devices to at most 240"),
-        ("quantity", {"min_size": 21}, r"min_size = 21 for 12 devices needs 252 examples.*at most 20"),
+        (
+            "iid",
+            {"devices": 500},
+            "500 devices cannot share 240 examples; lower data.devices to at most 240",
+        ),
+        (
+            "quantity",
+            {"min_size": 21},
+            r"min_size = 21 for 12 devices needs 252 examples.*at most 20",
+        ),
         ("heavy_tail", {"gini": 0.99}, "a Gini of 0.99 cannot be reached.*only 0.000 to 0.871"),
-        ("exponential", {"devices": 12}, "leaves the smallest of 12 devices without an example.*= 6 is the"),
+        (
+            "exponential",
+            {"devices": 12},
+            "leaves the smallest of 12 devices without an example.*= 6 is the",
+        ),
         ("distribution", {"devices": 10}, "multiple of the 4 labels, got 10; try 8"),
         ("dirichlet", {"min_size": 19, "alpha": 0.01}, "lower partition.min_size"),
-        ("pathological", {"classes": 9}, "greater than the number of unique classes.*lower data.devices or"),
-        ("size", {"sizes": "3,4"}, "wants data.devices = 12 sizes.*got 2 sizes from 3 that sum to 7"),
+        (
+            "pathological",
+            {"classes": 9},
+            "greater than the number of unique classes.*lower data.devices or",
+        ),
+        (
+            "size",
+            {"sizes": "3,4"},
+            "wants data.devices = 12 sizes.*got 2 sizes from 3 that sum to 7",
+        ),
         ("cluster", {"clusters": 999}, "partition.clusters = 999 cannot be made of 240 examples"),
         ("fednlp_label", {"by": "time"}, "needs a 'time' for each record"),
         ("heavy_tail", {"tail": "copy"}, "needs a data directory and partition.copy_from"),
@@ -436,7 +492,9 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(
 @pytest.mark.parametrize("name", ["dirichlet", "pathological", "fednlp_label", "label_heavy_tail"])
 def test_a_label_rule_without_labels_says_what_to_use_instead(name: str) -> None:
     records = Records({"tokens": [["a"]] * 40}, 40, "train (t.jsonl)")
-    with pytest.raises(WrongInput, match=r'train \(t.jsonl\) has only tokens.*partition.name = "cluster"'):
+    with pytest.raises(
+        WrongInput, match=r'train \(t.jsonl\) has only tokens.*partition.name = "cluster"'
+    ):
         assign(name, records)
 
 
@@ -444,7 +502,9 @@ def snippets(folder: Path, count: int = 40) -> Data:
     rows = [{"intent": f"i{i % 4}", "text": f"w{i % 4} w{i}"} for i in range(count)]
     for split, part in (("train", rows), ("test", rows[:8])):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    return Data(source="files", task="classification", train="train.jsonl", test="test.jsonl", devices=5)
+    return Data(
+        source="files", task="classification", train="train.jsonl", test="test.jsonl", devices=5
+    )
 
 
 def test_a_table_without_device_column_gets_the_devices_of_its_partition(tmp_path: Path) -> None:
@@ -461,7 +521,9 @@ def test_a_table_without_device_column_gets_the_devices_of_its_partition(tmp_pat
 
 def test_devices_that_a_rule_leaves_empty_stay_in_the_federation(tmp_path: Path) -> None:
     data = snippets(tmp_path).model_copy(update={"devices": 20})
-    federation = load_federation(data, tmp_path, Partition(name="dirichlet", alpha=0.05, min_size=0))
+    federation = load_federation(
+        data, tmp_path, Partition(name="dirichlet", alpha=0.05, min_size=0)
+    )
     assert len(federation.devices) == 20
     assert federation.activity.min() == 0
     assert federation.activity.sum() == 40
@@ -478,7 +540,9 @@ def test_words_that_no_device_holds_are_not_in_the_vocabulary(tmp_path: Path) ->
 def test_without_a_device_column_and_without_a_partition_the_error_names_both_ways_out(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(WrongInput, match=r'has no column for .device.*partition.name = "fednlp_label"'):
+    with pytest.raises(
+        WrongInput, match=r'has no column for .device.*partition.name = "fednlp_label"'
+    ):
         load_federation(snippets(tmp_path), tmp_path)
 
 

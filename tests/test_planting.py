@@ -1,4 +1,6 @@
-"""Canaries in a run: planted by the plan, in their period; sought at the end; findings in the summary."""
+"""Canaries in a run: planted by the plan, in their period; sought at the end; findings in the
+summary.
+"""
 
 import json
 from dataclasses import replace
@@ -60,11 +62,16 @@ def planted(of: Config) -> Pool:
 @pytest.mark.parametrize("vocabulary", ["training", "hashed"])
 def test_natural_records_keep_their_ids_and_their_order(task: str, vocabulary: str) -> None:
     wanted = config(data__task=task, data__vocabulary=vocabulary, data__buckets=5000)
-    before, after = pooled(load_federation(wanted.data, None)), planted(wanted)
+    before = pooled(load_federation(wanted.data, None))
+    after = planted(wanted)
     natural = torch.from_numpy(np.flatnonzero(after.canary == -1))
     for name, field in before.records.fields.items():
         kept = after.records.fields[name][natural]
-        assert (kept[..., : field.shape[-1]] == field).all() if field.dim() > 1 else (kept == field).all()
+        assert (
+            (kept[..., : field.shape[-1]] == field).all()
+            if field.dim() > 1
+            else (kept == field).all()
+        )
     assert (after.owner[natural] == before.owner).all()
     assert after.spec.words[: len(before.spec.words)] == before.spec.words
     assert after.spec.labels[: len(before.spec.labels)] == before.spec.labels
@@ -260,7 +267,8 @@ def test_the_summary_has_the_figures_of_the_contract(run: RunDir) -> None:
 
 
 def test_an_attacker_who_sees_every_round_pays_for_the_choice(run: RunDir) -> None:
-    final, rounds = rows_of(run), rows_of(run, "rounds")
+    final = rows_of(run)
+    rounds = rows_of(run, "rounds")
     for last, best in zip(final, rounds, strict=True):
         assert best["rounds_seen"] == 2
         assert (np.array(best["exposures"]) >= np.array(last["exposures"])).all()

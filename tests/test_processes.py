@@ -1,9 +1,11 @@
-"""Lanes in processes give the bits that threads give, tell what went wrong, and leave with their trainer.
+"""Lanes in processes give the bits that threads give, tell what went wrong, and leave with their
+trainer.
 
-Seen to fail: the number of the attempt left at 0 (equal noise twice), sums handed back without a copy (the
-next chunk overwrites them), parameters not written again for the next cohort, a process that stays when its
-pipe closes, errors sent without a note, nodes kept after their run, a process that takes code from where it
-stands, its last words not read, its place not taken by another, a script's own classes sent to it.
+Seen to fail: the number of the attempt left at 0 (equal noise twice), sums handed back without a
+copy (the next chunk overwrites them), parameters not written again for the next cohort, a process
+that stays when its pipe closes, errors sent without a note, nodes kept after their run, a process
+that takes code from where it stands, its last words not read, its place not taken by another, a
+script's own classes sent to it.
 """
 
 import gc
@@ -60,12 +62,17 @@ def same(one: Params, two: Params) -> bool:
 
 
 def test_processes_give_the_bits_of_threads_in_every_round() -> None:
-    apart, beside = trainer(True, "bilstm"), trainer(False, "bilstm")
+    apart = trainer(True, "bilstm")
+    beside = trainer(False, "bilstm")
     params = [start("bilstm"), {n: p + 0.1 for n, p in start("bilstm").items()}]
     for round, given in enumerate(params, start=1):
         found, wanted = (t.train(given, assignments(), 1, round) for t in (apart, beside))
         assert same(found.delta, wanted.delta)
-        assert (found.weight, found.devices, found.metrics) == (wanted.weight, wanted.devices, wanted.metrics)
+        assert (found.weight, found.devices, found.metrics) == (
+            wanted.weight,
+            wanted.devices,
+            wanted.metrics,
+        )
     assert len(set(pids(apart))) == 2, "two processes did the work"
 
 
@@ -182,7 +189,8 @@ def test_a_run_takes_processes_to_the_same_model_and_ends_them(
     monkeypatch.setattr(RemoteLane, "_launch", noted)
     small = {"place__threads": 2, "place__memory_gib": 1e-4, "train__rounds": 2}
     runs = [
-        run_local(config(tmp_path / kind, place__lanes=kind, **small)) for kind in ("processes", "threads")
+        run_local(config(tmp_path / kind, place__lanes=kind, **small))
+        for kind in ("processes", "threads")
     ]
     assert [run.manifest["plan"]["lanes"] for run in runs] == ["processes", "threads"]
     assert same(*(final(run) for run in runs))

@@ -1,8 +1,9 @@
-"""Products of many models side by side: by oneDNN and by torch's own kernel they are those of float64.
+"""Products of many models side by side: by oneDNN and by torch's own kernel they are those of
+float64.
 
-Seen to fail: sums without the factors, `add_product` without its base, oneDNN asked whatever the size, under
-vmap or under autocast, a bias left out, the gradient of the weights doubled, that of the input by another
-model's weights.
+Seen to fail: sums without the factors, `add_product` without its base, oneDNN asked whatever the
+size, under vmap or under autocast, a bias left out, the gradient of the weights doubled, that of
+the input by another model's weights.
 """
 
 import pytest
@@ -13,7 +14,11 @@ from fedsim.models import products
 from fedsim.models.layers import linear
 from fedsim.models.products import add_product, outer, product, sum_of_products
 
-MODELS, TIME, EXAMPLES, INPUTS, OUTPUTS = 3, 4, 5, 7, 6
+MODELS = 3
+TIME = 4
+EXAMPLES = 5
+INPUTS = 7
+OUTPUTS = 6
 
 
 @pytest.fixture(params=[0, 1 << 60], ids=["onednn", "torch"])
@@ -27,8 +32,10 @@ def made(*shape: int) -> Tensor:
 
 @pytest.mark.usefixtures("least")
 def test_a_product_is_written_to_any_strides() -> None:
-    x, wide = made(TIME, MODELS, EXAMPLES, INPUTS + 2), made(MODELS, OUTPUTS, INPUTS + 2)
-    x, weight = x[..., 2:].transpose(0, 1), wide[..., 2:]
+    x = made(TIME, MODELS, EXAMPLES, INPUTS + 2)
+    wide = made(MODELS, OUTPUTS, INPUTS + 2)
+    x = x[..., 2:].transpose(0, 1)
+    weight = wide[..., 2:]
     out = torch.empty(TIME, MODELS, EXAMPLES, OUTPUTS).transpose(0, 1)
     expected = torch.einsum("mtbi,moi->mtbo", x.double(), weight.double())
     torch.testing.assert_close(product(x, weight, out).double(), expected, rtol=1e-5, atol=1e-5)
@@ -37,7 +44,8 @@ def test_a_product_is_written_to_any_strides() -> None:
 @pytest.mark.usefixtures("least")
 @pytest.mark.parametrize("here", [True, False])
 def test_a_product_is_added_to_its_base(here: bool) -> None:
-    base, x = made(MODELS, EXAMPLES, OUTPUTS), made(MODELS, EXAMPLES, INPUTS)
+    base = made(MODELS, EXAMPLES, OUTPUTS)
+    x = made(MODELS, EXAMPLES, INPUTS)
     weight = made(MODELS, INPUTS, OUTPUTS).transpose(1, 2)
     expected = base.double() + torch.einsum("mbi,moi->mbo", x.double(), weight.double())
     out = add_product(base, x, weight, out=base if here else torch.empty_like(base))
@@ -82,24 +90,32 @@ def test_a_linear_layer_and_its_gradients_are_those_of_float64(models: int, bias
 
 @pytest.mark.usefixtures("least")
 def test_an_outer_product_sums_over_rows() -> None:
-    g, a = made(MODELS, EXAMPLES, OUTPUTS), made(MODELS, EXAMPLES, INPUTS)
+    g = made(MODELS, EXAMPLES, OUTPUTS)
+    a = made(MODELS, EXAMPLES, INPUTS)
     expected = torch.einsum("mro,mri->moi", g.double(), a.double())
     torch.testing.assert_close(outer(g, a).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("least")
 def test_vmap_and_autocast_see_torch_s_own_products() -> None:
-    x, weight = made(EXAMPLES, TIME, INPUTS), made(OUTPUTS, INPUTS)
-    each = torch.func.vmap(torch.func.grad(lambda w, one: linear(one, w, None).square().sum()), (None, 0))
+    x = made(EXAMPLES, TIME, INPUTS)
+    weight = made(OUTPUTS, INPUTS)
+    each = torch.func.vmap(
+        torch.func.grad(lambda w, one: linear(one, w, None).square().sum()), (None, 0)
+    )
     torch.testing.assert_close(each(weight, x), 2 * torch.einsum("bto,bti->boi", x @ weight.t(), x))
-    one = torch.func.grad(lambda w: linear(x, w, None).square().sum())(weight)  # x itself is not traced
+    one = torch.func.grad(lambda w: linear(x, w, None).square().sum())(
+        weight
+    )  # x itself is not traced
     torch.testing.assert_close(one, 2 * torch.einsum("bto,bti->oi", x @ weight.t(), x))
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight, None).dtype == torch.bfloat16
 
 
 def test_this_torch_has_the_products_that_are_tested_here() -> None:
-    assert products.ONEDNN or not torch.backends.mkldnn.is_available(), "the op has another name now"
+    assert products.ONEDNN or not torch.backends.mkldnn.is_available(), (
+        "the op has another name now"
+    )
 
 
 def test_only_large_products_in_float32_are_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +130,7 @@ def test_only_large_products_in_float32_are_by_onednn(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     for dtype in (torch.float32, torch.float64):
         for rows in (2, 300):
-            x, weight = made(2, 1, rows, 64).to(dtype), made(2, 256, 64).to(dtype)
+            x = made(2, 1, rows, 64).to(dtype)
+            weight = made(2, 256, 64).to(dtype)
             product(x, weight, x.new_empty(2, 1, rows, 256))
     assert asked == [(torch.float32, 300)] * 2

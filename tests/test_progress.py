@@ -48,7 +48,8 @@ def small(folder: Path, **more: object) -> Config:
 
 def test_the_table_tells_round_metric_epsilon_speed_and_time_left(tmp_path: Path) -> None:
     config = small(tmp_path, **PRIVATE)
-    watcher, shown = Watcher(config, quiet=False), []
+    watcher = Watcher(config, quiet=False)
+    shown = []
     console = Console(width=200)
 
     def watch(row: dict[str, float]) -> None:
@@ -63,7 +64,9 @@ def test_the_table_tells_round_metric_epsilon_speed_and_time_left(tmp_path: Path
     assert done.summary is not None
     spent = done.rounds()[-1].dp_epsilon_spent_rdp
     assert spent is not None
-    assert done.summary["privacy"]["epsilon_max"] <= spent < 2 * done.summary["privacy"]["epsilon_max"]
+    assert (
+        done.summary["privacy"]["epsilon_max"] <= spent < 2 * done.summary["privacy"]["epsilon_max"]
+    )
     assert f"{spent:.3f}" in shown[-1]
 
 
@@ -74,7 +77,9 @@ def test_what_is_told_after_the_table_begins_a_line(tmp_path: Path, terminal: bo
     run(small(tmp_path), watch=lambda row: row_shown(Watcher(small(tmp_path), False, console), row))
     console.print("failed: the server died")
     lines = [line.rstrip() for line in shown.getvalue().splitlines()]
-    assert lines[-1].removeprefix("\x1b[?25h") == "failed: the server died"  # the cursor is shown again
+    assert (
+        lines[-1].removeprefix("\x1b[?25h") == "failed: the server died"
+    )  # the cursor is shown again
     assert "3/3" in shown.getvalue()
 
 
@@ -108,7 +113,9 @@ def test_tensorboard_gets_the_scalars(tmp_path: Path) -> None:
     events = EventAccumulator(str(done.path / "tensorboard"))
     events.Reload()
     seen = [(event.step, event.value) for event in events.Scalars("intent_accuracy")]
-    rows = [(row["round"], row["intent_accuracy"]) for row in done.rows() if "intent_accuracy" in row]
+    rows = [
+        (row["round"], row["intent_accuracy"]) for row in done.rows() if "intent_accuracy" in row
+    ]
     assert [step for step, _ in seen] == [round for round, _ in rows]
     assert [value for _, value in seen] == pytest.approx([value for _, value in rows])
 

@@ -15,7 +15,12 @@ README = (ROOT / "README.md").read_text()
 
 def commands() -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    return [line.split(" #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+    return [
+        line.split(" #")[0].strip()
+        for block in blocks
+        for line in block.splitlines()
+        if line.strip()
+    ]
 
 
 def test_every_command_is_of_a_kind_that_is_tried() -> None:
@@ -28,9 +33,15 @@ def test_make_knows_what_the_readme_names() -> None:
     for command in commands():
         if command.startswith("make"):
             # -n prints what would be done
-            done = subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True)
+            done = subprocess.run(
+                [*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True
+            )
             assert done.returncode == 0, done.stderr
-            assert "pip install" in done.stdout or "fedsim run" in done.stdout or "pytest" in done.stdout
+            assert (
+                "pip install" in done.stdout
+                or "fedsim run" in done.stdout
+                or "pytest" in done.stdout
+            )
 
 
 @pytest.mark.slow
@@ -43,10 +54,15 @@ def test_the_readme_s_commands_work_in_their_order(tmp_path: Path, data_dir: Pat
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "data").symlink_to(data_dir)
     bin_folder = str(Path(sys.executable).parent)
-    env = os.environ | {"PATH": bin_folder + os.pathsep + os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    env = os.environ | {
+        "PATH": bin_folder + os.pathsep + os.environ["PATH"],
+        "OMP_NUM_THREADS": "1",
+    }
     for command in commands():
         if command.startswith("fedsim"):
-            done = subprocess.run(shlex.split(command), cwd=project, env=env, capture_output=True, text=True)
+            done = subprocess.run(
+                shlex.split(command), cwd=project, env=env, capture_output=True, text=True
+            )
             assert done.returncode == 0, f"{command}\n{done.stderr}"
             assert done.stdout.strip()
 

@@ -1,8 +1,9 @@
-"""Continual mode on real nodes: periods that nobody's records decide, and what a node tells of them.
+"""Continual mode on real nodes: periods that nobody's records decide, and what a node tells of
+them.
 
-Seen to fail: activity of the first period kept, or taken for the event of a later one; devices of a node
-that is away kept active; a task in another period than its round's; delta and guarantee by the first
-period; records after the end in the last period; a node that wants records in each period.
+Seen to fail: activity of the first period kept, or taken for the event of a later one; devices of a
+node that is away kept active; a task in another period than its round's; delta and guarantee by the
+first period; records after the end in the last period; a node that wants records in each period.
 """
 
 import json
@@ -39,7 +40,10 @@ STREAM = {
 }
 DELETED = {"data.columns": "text=text,label=label,device=user,time=time,deleted=gone"}
 USERS = {"ann": [2, 3, 14, 15, 25], "bob": [1, 12, 13], "cid": [-40, 5, 26, 45], "dot": [28, 29]}
-"""The days, after the begin, on which records come; periods last ten. Dot has none before the last."""
+"""The days, after the begin, on which records come; periods last ten.
+
+Dot has none before the last.
+"""
 NODES = [("ann", "bob"), ("cid", "dot")]
 
 
@@ -83,7 +87,9 @@ def start_again() -> None:
     load_federation.cache_clear()
 
 
-def held(settings: Config, node_config: dict[str, Any], device: str, period: int) -> list[list[int]]:
+def held(
+    settings: Config, node_config: dict[str, Any], device: str, period: int
+) -> list[list[int]]:
     """What a device holds, on a node that has just been started."""
     start_again()
     holdings = node_of(RealGrid(settings, [node_config]).contexts()[0]).holdings
@@ -103,14 +109,20 @@ def held(settings: Config, node_config: dict[str, Any], device: str, period: int
     ],
     ids=["all", "current", "window", "age", "deleted", "example", "device"],
 )
-def test_two_real_nodes_give_the_model_of_one_process(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_two_real_nodes_give_the_model_of_one_process(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
     write(tmp_path / "all" / "train.jsonl", *USERS)
     one = config(
-        tmp_path / "one", STREAM, changes, {"place.data_dir": str(tmp_path / "all"), "place.nodes": 1}
+        tmp_path / "one",
+        STREAM,
+        changes,
+        {"place.data_dir": str(tmp_path / "all"), "place.nodes": 1},
     )
     alone = run_local(one)
     both = real(tmp_path, config(tmp_path, STREAM, changes), insecure_noise=True)
-    a, b = alone.last_checkpoint(), both.last_checkpoint()
+    a = alone.last_checkpoint()
+    b = both.last_checkpoint()
     assert a is not None
     assert b is not None
     assert max(float((b.params[name] - p).abs().max()) for name, p in a.params.items()) < 1e-6
@@ -143,12 +155,16 @@ def test_a_run_goes_through_periods_in_which_nobody_holds_anything(
 
 def test_a_run_that_comes_before_all_records_is_refused(tmp_path: Path) -> None:
     early = {"stream.begin": "2020-01-01", "stream.end": "2021-01-01"}
-    with pytest.raises(WrongInput, match=r"no node has a training example.*stream\.begin and stream\.end"):
+    with pytest.raises(
+        WrongInput, match=r"no node has a training example.*stream\.begin and stream\.end"
+    ):
         real(tmp_path, config(tmp_path, STREAM, early, EXAMPLE | {"dp.delta": 0.0}))
 
 
 def test_both_ledgers_charge_what_a_device_announced_in_each_period(tmp_path: Path) -> None:
-    """Ann holds 2, 4 and 5 records, in public 2, 4 and 4; so the rate of a batch of one is 1/2, 1/4, 1/4."""
+    """Ann holds 2, 4 and 5 records, in public 2, 4 and 4; so the rate of a batch of one is 1/2,
+    1/4, 1/4.
+    """
     by_size = {"dp.sampling_rate": 0.0, "train.batch_size": 1, "train.local_steps": 1}
     settings = config(tmp_path, STREAM, EXAMPLE, by_size)
     found = real(tmp_path, settings)
@@ -156,13 +172,24 @@ def test_both_ledgers_charge_what_a_device_announced_in_each_period(tmp_path: Pa
     told = {(e.sampling_rate, e.count) for e in own.events("ann")}
     assert told == {(0.5, 2), (0.25, 4)}
     table, counts = Ledger.open(found.path, 4).counts()
-    mine = {(e.sampling_rate, int(n)) for e, n in zip(table.events, counts.toarray()[0], strict=True) if n}
+    mine = {
+        (e.sampling_rate, int(n))
+        for e, n in zip(table.events, counts.toarray()[0], strict=True)
+        if n
+    }
     assert mine == told
 
 
 def test_delta_and_guarantee_count_what_will_ever_arrive(tmp_path: Path) -> None:
-    """In period 1 devices announce 2, 1 and 2 examples, in all 4, 2, 2 and 2, so up to 7, 3, 3 and 3."""
-    batch = {"dp.delta": 0.0, "dp.sampling_rate": 0.0, "train.batch_size": 1, "train.local_steps": 1}
+    """In period 1 devices announce 2, 1 and 2 examples, in all 4, 2, 2 and 2, so up to 7, 3, 3 and
+    3.
+    """
+    batch = {
+        "dp.delta": 0.0,
+        "dp.sampling_rate": 0.0,
+        "train.batch_size": 1,
+        "train.local_steps": 1,
+    }
     settings = config(tmp_path, STREAM, EXAMPLE, batch)
     privacy = (real(tmp_path, settings).summary or {})["privacy"]
     assert privacy["delta"] == 1e-3  # 1/(10 x 16); by period 1 it would be 1/(10 x 7), 1e-2
@@ -200,17 +227,26 @@ def test_a_node_answers_for_the_periods_of_the_run_and_for_no_other(tmp_path: Pa
     settings = config(tmp_path, STREAM)
     node = node_of(RealGrid(settings, nodes(tmp_path)).contexts()[1])
     told = {period: node.activity(period).tolist() for period in range(4)}
-    assert told == {0: [2, 2], 1: [2, 0], 2: [2, 0], 3: [2, 2]}  # cid's of day 45 comes after the end
+    assert told == {
+        0: [2, 2],
+        1: [2, 0],
+        2: [2, 0],
+        3: [2, 2],
+    }  # cid's of day 45 comes after the end
     for period in (-1, 4):
         with pytest.raises(WrongInput, match=f"periods 1 to 3 .0 = all of them., got {period}"):
             node.terms.check_period(settings, period)
 
 
-def test_a_device_whose_node_is_away_is_inactive_until_the_node_says_what_it_holds(tmp_path: Path) -> None:
+def test_a_device_whose_node_is_away_is_inactive_until_the_node_says_what_it_holds(
+    tmp_path: Path,
+) -> None:
     settings = config(tmp_path, STREAM, EXAMPLE, {"train.rounds": 9, "place.deadline_s": 5.0})
     grid = Unsteady(settings, nodes(tmp_path))
     steps = {3: lambda: grid.here.remove(3), 4: lambda: grid.here.append(3)}
-    found = serve(grid, settings, {}, run_local, lambda row: steps.get(row["round"], lambda: None)())
+    found = serve(
+        grid, settings, {}, run_local, lambda row: steps.get(row["round"], lambda: None)()
+    )
     assert [row["cohort"] for row in found.rows()] == [3, 3, 3, 2, 3, 3, 4, 4, 4]
 
 
@@ -249,12 +285,16 @@ def test_devices_measure_each_period_on_what_they_hold_out(tmp_path: Path) -> No
 def test_what_comes_during_a_run_counts_from_its_period_on_and_a_new_device_with_the_next_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Bob's later records are filed while the run goes on; then node 1 has a device that it does not know."""
+    """Bob's later records are filed while the run goes on; then node 1 has a device that it does
+    not know.
+    """
     settings = config(tmp_path, STREAM, {"stream.memory": "current"})
     files = nodes(tmp_path)
     path = tmp_path / "data0" / "train.jsonl"
     whole = path.read_text()
-    early = [line for line in whole.splitlines(True) if json.loads(line)["text"][-2:] not in ("12", "13")]
+    early = [
+        line for line in whole.splitlines(True) if json.loads(line)["text"][-2:] not in ("12", "13")
+    ]
     path.write_text("".join(early))
 
     def change(row: dict[str, Any]) -> None:

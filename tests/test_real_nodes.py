@@ -1,7 +1,7 @@
 """Real nodes: data, ledger and terms of their own, whatever the server tells them.
 
-Seen to fail: an event written after the training, a ledger that forgets other runs, terms read from the
-run's config.
+Seen to fail: an event written after the training, a ledger that forgets other runs, terms read from
+the run's config.
 """
 
 import errno
@@ -110,7 +110,9 @@ def test_the_server_needs_no_example_of_anybody(tmp_path: Path) -> None:
 
 def test_the_server_tests_on_files_of_its_own(tmp_path: Path) -> None:
     write(tmp_path / "server" / "test.jsonl", ["somebody"])
-    settings = config(tmp_path, {"data.test": "test.jsonl", "place.data_dir": str(tmp_path / "server")})
+    settings = config(
+        tmp_path, {"data.test": "test.jsonl", "place.data_dir": str(tmp_path / "server")}
+    )
     found = run(tmp_path, settings)
     assert found.summary is not None
     assert 0 <= found.summary["metrics"]["accuracy"] <= 1
@@ -134,7 +136,9 @@ def test_a_node_writes_its_own_ledger_that_composes_over_runs(tmp_path: Path) ->
     assert (tmp_path / "state1").is_dir()
 
 
-def test_an_event_is_on_disk_before_the_node_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_is_on_disk_before_the_node_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def crash(*_: object) -> None:
         raise MemoryError
 
@@ -151,7 +155,13 @@ def test_a_task_sent_again_counts_once_with_a_seed_and_each_time_without(
 ) -> None:
     settings = config(tmp_path, EXAMPLE, {"train.rounds": 1, "dp.noise_source": source})
     for _ in range(2):  # the same round from the same model, to nodes that were restarted
-        serve(RealGrid(settings, nodes(tmp_path, insecure_noise=True)), settings, {}, run_local, fresh=True)
+        serve(
+            RealGrid(settings, nodes(tmp_path, insecure_noise=True)),
+            settings,
+            {},
+            run_local,
+            fresh=True,
+        )
     own = NodeLedger(tmp_path / "state0", np.array(["ann", "bob"]))
     assert sum(e.count for e in own.events("ann")) == counted
 
@@ -159,10 +169,14 @@ def test_a_task_sent_again_counts_once_with_a_seed_and_each_time_without(
 def test_a_node_takes_no_more_part_beyond_its_epsilon(tmp_path: Path) -> None:
     limit = epsilon([Event(1.0, 1.0, 3)], 1e-5) + 0.01
     settings = config(tmp_path, DEVICE, {"train.rounds": 9, "dp.delta": 0.5})
-    with pytest.raises(WrongInput, match=r"max-epsilon = .*, and this release would bring device 'ann'"):
+    with pytest.raises(
+        WrongInput, match=r"max-epsilon = .*, and this release would bring device 'ann'"
+    ):
         run(tmp_path, settings, max_epsilon=limit)
     own = NodeLedger(tmp_path / "state0", np.array(["ann", "bob"]))
-    assert own.events("ann") == (Event(1.0, 1.0, 3),)  # delta = 0.5 of the server's wish does not count
+    assert own.events("ann") == (
+        Event(1.0, 1.0, 3),
+    )  # delta = 0.5 of the server's wish does not count
 
 
 @pytest.mark.parametrize(
@@ -173,7 +187,11 @@ def test_a_node_takes_no_more_part_beyond_its_epsilon(tmp_path: Path) -> None:
         ({"max_clip_norm": 0.5}, EXAMPLE, "max-clip-norm = 0.5, got 1"),
         ({"min_noise_multiplier": 2}, DEVICE, "min-noise-multiplier = 2, got 1"),
         ({"min_noise_multiplier": 2}, EXAMPLE, "min-noise-multiplier = 2, got 1"),
-        ({"min_cohort": 9, "insecure_noise": True}, DEVICE | {"dp.trust": "secure_sum"}, "min-cohort = 9"),
+        (
+            {"min_cohort": 9, "insecure_noise": True},
+            DEVICE | {"dp.trust": "secure_sum"},
+            "min-cohort = 9",
+        ),
         ({"max_epsilon": 9.0}, DEVICE | {"data.activity_public": "exact"}, "tells no exact sizes"),
         ({"max_epsilon": "9"}, DEVICE, "wants a number of at least 0, got '9'"),
         ({}, DEVICE | {"dp.noise_source": "seeded"}, "insecure-noise=true"),
@@ -183,10 +201,18 @@ def test_a_node_takes_no_more_part_beyond_its_epsilon(tmp_path: Path) -> None:
         ({}, {"data.train": "../data1/*.jsonl"}, "leads out of the node's data-path"),
         ({}, {"data.vocabulary": "training"}, 'want data.vocabulary = "hashed"'),
         ({}, {"data.labels": ""}, "want data.labels"),
-        ({}, {"data.labels": "on,dim"}, "^((?!'off').)*do not fit the experiment; its own log says why$"),
+        (
+            {},
+            {"data.labels": "on,dim"},
+            "^((?!'off').)*do not fit the experiment; its own log says why$",
+        ),
         ({}, {"audit.coins": "record"}, "trains on its own examples as they are"),
         ({}, {"audit.mislabelled": 0.5}, "trains on its own examples as they are"),
-        ({}, {"canary.count": 1, "canary.pattern": "pin"}, "trains on its own examples as they are"),
+        (
+            {},
+            {"canary.count": 1, "canary.pattern": "pin"},
+            "trains on its own examples as they are",
+        ),
         ({}, {"stream.mode": "continual"}, "want periods that no records decide"),
     ],
 )
@@ -206,9 +232,12 @@ def test_a_clip_norm_in_the_message_alone_is_refused_too(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("devices", "why"), [(["ann", "ann"], "sorted, each once"), (["ann", "cid"], "'cid' is not on this node")]
+    ("devices", "why"),
+    [(["ann", "ann"], "sorted, each once"), (["ann", "cid"], "'cid' is not on this node")],
 )
-def test_a_device_asked_twice_or_elsewhere_is_refused(devices: list[str], why: str, tmp_path: Path) -> None:
+def test_a_device_asked_twice_or_elsewhere_is_refused(
+    devices: list[str], why: str, tmp_path: Path
+) -> None:
     settings = config(tmp_path, DEVICE)
     node = node_of(RealGrid(settings, nodes(tmp_path)).contexts()[0])
     cohort = Cohort(1, np.array(devices), None, np.ones(2), clip_norm=1.0)
@@ -228,7 +257,9 @@ def test_a_private_node_tells_no_exact_losses_and_measures_nothing(tmp_path: Pat
         grid.send_and_receive([task])
 
 
-def test_a_full_disk_at_the_node_stops_the_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_at_the_node_stops_the_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written = Ledger.write
 
     def full(ledger: Ledger, entry: Entry) -> None:
@@ -239,7 +270,9 @@ def test_a_full_disk_at_the_node_stops_the_release(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Ledger, "write", full)
     trained: list[object] = []
     monkeypatch.setattr("fedsim.app.node.node.answer", lambda *a: trained.append(a))
-    with pytest.raises(RunFailed, match=r"cannot write its ledger .*No space left on device.*nothing was"):
+    with pytest.raises(
+        RunFailed, match=r"cannot write its ledger .*No space left on device.*nothing was"
+    ):
         run(tmp_path, config(tmp_path, DEVICE))
     assert trained == []
 
@@ -277,7 +310,9 @@ def test_metrics_and_log_tell_how_a_run_does(tmp_path: Path) -> None:
         line.startswith("fedsim_") for line in lines
     )
     log = [json.loads(line) for line in (found.path / "log.jsonl").read_text().splitlines()]
-    assert [row["message"] for row in log if "round" in row["message"]][-1] == "round 2 of 2 is done"
+    assert [row["message"] for row in log if "round" in row["message"]][
+        -1
+    ] == "round 2 of 2 is done"
 
 
 def test_a_failed_run_says_why_in_its_metrics(tmp_path: Path) -> None:
@@ -300,7 +335,9 @@ def test_a_full_disk_at_the_server_is_told_and_the_run_goes_on_later(
 
     with monkeypatch.context() as patched:
         patched.setattr(RunDir, "write_checkpoint", full)
-        with pytest.raises(RunFailed, match=r"cannot be written .No space left on device.; make room"):
+        with pytest.raises(
+            RunFailed, match=r"cannot be written .No space left on device.; make room"
+        ):
             run(tmp_path, settings)
     done = run(tmp_path, settings)
     assert len(done.rows()) == 2

@@ -43,9 +43,12 @@ def audited_of(run: RunDir, config: Config | None = None) -> Audited:
 
 
 def largest_gap(run: RunDir, replay: Replay, round: int) -> float:
-    """The largest difference of any parameter between the replayed round and the run's next checkpoint."""
+    """The largest difference of any parameter between the replayed round and the run's next
+    checkpoint.
+    """
     seen = replay.round(round)
-    total, weights = no_update(seen.before), dict(zip(seen.cohort.devices, seen.cohort.weights, strict=True))
+    total = no_update(seen.before)
+    weights = dict(zip(seen.cohort.devices, seen.cohort.weights, strict=True))
     for device, change in replay.updates(seen):
         weight = weights[device]
         part = {name: weight * c.double() for name, c in change.items()}
@@ -70,7 +73,9 @@ SETTINGS: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
-def test_replayed_updates_add_up_to_the_step_of_the_run(tmp_path: Path, settings: dict[str, object]) -> None:
+def test_replayed_updates_add_up_to_the_step_of_the_run(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
     run = run_local(config(tmp_path, **KEPT | settings))
     replay = Replay(audited_of(run))
     for round in (1, 2, 3):
@@ -115,7 +120,8 @@ def test_a_device_that_starts_elsewhere_sends_something_else(tmp_path: Path) -> 
     seen = replay.round(1)
     elsewhere = {name: p + 0.1 for name, p in seen.before.items()}
     device = str(seen.cohort.devices[0])
-    one, other = replay.update(seen, device), replay.update(seen, device, elsewhere)
+    one = replay.update(seen, device)
+    other = replay.update(seen, device, elsewhere)
     assert one is not None
     assert other is not None
     assert not torch.equal(one["heads.label.bias"], other["heads.label.bias"])

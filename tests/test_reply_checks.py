@@ -36,7 +36,8 @@ ASKED = {
 def answer(node: int, **changes: object) -> Reply:
     """A good answer of a node to ASKED, but for the changes."""
     part = ASKED[node]
-    weight, count = float(part.weights.sum()), len(part)
+    weight = float(part.weights.sum())
+    count = len(part)
     update = Update({"w": torch.full((2,), weight).double()}, weight, count, {"loss_sum": 1.0})
     inner = {k: v for k, v in changes.items() if k in ("delta", "weight", "metrics")}
     outer = {k: v for k, v in changes.items() if k not in inner}
@@ -85,7 +86,11 @@ def test_good_answers_pass() -> None:
         ({"delta": {"w": torch.tensor([1.0, torch.nan])}}, {}, "NaN or infinity"),
         ({"delta": {"w": torch.tensor([1.0, torch.inf])}}, {}, "NaN or infinity"),
         ({"metrics": {"loss_sum": float("nan")}}, {}, "NaN or infinity"),
-        ({"delta": {"w": torch.tensor([40.1, 0.0])}}, {"max_norm": 10.0}, "norm is 40.1, at most 40"),
+        (
+            {"delta": {"w": torch.tensor([40.1, 0.0])}},
+            {"max_norm": 10.0},
+            "norm is 40.1, at most 40",
+        ),
         (
             {"delta": {"w": torch.ones(500)}},
             {"max_bytes": 300},
@@ -94,9 +99,13 @@ def test_good_answers_pass() -> None:
     ],
 )
 def test_a_wrong_answer_is_rejected_by_name_and_the_others_pass(
-    changes: dict[str, object], settings: dict[str, object], reason: str, caplog: pytest.LogCaptureFixture
+    changes: dict[str, object],
+    settings: dict[str, object],
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    first, second = message(7, pack_reply(answer(7, **changes))), message(8, pack_reply(answer(8)))
+    first = message(7, pack_reply(answer(7, **changes)))
+    second = message(8, pack_reply(answer(8)))
     passed, rejected = accepted(first, second, **settings)
     assert passed == [["c"]]
     assert rejected.keys() == {"a", "b"}
@@ -118,7 +127,8 @@ def test_a_message_that_cannot_be_read_is_rejected() -> None:
 
 
 def test_a_replay_costs_the_node_s_own_answer_nothing() -> None:
-    good, old = message(7, pack_reply(answer(7))), message(7, pack_reply(answer(7, round=3)))
+    good = message(7, pack_reply(answer(7)))
+    old = message(7, pack_reply(answer(7, round=3)))
     for order in ((good, old), (old, good), (good, good)):
         passed, rejected = accepted(*order)
         assert passed == [["a", "b"]]
@@ -197,7 +207,9 @@ def test_nothing_of_a_rejected_update_reaches_model_or_metrics(tmp_path: Path) -
     assert all(row["rejected"] > 0 for row in poisoned.rows())
     assert all(row["rejected"] + row["devices"] == row["cohort"] for row in poisoned.rows())
     same = [{k: v for k, v in row.items() if k != "rejected"} for row in plain_rows(absent)]
-    assert [{k: v for k, v in row.items() if k != "rejected"} for row in plain_rows(poisoned)] == same
+    assert [
+        {k: v for k, v in row.items() if k != "rejected"} for row in plain_rows(poisoned)
+    ] == same
 
 
 def test_too_few_valid_updates_leave_the_model_and_say_so(tmp_path: Path) -> None:
@@ -215,7 +227,8 @@ def test_a_device_whose_own_update_is_not_finite_falls_alone(
     """A node finds the device that spoils its sum; the others' sum is what it would be without it."""
     from clients.chunk import Assignment, Lane
 
-    whole, bad = Lane._work, "d00"
+    whole = Lane._work
+    bad = "d00"
 
     def spoiled(self: Lane, a: Assignment, *how: object) -> object:
         work = whole(self, a, *how)  # type: ignore[arg-type]
@@ -282,7 +295,9 @@ DIGITS = {
 
 
 def accuracy(out: Path, share: float, **settings: object) -> float:
-    """The test accuracy when a share of the devices sends five times the opposite of what it learned."""
+    """The test accuracy when a share of the devices sends five times the opposite of what it
+    learned.
+    """
     named = {key.replace("__", "."): value for key, value in settings.items()}
     chosen = from_flat(DIGITS | {"place.out": str(out / str(share))} | named)
     summary = run(chosen, adversarial(share, flipped(5.0)), nodes=1).summary
@@ -302,7 +317,10 @@ def test_robust_rules_hold_within_five_points(tmp_path: Path, rule: str) -> None
 def test_bounded_norms_keep_learning_but_lose_more(tmp_path: Path) -> None:
     """Bad devices still push as hard as the bound lets them, and good ones often push less."""
     bounded = {"aggregation__max_norm": 0.3, "aggregation__over_norm": "clip", "train__rounds": 12}
-    assert accuracy(tmp_path, 0.2, **bounded) > accuracy(tmp_path / "free", 0.2, train__rounds=12) + 0.4
+    assert (
+        accuracy(tmp_path, 0.2, **bounded)
+        > accuracy(tmp_path / "free", 0.2, train__rounds=12) + 0.4
+    )
 
 
 def test_poisoned_devices_are_counted_and_cost_only_themselves(tmp_path: Path) -> None:

@@ -99,7 +99,13 @@ def attack_rows(round: int, strength: float = 0.25) -> list[Row]:
     tpr = [f ** (1 - strength) for f in GRID]
     exposures = [0.4 + strength * 5 * i / 12 for i in range(24)]
     seen = {"round": round, "view": "final", "unit": "device"}
-    attack = seen | {"kind": "membership", "game": "coins", "fpr": GRID, "tpr": tpr, "blind_auc": 0.51}
+    attack = seen | {
+        "kind": "membership",
+        "game": "coins",
+        "fpr": GRID,
+        "tpr": tpr,
+        "blind_auc": 0.51,
+    }
     attack |= {"tpr_low": [t * 0.8 for t in tpr], "tpr_high": [min(1.0, t * 1.2) for t in tpr]}
     attack |= {"tpr_at_1pct": 0.03, "ppv_1pct": 0.04, "records": 400, "targets": 8}
     attack |= {"allowed_tpr": [min(1.0, math.exp(2) * f) for f in GRID]}
@@ -108,7 +114,8 @@ def attack_rows(round: int, strength: float = 0.25) -> list[Row]:
         for i in range(10)
     ]
     slices += [
-        ("membership", "label", f"label {i}", {"auc": 0.6, "auc_low": 0.5, "auc_high": 0.7}) for i in range(4)
+        ("membership", "label", f"label {i}", {"auc": 0.6, "auc_low": 0.5, "auc_high": 0.7})
+        for i in range(4)
     ]
     slices += [("canary", "copies", c, {"exposure_mean": 1.4 + c / 10}) for c in (1, 10, 50)]
     return [
@@ -132,7 +139,11 @@ def attack_rows(round: int, strength: float = 0.25) -> list[Row]:
                 "ceiling": top,
             }
             | {"epsilon_ledger": 3.0, "delta": 1e-4, "estimate": method == "one_shot"}
-            for method, low, top in (("two_worlds", 4, 5.2), ("one_run", 2, 3.4), ("one_shot", 16, 9.0))
+            for method, low, top in (
+                ("two_worlds", 4, 5.2),
+                ("one_run", 2, 3.4),
+                ("one_shot", 16, 9.0),
+            )
         ),
         *(
             {
@@ -157,7 +168,9 @@ def attacked(run: RunDir, strength: float = 0.25) -> RunDir:
     assert summary is not None
     rows = attack_rows(3, strength)
     kinds = ("membership", "canary", "audit")
-    run.write_summary(summary | {"attacks": {k: [row for row in rows if row["kind"] == k] for k in kinds}})
+    run.write_summary(
+        summary | {"attacks": {k: [row for row in rows if row["kind"] == k] for k in kinds}}
+    )
     return run
 
 
@@ -221,13 +234,23 @@ def test_attacks_stand_on_the_page_as_far_as_there_are_any(private: RunDir, tmp_
     text = plain_cells(attacked(made))
     assert "It was not measured in this run" not in text
     names = {p.stem for p in (made.path / "figures").glob("*.pdf")}
-    assert names >= {"roc", "exposure", "audits", "panel", "ledger", "membership-label", "canary-copies"}
+    assert names >= {
+        "roc",
+        "exposure",
+        "audits",
+        "panel",
+        "ledger",
+        "membership-label",
+        "canary-copies",
+    }
     assert '<tr class="bad"><td>RED</td><td>noise x 0</td>' in text
     assert '<tr class="good"><td>ok</td>' in text
     assert Page(text).open == []
 
 
-def test_an_audit_above_its_ledger_is_red_unless_it_is_an_estimate(plain: RunDir, tmp_path: Path) -> None:
+def test_an_audit_above_its_ledger_is_red_unless_it_is_an_estimate(
+    plain: RunDir, tmp_path: Path
+) -> None:
     text = plain_cells(attacked(copy(plain, tmp_path), 1.0))
     assert '<tr class="bad"><td>two worlds</td>' in text
     assert "<tr><td>one run</td>" in text
@@ -268,7 +291,9 @@ def test_runs_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_sweep_has_its_frontier_its_cheapest_run_and_its_failures_on_the_page(
     fedsim: Cli, tmp_path: Path
 ) -> None:
-    (tmp_path / "tiny.toml").write_text("".join(f"{k} = {v!r}\n" for k, v in SMALL.items() if k != "name"))
+    (tmp_path / "tiny.toml").write_text(
+        "".join(f"{k} = {v!r}\n" for k, v in SMALL.items() if k != "name")
+    )
     (tmp_path / "broken.py").write_text("def rule(view, settings, rng):\n    1 / 0\n")
     (tmp_path / "s.sweep.toml").write_text(
         'base = "tiny.toml"\nseeds = [1, 2]\n[set]\ndp.unit = "device"\nselection.cohort = 5\n'

@@ -43,10 +43,13 @@ return [...document.querySelectorAll("a")]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[webdriver.Chrome]:
     """A headless Chromium; where CI is set, its absence is a failure."""
-    found, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    found = shutil.which("chromium")
+    driver = shutil.which("chromedriver")
     if not found or not driver:
         if os.environ.get("CI"):
-            pytest.fail("chromium and chromedriver are missing: apt-get install chromium chromium-driver")
+            pytest.fail(
+                "chromium and chromedriver are missing: apt-get install chromium chromium-driver"
+            )
         pytest.skip("chromium and chromedriver are not here")
     options = webdriver.ChromeOptions()
     options.binary_location = found
@@ -75,8 +78,9 @@ def pixels(browser: webdriver.Chrome, box: dict[str, float]) -> np.ndarray:
 
 def boxes(browser: webdriver.Chrome) -> list[dict[str, float]]:
     return browser.execute_script(
-        "return [...document.querySelectorAll('figure svg')].map(s => { const r = s.getBoundingClientRect();"
-        "return {x: r.x + scrollX, y: r.y + scrollY, width: r.width, height: r.height}; });"
+        "return [...document.querySelectorAll('figure svg')].map(s => { const r = "
+        "s.getBoundingClientRect();return {x: r.x + scrollX, y: r.y + scrollY, width: r.width, "
+        "height: r.height}; });"
     )
 
 
@@ -95,7 +99,11 @@ def check(browser: webdriver.Chrome, page: Path, width: int, scheme: str) -> Non
     sizes = browser.execute_script(TEXT_PX)
     assert min(sizes) >= LEGIBLE_PX
     found = boxes(browser)
-    assert len(found) == browser.execute_script("return document.querySelectorAll('figure').length") > 0
+    assert (
+        len(found)
+        == browser.execute_script("return document.querySelectorAll('figure').length")
+        > 0
+    )
     for box in found:
         assert box["width"] > 250
         shot = pixels(browser, box)
@@ -116,7 +124,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         both = report_on([full.path, plain.path], 0.05).resolve()
-    return {"full": report_on([full.path], 0.05), "plain": report_on([plain.path], 0.05), "both": both}
+    return {
+        "full": report_on([full.path], 0.05),
+        "plain": report_on([plain.path], 0.05),
+        "both": both,
+    }
 
 
 @pytest.mark.parametrize(("width", "scheme"), VIEWS)
@@ -131,7 +143,9 @@ def test_a_link_leads_to_its_section(browser: webdriver.Chrome, pages: dict[str,
     open_page(browser, pages["full"], 360, "light")
     browser.find_element("link text", "Canaries").click()
     assert browser.current_url.endswith("#c0-canaries")
-    top = browser.execute_script("return document.getElementById('c0-canaries').getBoundingClientRect().top")
+    top = browser.execute_script(
+        "return document.getElementById('c0-canaries').getBoundingClientRect().top"
+    )
     assert abs(top) < 5
 
 
@@ -147,7 +161,9 @@ def test_a_figure_s_ink_is_the_page_s(browser: webdriver.Chrome, pages: dict[str
 
 
 @pytest.mark.slow
-def test_a_sweep_s_page_is_whole_too(browser: webdriver.Chrome, fedsim: Cli, tmp_path: Path) -> None:
+def test_a_sweep_s_page_is_whole_too(
+    browser: webdriver.Chrome, fedsim: Cli, tmp_path: Path
+) -> None:
     (tmp_path / "tiny.toml").write_text(
         "data.devices = 20\ndata.examples = 200\nmodel.embedding = 8\ntrain.rounds = 2\n"
         "selection.cohort = 5\n"

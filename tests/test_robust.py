@@ -59,7 +59,9 @@ def test_of_one_device_every_rule_returns_its_change(rule: str) -> None:
 
 
 @given(st.lists(st.floats(-5, 5), min_size=8, max_size=8), st.floats(-1e6, 1e6))
-def test_one_liar_of_nine_cannot_leave_the_range_of_the_others(honest: list[float], lie: float) -> None:
+def test_one_liar_of_nine_cannot_leave_the_range_of_the_others(
+    honest: list[float], lie: float
+) -> None:
     rows = {"w": torch.tensor([[h] for h in [*honest, lie]])}
     for rule in ("median", "trimmed_mean"):
         found = float(COMBINERS[rule](rows, Aggregation(rule=rule, trim=0.2))["w"])
@@ -71,7 +73,9 @@ def reply(first: int, count: int) -> Reply:
     numbers = torch.arange(first, first + count, dtype=torch.float32)
     stacked = {"w": torch.stack([numbers.sin(), numbers.cos()], 1), "b": numbers % 3}
     devices = np.array([f"d{i:02d}" for i in range(first, first + count)], dtype=np.str_)
-    return Reply(1, devices, Update(stacked, float(count), count, {"steps": float(count)}), single=True)
+    return Reply(
+        1, devices, Update(stacked, float(count), count, {"steps": float(count)}), single=True
+    )
 
 
 @pytest.mark.parametrize("rule", sorted(COMBINERS))
@@ -102,12 +106,16 @@ def test_single_updates_are_told_and_refused_under_a_secure_sum() -> None:
     settings = from_flat({"aggregation.rule": "median"})
     assert asked_of(settings).single
     assert "The server sees each device's update" in disclosure_sentences(settings)[0]
-    with pytest.raises(WrongInput, match=r"secure_sum.* only sums, and aggregation\.rule = 'median' needs"):
+    with pytest.raises(
+        WrongInput, match=r"secure_sum.* only sums, and aggregation\.rule = 'median' needs"
+    ):
         asked_of(from_flat({"aggregation.rule": "median", "dp.trust": "secure_sum"}))
     losses = {"selection.rule": "loss"}
     assert asked_of(from_flat(losses)).figures
     assert "each device's training loss" in disclosure_sentences(from_flat(losses))[0]
-    with pytest.raises(WrongInput, match=r"selection\.rule = 'loss' needs each device's training loss"):
+    with pytest.raises(
+        WrongInput, match=r"selection\.rule = 'loss' needs each device's training loss"
+    ):
         asked_of(from_flat({**losses, "dp.trust": "secure_sum"}))
     assert asked_of(from_flat({"dp.trust": "secure_sum"})).single is False
 
@@ -123,7 +131,9 @@ def test_bounds_on_updates_are_told() -> None:
 def test_a_step_that_is_no_rule_of_sums_is_refused_even_where_it_has_no_say() -> None:
     """Seen to fail: a rule that is not robust made without a look at its step."""
     for rule, step in (("median", "multi_krum"), ("median", "fedavgg"), ("fedadam", "fedavgg")):
-        with pytest.raises(WrongInput, match=f"aggregation.step = '{step}' is not known; choose one of fed"):
+        with pytest.raises(
+            WrongInput, match=f"aggregation.step = '{step}' is not known; choose one of fed"
+        ):
             make_aggregator(Aggregation(rule=rule, step=step))
 
 

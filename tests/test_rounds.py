@@ -65,7 +65,9 @@ def plain_rows(run: RunDir) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("rule", ["fedavg", "fedadam"])
 def test_the_same_seed_gives_the_same_bits(tmp_path: Path, rule: str) -> None:
-    runs = [run_local(config(tmp_path / x, aggregation__rule=rule, model__dropout=0.3)) for x in "ab"]
+    runs = [
+        run_local(config(tmp_path / x, aggregation__rule=rule, model__dropout=0.3)) for x in "ab"
+    ]
     one, two = map(final, runs)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert plain_rows(runs[0]) == plain_rows(runs[1])
@@ -113,7 +115,9 @@ def test_a_run_that_ended_anywhere_resumes_to_the_same_bits(tmp_path: Path) -> N
         with pytest.raises(Killed):
             run_local(broken, watch=stop_after(stop))
         with (RunDir.of(broken).path / "rounds.jsonl").open("a") as rows:
-            rows.write('{"round": ' if stop == 3 else json.dumps({"round": stop + 1}) + "\n")  # torn, ahead
+            rows.write(
+                '{"round": ' if stop == 3 else json.dumps({"round": stop + 1}) + "\n"
+            )  # torn, ahead
     resumed = run_local(broken)
     assert plain_rows(resumed) == plain_rows(undisturbed)
     assert all(torch.equal(final(resumed)[n], p) for n, p in final(undisturbed).items())
@@ -134,7 +138,9 @@ def test_kill_minus_nine_in_the_middle_changes_nothing(tmp_path: Path) -> None:
     ]
     (tmp_path / "x.toml").touch()
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, "--out=killed"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--out=killed"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
+    )
     rows: list[Path] = []
     limit = time.monotonic() + 120
     while not (rows and rows[0].read_text().count("\n") >= 5):
@@ -148,7 +154,9 @@ def test_kill_minus_nine_in_the_middle_changes_nothing(tmp_path: Path) -> None:
     assert killed.summary is None
     assert 5 <= len(killed.rows()) < 60
     for out in ("killed", "whole"):
-        subprocess.run([*command, f"--out={out}"], cwd=tmp_path, env=env, check=True, capture_output=True)
+        subprocess.run(
+            [*command, f"--out={out}"], cwd=tmp_path, env=env, check=True, capture_output=True
+        )
     whole = RunDir(next(tmp_path.glob("whole/**/rounds.jsonl")).parent)
     assert plain_rows(killed) == plain_rows(whole)
     assert all(torch.equal(final(killed)[n], p) for n, p in final(whole).items())
@@ -156,9 +164,13 @@ def test_kill_minus_nine_in_the_middle_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     first = run_local(config(tmp_path))
-    before = {p: p.stat().st_mtime_ns for p in first.path.rglob("*") if p.is_file() and p.name != "lock"}
+    before = {
+        p: p.stat().st_mtime_ns for p in first.path.rglob("*") if p.is_file() and p.name != "lock"
+    }
     run_local(config(tmp_path))
-    after = {p: p.stat().st_mtime_ns for p in first.path.rglob("*") if p.is_file() and p.name != "lock"}
+    after = {
+        p: p.stat().st_mtime_ns for p in first.path.rglob("*") if p.is_file() and p.name != "lock"
+    }
     assert before == after
 
 
@@ -293,7 +305,12 @@ def test_wrong_input_leaves_the_user_s_own_empty_folder(tmp_path: Path) -> None:
 
 
 def test_a_comparison_without_test_examples_is_refused(tmp_path: Path) -> None:
-    shared = {"data.source": "digits", "data.task": "image", "model.name": "mlp", "partition.name": "iid"}
+    shared = {
+        "data.source": "digits",
+        "data.task": "image",
+        "model.name": "mlp",
+        "partition.name": "iid",
+    }
     flat = TINY | shared | {"place.out": str(tmp_path)}
     with pytest.raises(WrongInput, match=r"train\.centralised needs test examples"):
         run_local(from_flat(flat | {"train.centralised": True}))

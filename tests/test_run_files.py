@@ -39,12 +39,18 @@ EVERYTHING = {
 
 
 @pytest.mark.slow
-def test_a_run_with_everything_switched_on_holds_the_files_of_the_table_and_no_other(tmp_path: Path) -> None:
-    """Seen to fail: with `releases.jsonl` left out of the table, and with a file that nobody writes."""
+def test_a_run_with_everything_switched_on_holds_the_files_of_the_table_and_no_other(
+    tmp_path: Path,
+) -> None:
+    """Seen to fail: with `releases.jsonl` left out of the table, and with a file that nobody
+    writes.
+    """
     done = run(EVERYTHING | {"place.out": str(tmp_path)})
     export_model(done, done.path / "model")
     write_report(done)
-    held = [path.relative_to(done.path).as_posix() for path in done.path.rglob("*") if path.is_file()]
+    held = [
+        path.relative_to(done.path).as_posix() for path in done.path.rglob("*") if path.is_file()
+    ]
     matching = {name: [pattern for pattern in FILES if fnmatch(name, pattern)] for name in held}
     assert [name for name, patterns in matching.items() if not patterns] == []
     seen = {pattern for patterns in matching.values() for pattern in patterns}

@@ -81,7 +81,9 @@ def test_a_bound_without_confidence_turns_its_row_red() -> None:
 
 def test_sampler_p_values_are_calibrated_and_see_fixed_batch_sizes() -> None:
     def p(seed: int) -> float:
-        return poisson_p_value(builds.poisson_batches(500, 200, 0.05, generator(seed, "sampler")), 0.05)
+        return poisson_p_value(
+            builds.poisson_batches(500, 200, 0.05, generator(seed, "sampler")), 0.05
+        )
 
     # nominal 5 %, Bonferroni, chi-squared only nearly: 3 s.e. of 500 are .03
     assert np.mean([p(seed) <= 0.05 for seed in range(500)]) <= 0.08

@@ -1,4 +1,5 @@
-"""What nodes tell and obey under trust that does not reach the server; whole small runs and single nodes.
+"""What nodes tell and obey under trust that does not reach the server; whole small runs and single
+nodes.
 
 Seen to fail: every test here, before the code did what its name says.
 """
@@ -118,7 +119,9 @@ def test_a_node_obeys_no_more_than_its_own_config_allows() -> None:
 
 
 @pytest.mark.parametrize("unit", [SUMS, DEVICES])
-def test_a_real_node_refuses_a_sum_that_is_only_simulated(unit: dict[str, object], tmp_path: Path) -> None:
+def test_a_real_node_refuses_a_sum_that_is_only_simulated(
+    unit: dict[str, object], tmp_path: Path
+) -> None:
     node = {"data-path": str(tmp_path)}
     context = Context(1, 2, node, RecordDict(), dict(to_flat(config(unit))))
     with pytest.raises(WrongInput, match="nothing is masked"):

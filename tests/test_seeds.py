@@ -6,7 +6,8 @@ from fedsim.seeds import generator, keyed_generator, torch_generator
 
 
 def test_the_same_names_give_the_same_numbers() -> None:
-    a, b = generator(1, "select", 3).random(5), generator(1, "select", 3).random(5)
+    a = generator(1, "select", 3).random(5)
+    b = generator(1, "select", 3).random(5)
     assert (a == b).all()
     assert torch_generator(1, "x").initial_seed() == torch_generator(1, "x").initial_seed()
 
@@ -18,8 +19,8 @@ def test_other_names_give_other_numbers() -> None:
 
 
 def test_streams_of_neighbouring_names_do_not_correlate() -> None:
-    # 2,000 streams of 50: the largest |mean| of standard normals over 2,000 stays under 5 / sqrt(50)
-    # with a false alarm rate under 2e-3.
+    # 2,000 streams of 50: the largest |mean| of standard normals over 2,000 stays under 5 /
+    # sqrt(50) with a false alarm rate under 2e-3.
     means = [generator(0, "noise", i).standard_normal(50).mean() for i in range(2000)]
     assert np.abs(means).max() < 5 / np.sqrt(50)
 

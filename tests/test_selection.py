@@ -47,13 +47,17 @@ def test_probabilities_by_hand() -> None:
     p = inclusion_probabilities(np.array([1.0, 1.0, 2.0]), 2)
     assert p.tolist() == [0.5, 0.5, 1.0]
     # 9 of 12 is over the cap: it is certain, and 1 is left for 1 + 2
-    assert inclusion_probabilities(np.array([1.0, 2.0, 9.0]), 2).tolist() == pytest.approx([1 / 3, 2 / 3, 1])
+    assert inclusion_probabilities(np.array([1.0, 2.0, 9.0]), 2).tolist() == pytest.approx(
+        [1 / 3, 2 / 3, 1]
+    )
     assert inclusion_probabilities(np.array([0.0, 5.0]), 3).tolist() == [0.0, 1.0]
     assert inclusion_probabilities(np.zeros(3), 3).tolist() == [0.0, 0.0, 0.0]
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=80), st.integers(1, 100))
-def test_probabilities_are_capped_ordered_and_sum_to_the_cohort(scores: list[float], size: int) -> None:
+def test_probabilities_are_capped_ordered_and_sum_to_the_cohort(
+    scores: list[float], size: int
+) -> None:
     s = np.array(scores)
     p = inclusion_probabilities(s, size)
     assert ((p >= 0) & (p <= 1)).all()
@@ -77,7 +81,9 @@ def inclusion_p_value(counts: NDArray[np.int64], p: NDArray[np.float64], trials:
     return float(chi2.sf(z2.sum(), random.sum()))
 
 
-def observed(rule: str, sampling: str, trials: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def observed(
+    rule: str, sampling: str, trials: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     found = cohorts(Selection(rule=rule, cohort=3, sampling=sampling), trials)
     counts = np.zeros(len(ACTIVITY), dtype=np.int64)
     stated = np.zeros(len(ACTIVITY))
@@ -90,10 +96,13 @@ def observed(rule: str, sampling: str, trials: int) -> tuple[NDArray[np.int64], 
 
 @pytest.mark.parametrize("sampling", ["poisson", "fixed"])
 @pytest.mark.parametrize(
-    "rule", ["uniform", "activity", "threshold", "mixture", "schedule", "least_used", "availability"]
+    "rule",
+    ["uniform", "activity", "threshold", "mixture", "schedule", "least_used", "availability"],
 )
 def test_observed_inclusion_equals_the_stated_probability(rule: str, sampling: str) -> None:
-    """False alarm 1 in 1,000 for Poisson; fixed sizes are negatively dependent, which only lowers it."""
+    """False alarm 1 in 1,000 for Poisson; fixed sizes are negatively dependent, which only lowers
+    it.
+    """
     counts, stated = observed(rule, sampling, 20000)
     assert counts[5] == 0  # a device without examples
     assert stated.sum() == pytest.approx(3)
@@ -147,8 +156,11 @@ def test_the_mixture_starves_nobody() -> None:
 
 
 def test_the_schedule_goes_from_activity_to_uniform() -> None:
-    first, last = stated("schedule", view(rounds=9)), stated("schedule", view(rounds=9, round=9))
-    assert first == pytest.approx({k: v for k, v in stated("activity", view()).items() if k in first})
+    first = stated("schedule", view(rounds=9))
+    last = stated("schedule", view(rounds=9, round=9))
+    assert first == pytest.approx(
+        {k: v for k, v in stated("activity", view()).items() if k in first}
+    )
     assert set(last.values()) == {3 / 7}
     middle = stated("schedule", view(rounds=9, round=5))
     assert middle["d4"] == pytest.approx((1.0 + 3 / 7) / 2)
@@ -195,13 +207,18 @@ INDEPENDENT = sorted(name for name, rule in SELECTORS.items() if rule.independen
 
 @pytest.mark.parametrize("rule", INDEPENDENT)
 def test_independent_coins_are_a_function_of_roster_and_round(rule: str) -> None:
-    """What an accountant rests on. Seen to fail: `independent=True` at the entries of least_used and loss."""
+    """What an accountant rests on.
+
+    Seen to fail: `independent=True` at the entries of least_used and loss.
+    """
     settings = Selection(rule=rule, cohort=3)
     p = inclusion(view(), settings)
     for change in ("participation", "losses"):
         other = view(**{change: np.arange(8.0)[::-1].astype(getattr(view(), change).dtype)})
         assert inclusion(other, settings).tolist() == p.tolist()
-    drawn = np.array([[d in found.devices for d in view().devices] for found in cohorts(settings, 4000)])
+    drawn = np.array(
+        [[d in found.devices for d in view().devices] for found in cohorts(settings, 4000)]
+    )
     size = drawn.sum(1)  # independent coins: variances add up; chi-square, false alarm 1 in 10,000
     assert abs(size.var() / (p * (1 - p)).sum() - 1) < 3.9 * np.sqrt(2 / 4000)
 
@@ -216,9 +233,13 @@ def test_a_normalised_rule_s_chances_depend_on_nobody_else(rule: str) -> None:
         assert np.delete(fewer, left_out).tolist() == np.delete(p, left_out).tolist()
 
 
-@pytest.mark.parametrize("rule", sorted(name for name, rule in SELECTORS.items() if not rule.reads_losses))
+@pytest.mark.parametrize(
+    "rule", sorted(name for name, rule in SELECTORS.items() if not rule.reads_losses)
+)
 def test_a_rule_that_does_not_say_so_reads_no_losses(rule: str) -> None:
-    """Seen to fail: the entry of loss without `reads_losses`; the strategy then shows it none, either."""
+    """Seen to fail: the entry of loss without `reads_losses`; the strategy then shows it none,
+    either.
+    """
     settings = Selection(rule=rule, cohort=3)
     drawn = [len(select(view(losses=None), settings, generator(i, "x"))) for i in range(20)]
     assert sum(drawn) > 0
@@ -254,14 +275,20 @@ def test_power_of_choice_takes_the_highest_losses_of_its_candidates() -> None:
     assert cohort.probabilities is None
     assert SELECTORS["loss"].reads_losses
     few = Selection(rule="loss", cohort=3, candidates=4)
-    found = [select(view(losses=losses), few, generator(i, "x")).devices.tolist() for i in range(50)]
+    found = [
+        select(view(losses=losses), few, generator(i, "x")).devices.tolist() for i in range(50)
+    ]
     assert all(len(devices) <= 3 and devices == sorted(devices) for devices in found)
     assert any("d4" in devices for devices in found)  # where few higher ones were candidates
 
 
 def test_devices_that_never_told_a_loss_are_chosen_by_chance() -> None:
     some = {
-        tuple(select(view(), Selection(rule="loss", cohort=1, candidates=8), generator(i, "x")).devices)
+        tuple(
+            select(
+                view(), Selection(rule="loss", cohort=1, candidates=8), generator(i, "x")
+            ).devices
+        )
         for i in range(100)
     }
     assert some == {("d0",), ("d1",), ("d2",), ("d3",), ("d4",), ("d6",), ("d7",)}
@@ -287,7 +314,9 @@ def test_cohorts_are_sorted_by_device() -> None:
 
 
 def test_an_unknown_rule_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(WrongInput, match=r"choose one of activity, availability.*did you mean 'activity'"):
+    with pytest.raises(
+        WrongInput, match=r"choose one of activity, availability.*did you mean 'activity'"
+    ):
         select(view(), Selection(rule="activty"), generator(1, "x"))
 
 

@@ -1,4 +1,6 @@
-"""Attacks over time and by fresh records: kept releases, forgetting, whether a device trained at all."""
+"""Attacks over time and by fresh records: kept releases, forgetting, whether a device trained at
+all.
+"""
 
 from pathlib import Path
 
@@ -59,7 +61,9 @@ def test_who_kept_the_releases_finds_what_the_last_model_forgot(moving: RunDir) 
     assert one(moving, attack="difference")["auc_low"] > 0.5
 
 
-def test_the_final_model_is_judged_on_kept_and_deleted_records_and_by_period(moving: RunDir) -> None:
+def test_the_final_model_is_judged_on_kept_and_deleted_records_and_by_period(
+    moving: RunDir,
+) -> None:
     arrivals = audited_of(moving).holdings.arrivals
     assert arrivals is not None
     game = membership_game(audited_of(moving))
@@ -68,13 +72,16 @@ def test_the_final_model_is_judged_on_kept_and_deleted_records_and_by_period(mov
     assert rows[False]["records"] == gone.sum()
     assert rows[True]["records"] == (~gone).sum()
     assert set(sliced(moving, "period", "loss", "final")) == {1, 2, 3}
-    assert sliced(moving, "kept", "loss_last", "releases") == sliced(moving, "kept", "loss", "final")
+    assert sliced(moving, "kept", "loss_last", "releases") == sliced(
+        moving, "kept", "loss", "final"
+    )
     assert found(moving, kind="slice", slice="activity_decile", attack="difference")
 
 
 def test_the_difference_equals_a_direct_computation(moving: RunDir) -> None:
     audited = audited_of(moving)
-    game, arrivals = membership_game(audited), audited.holdings.arrivals
+    game = membership_game(audited)
+    arrivals = audited.holdings.arrivals
     assert arrivals is not None
     which = arrivals.period[game.rows] == 2
     params = [read_release(moving, period) for period in (1, 2)]
@@ -82,13 +89,16 @@ def test_the_difference_equals_a_direct_computation(moving: RunDir) -> None:
         predict(audited.module, audited.task, p, game.records).logp for p in params if p is not None
     )
     expected = auc((after - before)[which], game.member[which])
-    assert sliced(moving, "period", "difference", "releases")[2] == pytest.approx(expected, abs=1e-6)
+    assert sliced(moving, "period", "difference", "releases")[2] == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_an_audit_within_a_run_asks_only_about_what_has_arrived(moving: RunDir) -> None:
     audited = audited_of(moving)
     early = type(audited)(**{**vars(audited), "round": 2, "ended": False})
-    game, arrivals = membership_game(early), audited.holdings.arrivals
+    game = membership_game(early)
+    arrivals = audited.holdings.arrivals
     assert arrivals is not None
     assert set(arrivals.period[game.rows]) == {1}
     assert {each.attack for each in release_rows(early) if isinstance(each, Membership)} == {
@@ -101,7 +111,9 @@ def test_an_audit_within_a_run_asks_only_about_what_has_arrived(moving: RunDir) 
 
 def test_records_whose_release_was_not_kept_are_left_out() -> None:
     series = {0: np.zeros(3), 3: np.ones(3)}
-    found = {name: (scores, known) for name, scores, known in _attacks(series, np.array([1, 2, 3]), 3)}
+    found = {
+        name: (scores, known) for name, scores, known in _attacks(series, np.array([1, 2, 3]), 3)
+    }
     assert found["loss_own_period"][1].tolist() == [False, False, True]
     assert found["difference"][1].tolist() == [False, False, False]
     assert found["loss_best"][0].tolist() == [1.0, 1.0, 1.0]
@@ -151,8 +163,10 @@ def test_fresh_records_need_a_held_out_part(tmp_path: Path) -> None:
 def test_a_devices_score_is_the_mean_of_the_ratio_over_its_records(tmp_path: Path) -> None:
     run = run_local(config(tmp_path, **ASKED, audit__references=0))
     game = fresh_game(audited_of(run))
-    rng, records = np.random.default_rng(1), len(game.rows)
-    own, others = -rng.exponential(size=records), -rng.exponential(size=(4, records))
+    rng = np.random.default_rng(1)
+    records = len(game.rows)
+    own = -rng.exponential(size=records)
+    others = -rng.exponential(size=(4, records))
 
     def said(logp: np.ndarray) -> Predictions:  # type: ignore[type-arg]
         return Predictions(logp, logp, logp, logp > -1)
@@ -161,5 +175,7 @@ def test_a_devices_score_is_the_mean_of_the_ratio_over_its_records(tmp_path: Pat
     ratio = own - np.log(np.exp(others).mean(0))
     trial = device_trial(target, game, "ratio")
     devices = np.unique(game.owner)
-    np.testing.assert_allclose(trial.scores, [ratio[game.owner == d].mean() for d in devices], atol=1e-6)
+    np.testing.assert_allclose(
+        trial.scores, [ratio[game.owner == d].mean() for d in devices], atol=1e-6
+    )
     assert trial.member.tolist() == [bool(game.member[game.owner == d].all()) for d in devices]

@@ -1,4 +1,5 @@
-"""A node that trusts one publisher runs nobody else's bundle: `flower-supernode --trusted-entities`.
+"""A node that trusts one publisher runs nobody else's bundle: `flower-supernode
+--trusted-entities`.
 
 The bundle's own packages come first: others of their names that are installed are not imported.
 """
@@ -40,13 +41,17 @@ def ended(there: Connection, run_id: str) -> RunState:
 
 
 def test_an_unsigned_and_a_foreign_signed_bundle_are_refused_by_the_node(tmp_path: Path) -> None:
-    ours, foreign, port = tmp_path / "ours", tmp_path / "foreign", free_port()
+    ours = tmp_path / "ours"
+    foreign = tmp_path / "foreign"
+    port = free_port()
     write_keys(ours)
     write_keys(foreign)
     env = {"FLWR_SUPERGRID_API_URL": f"http://127.0.0.1:{port}/v1"}
     for name in ("clients", "strategies"):  # as `pip install clients` would bring
         (tmp_path / "installed" / name).mkdir(parents=True)
-        (tmp_path / "installed" / name / "__init__.py").write_text("raise ImportError('somebody else')")
+        (tmp_path / "installed" / name / "__init__.py").write_text(
+            "raise ImportError('somebody else')"
+        )
     with Federation(tmp_path / "home", python_path=[tmp_path / "installed"]) as federation:
         subprocess.run(
             [str(script("flwr")), "build", "--app", str(ROOT)], cwd=tmp_path, env=federation.env("user"),

@@ -34,7 +34,9 @@ def counts(true: str, predicted: str) -> tuple[int, int, int]:
         ("O O B-y", "O O B-y", (1, 1, 1)),  # the last token
     ],
 )
-def test_spans_are_counted_as_conll_does(true: str, predicted: str, expected: tuple[int, int, int]) -> None:
+def test_spans_are_counted_as_conll_does(
+    true: str, predicted: str, expected: tuple[int, int, int]
+) -> None:
     assert counts(true, predicted) == expected
 
 
@@ -48,7 +50,9 @@ def logits(ids: list[int], classes: int) -> torch.Tensor:
 
 
 def test_intent_slot_metrics_by_hand() -> None:
-    spec = Spec("intent_slots", 9, labels=("a", "b"), tags=NAMES, labels_unseen=("c",), tags_unseen=("B-z",))
+    spec = Spec(
+        "intent_slots", 9, labels=("a", "b"), tags=NAMES, labels_unseen=("c",), tags_unseen=("B-z",)
+    )
     task = IntentSlots(spec)
     batch = {"label": torch.tensor([0, 1, 2]), "tags": torch.tensor([[0, 1], [1, 2], [5, -1]])}
     outputs = {
@@ -58,7 +62,9 @@ def test_intent_slot_metrics_by_hand() -> None:
     metrics = task.metrics(task.scores(outputs, batch))
     assert metrics["intent_accuracy"] == pytest.approx(1 / 3)
     assert metrics["frame_accuracy"] == pytest.approx(1 / 3)
-    assert metrics["slot_f1"] == pytest.approx(2 * 2 / (3 + 2))  # the unseen tag is a span that is missed
+    assert metrics["slot_f1"] == pytest.approx(
+        2 * 2 / (3 + 2)
+    )  # the unseen tag is a span that is missed
     right = float(torch.log1p(torch.exp(torch.tensor(-5.0))))  # cross entropy of a right intent
     each_tag = float(torch.log1p(4 * torch.exp(torch.tensor(-5.0))))
     assert metrics["loss"] == pytest.approx((right + (right + 5) + 2 * each_tag) / 2, rel=1e-6)
@@ -66,7 +72,10 @@ def test_intent_slot_metrics_by_hand() -> None:
 
 def test_sums_of_batches_give_the_metrics_of_the_whole() -> None:
     task = Classification(Spec("classification", 9, labels=("a", "b", "c")), input="tokens")
-    label, out = torch.arange(10) % 3, torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    label = torch.arange(10) % 3
+    out = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
     whole = task.scores({"label": out}, {"label": label})
-    parts = [task.scores({"label": out[s]}, {"label": label[s]}) for s in (slice(0, 4), slice(4, 10))]
+    parts = [
+        task.scores({"label": out[s]}, {"label": label[s]}) for s in (slice(0, 4), slice(4, 10))
+    ]
     assert whole == pytest.approx({name: sum(p[name] for p in parts) for name in whole}, rel=1e-6)

@@ -1,6 +1,7 @@
 """What a run promises is never less than what its ledger counts; who counts as a device.
 
-Seen to fail: a guarantee over `train.rounds` alone, members of the last period alone, groups as int16.
+Seen to fail: a guarantee over `train.rounds` alone, members of the last period alone, groups as
+int16.
 """
 
 from pathlib import Path
@@ -50,7 +51,9 @@ def test_the_guarantee_counts_rounds_that_were_done_again_with_other_noise(tmp_p
     run = run_local(settings)
     assert run.summary is not None
     found = run.summary["privacy"]
-    assert found["epsilon_guarantee"] == pytest.approx(epsilon([Event(1.0, 0.2, 25)], found["delta"]))
+    assert found["epsilon_guarantee"] == pytest.approx(
+        epsilon([Event(1.0, 0.2, 25)], found["delta"])
+    )
     assert found["epsilon_guarantee"] >= found["epsilon_max"]
     statement = (run.path / "privacy.md").read_text()
     assert "5 round(s) that were done again" in statement
@@ -58,7 +61,9 @@ def test_the_guarantee_counts_rounds_that_were_done_again_with_other_noise(tmp_p
 
 
 def spending(tmp_path: Path, activity: list[int], now: list[int]) -> Spending:
-    strategy = SimpleNamespace(roster=SimpleNamespace(devices=np.array(["a", "b"]), activity=np.array(now)))
+    strategy = SimpleNamespace(
+        roster=SimpleNamespace(devices=np.array(["a", "b"]), activity=np.array(now))
+    )
     run = SimpleNamespace(path=tmp_path)
     settings = from_flat({"dp.unit": "device", "aggregation.rule": "fedavg"})
     return Spending(settings, strategy, run, 1e-3, "seeded", np.array(activity))  # type: ignore[arg-type]

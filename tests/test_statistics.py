@@ -5,7 +5,14 @@ import pytest
 from scipy import stats
 
 from fedsim.audit.intervals import over_targets, proportion_high, proportion_low
-from fedsim.audit.region import excess, gaussian, gaussian_epsilon, gaussian_mu, largest_auc, polygon
+from fedsim.audit.region import (
+    excess,
+    gaussian,
+    gaussian_epsilon,
+    gaussian_mu,
+    largest_auc,
+    polygon,
+)
 from fedsim.audit.roc import (
     auc,
     auc_standard_error,
@@ -45,7 +52,9 @@ def test_the_standard_errors_of_the_auc_match_repeated_draws() -> None:
 def test_balanced_accuracy_of_noise_is_a_half_on_average() -> None:
     found = [balanced_accuracy(*drawn(50, 0.0, "noise", i)) for i in range(400)]
     assert np.mean(found) == pytest.approx(0.5, abs=4 * np.std(found) / 20)
-    best = [np.max(np.subtract(*roc(*drawn(50, 0.0, "noise", i))[::-1])) / 2 + 0.5 for i in range(400)]
+    best = [
+        np.max(np.subtract(*roc(*drawn(50, 0.0, "noise", i))[::-1])) / 2 + 0.5 for i in range(400)
+    ]
     assert np.mean(best) > 0.56  # sabotage: the best threshold of the same records
     assert balanced_accuracy(*drawn(5000, 2.0)) == pytest.approx(stats.norm.cdf(1), abs=0.02)
 
@@ -56,7 +65,9 @@ def test_the_true_positive_rate_at_one_percent_is_that_of_the_distribution() -> 
 
 
 def test_a_rate_with_too_few_non_members_is_refused() -> None:
-    with pytest.raises(WrongInput, match=r"at 0.1% false positives wants 10,000 non-members, got 5,000"):
+    with pytest.raises(
+        WrongInput, match=r"at 0.1% false positives wants 10,000 non-members, got 5,000"
+    ):
         tpr_at(0.001, *drawn(5000, 0.0))
 
 
@@ -123,7 +134,8 @@ def test_the_best_attacks_on_a_gaussian_mechanism_have_the_published_aucs() -> N
 def test_the_best_attack_exceeds_its_own_profile_in_at_most_five_percent_of_trials() -> None:
     mu = 1.0
     found = [
-        excess(*drawn(500, mu, "region", i), gaussian(mu), generator(0, "split", i)) > 0 for i in range(1000)
+        excess(*drawn(500, mu, "region", i), gaussian(mu), generator(0, "split", i)) > 0
+        for i in range(1000)
     ]
     assert np.mean(found) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1000)
 

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from fedsim.config import Data, Stream
 from fedsim.data.holdings import Holdings
-from fedsim.data.stream import DAY, Arrivals, by_poisson, by_time, period_of_round, rounds_per_period
+from fedsim.data.stream import (
+    DAY,
+    Arrivals,
+    by_poisson,
+    by_time,
+    period_of_round,
+    rounds_per_period,
+)
 from fedsim.data.synthetic_requests import Requests
 from fedsim.errors import WrongInput
 
@@ -75,7 +82,9 @@ def test_a_deleted_record_is_gone_from_its_period_on() -> None:
     arrivals = by_hand(deletions=1.0)
     assert (arrivals.deleted > arrivals.period).all()
     for period in (1, 2, 3, 4):
-        assert (arrivals.held(period) == ((arrivals.period <= period) & (arrivals.deleted > period))).all()
+        assert (
+            arrivals.held(period) == ((arrivals.period <= period) & (arrivals.deleted > period))
+        ).all()
 
 
 def test_edges_by_name_are_those_of_the_periods_and_later_records_never_arrive() -> None:
@@ -118,14 +127,18 @@ def test_edges_that_cut_nothing_are_refused(settings: dict[str, object], why: st
 
 @pytest.mark.parametrize("other", [{"arrivals": "poisson"}, {"cut": "examples"}])
 def test_edges_that_nothing_goes_by_are_refused(other: dict[str, object]) -> None:
-    with pytest.raises(WrongInput, match=r'want stream\.arrivals = "time" and stream\.cut = "duration"'):
+    with pytest.raises(
+        WrongInput, match=r'want stream\.arrivals = "time" and stream\.cut = "duration"'
+    ):
         Holdings(data(), stream(begin="2024-01-01", **other), 0.0, 0)
 
 
 def test_periods_may_hold_equally_many_examples() -> None:
     time = np.array([0.0, 1, 2, 3, 4, 5, 6, 1000])
     assert by_time(stream(cut="examples"), OWNER, time, seed=1).sizes.tolist() == [2, 2, 2, 2]
-    with pytest.raises(WrongInput, match=r"period 2 of stream\.periods = 4 has no training example"):
+    with pytest.raises(
+        WrongInput, match=r"period 2 of stream\.periods = 4 has no training example"
+    ):
         by_time(stream(), OWNER, time, seed=1)
 
 
@@ -172,7 +185,8 @@ def test_held_out_examples_are_never_trained_on_and_nothing_is_lost() -> None:
     dataset = data()
     holdings = Holdings(dataset, Stream(), 0.3, seed=1)
     for i, device in enumerate(dataset.devices.tolist()):
-        kept, out = holdings.train(device), holdings.held_out(device)
+        kept = holdings.train(device)
+        out = holdings.held_out(device)
         assert len(out) == int(0.3 * dataset.activity[i]) == holdings.held_out_sizes()[i]
         assert len(kept) + len(out) == dataset.activity[i]
         assert len(kept) == holdings.activity()[i] >= 1

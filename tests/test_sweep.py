@@ -61,7 +61,12 @@ def test_a_grid_is_every_combination_with_seeds_innermost(tmp_path: Path) -> Non
         (rule, lr, seed) for rule in ("uniform", "activity") for lr in ("0.1", "1") for seed in "12"
     ]
     found = members(sweep, {"place.threads": 1}, never)[0].config
-    assert (found.name, found.train.rounds, found.data.devices, found.place.threads) == ("s", 7, 20, 1)
+    assert (found.name, found.train.rounds, found.data.devices, found.place.threads) == (
+        "s",
+        7,
+        20,
+        1,
+    )
 
 
 def test_coupled_values_are_set_together(tmp_path: Path) -> None:
@@ -78,7 +83,10 @@ train.lr = 2.0
     )
     found = members(load_sweep(written(tmp_path, text)), {}, never)
     assert [m.where["strength"] for m in found[:4]] == ["soft", "soft", "train.lr=2", "train.lr=2"]
-    assert [(m.config.train.lr, m.config.train.momentum) for m in found[:4:2]] == [(0.1, 0.9), (2.0, 0.0)]
+    assert [(m.config.train.lr, m.config.train.momentum) for m in found[:4:2]] == [
+        (0.1, 0.9),
+        (2.0, 0.0),
+    ]
 
 
 def test_an_epsilon_on_the_grid_is_calibrated_for_each_combination(tmp_path: Path) -> None:
@@ -95,7 +103,9 @@ def test_an_epsilon_on_the_grid_is_calibrated_for_each_combination(tmp_path: Pat
 
 
 def test_the_same_run_stands_once(tmp_path: Path) -> None:
-    sweep = load_sweep(written(tmp_path, GRID.replace('"uniform", "activity"', '"uniform", "uniform"')))
+    sweep = load_sweep(
+        written(tmp_path, GRID.replace('"uniform", "activity"', '"uniform", "uniform"'))
+    )
     assert where(sweep) == [("uniform", "1"), ("uniform", "2")]
 
 
@@ -133,13 +143,18 @@ def test_what_a_sweep_cannot_mean_is_told(tmp_path: Path, line: str, sentence: s
 
 
 def test_the_frontier_is_what_no_other_point_beats() -> None:
-    utility, epsilon = pd.Series([0.5, 0.7, 0.6, 0.7]).to_numpy(), pd.Series([1.0, 8.0, 9.0, 4.0]).to_numpy()
+    utility = pd.Series([0.5, 0.7, 0.6, 0.7]).to_numpy()
+    epsilon = pd.Series([1.0, 8.0, 9.0, 4.0]).to_numpy()
     assert frontier(utility, epsilon).tolist() == [True, False, False, True]
 
 
 def test_the_cheapest_good_run_costs_least_epsilon_then_least_time() -> None:
     table = pd.DataFrame(
-        {"utility": [0.70, 0.68, 0.68, 0.5], "epsilon": [8.0, 4.0, 4.0, 1.0], "seconds": [1.0, 9.0, 5.0, 1.0]}
+        {
+            "utility": [0.70, 0.68, 0.68, 0.5],
+            "epsilon": [8.0, 4.0, 4.0, 1.0],
+            "seconds": [1.0, 9.0, 5.0, 1.0],
+        }
     )
     found = cheapest(table, 0.05)
     assert found is not None
@@ -173,7 +188,10 @@ def test_a_failed_run_stops_no_other(fedsim: Cli, tmp_path: Path) -> None:
     assert "2 of 4 runs failed" in done.stderr
     table = (tmp_path / "runs/s/table.md").read_text()
     assert "| uniform | 2 |" in table
-    assert "**Failed:** selection.rule broken:rule, seed 1: ZeroDivisionError: division by zero" in table
+    assert (
+        "**Failed:** selection.rule broken:rule, seed 1: ZeroDivisionError: division by zero"
+        in table
+    )
     (tmp_path / "broken.py").write_text("from strategies.selection import uniform as rule\n")
     again = fedsim("sweep", "s.sweep.toml", "--jobs", "2")
     assert "2 of 4 runs were finished already" in again.stdout
@@ -183,7 +201,8 @@ def test_a_failed_run_stops_no_other(fedsim: Cli, tmp_path: Path) -> None:
 def test_the_tables_are_the_same_in_three_formats(fedsim: Cli, tmp_path: Path) -> None:
     fedsim("sweep", str(written(tmp_path)))
     folder = tmp_path / "runs/s"
-    csv, parquet = pd.read_csv(folder / "table.csv"), pd.read_parquet(folder / "table.parquet")
+    csv = pd.read_csv(folder / "table.csv")
+    parquet = pd.read_parquet(folder / "table.parquet")
     pd.testing.assert_frame_equal(csv, parquet, check_dtype=False)
     assert csv["seeds"].tolist() == [2, 2]
     assert csv["epsilon"].tolist() == [float("inf")] * 2
@@ -206,7 +225,9 @@ def begin(folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def rows_written(folder: Path) -> int:
-    return sum(len(path.read_text().splitlines()) for path in folder.glob("runs/s/*/*/rounds.jsonl"))
+    return sum(
+        len(path.read_text().splitlines()) for path in folder.glob("runs/s/*/*/rounds.jsonl")
+    )
 
 
 def kill_at(folder: Path, rows: int) -> None:
@@ -222,7 +243,8 @@ def kill_at(folder: Path, rows: int) -> None:
 @pytest.mark.slow
 def test_a_sweep_killed_at_five_random_points_ends_with_the_same_table(tmp_path: Path) -> None:
     base = BASE.replace("train.rounds = 3", "train.rounds = 60")
-    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    calm = tmp_path / "calm"
+    killed = tmp_path / "killed"
     for folder in (calm, killed):
         folder.mkdir()
         written(folder, base=base)
@@ -230,8 +252,13 @@ def test_a_sweep_killed_at_five_random_points_ends_with_the_same_table(tmp_path:
     finished: dict[str, str] = {}
     for rows in sorted(random.Random(9).sample(range(1, 235), 5)):
         kill_at(killed, rows)
-        now = {str(p): json.loads(p.read_text())["finished"] for p in killed.glob("runs/s/*/*/manifest.json")}
-        assert all(now[path] == when for path, when in finished.items())  # no finished run is repeated
+        now = {
+            str(p): json.loads(p.read_text())["finished"]
+            for p in killed.glob("runs/s/*/*/manifest.json")
+        }
+        assert all(
+            now[path] == when for path, when in finished.items()
+        )  # no finished run is repeated
         finished = {path: when for path, when in now.items() if when}
     assert begin(killed).wait() == 0
     tables = [steady(pd.read_csv(folder / "runs/s/table.csv")) for folder in (calm, killed)]

@@ -10,9 +10,11 @@ from fedsim.types import PAD
 
 
 def test_a_device_s_requests_depend_on_seed_and_device_alone() -> None:
-    one, again = Requests(Data(devices=50, examples=900)), Requests(Data(devices=50, examples=900))
+    one = Requests(Data(devices=50, examples=900))
+    again = Requests(Data(devices=50, examples=900))
     again.train("d07")
-    a, b = one.train("d03").fields, again.train("d03").fields
+    a = one.train("d03").fields
+    b = again.train("d03").fields
     assert all(torch.equal(a[name], b[name]) for name in a)
     other = Requests(Data(devices=50, examples=900, seed=1)).train("d03").fields
     assert not torch.equal(a["tokens"][:3], other["tokens"][:3])
@@ -24,8 +26,12 @@ def test_a_device_holds_as_many_examples_as_its_activity_says() -> None:
 
 
 def test_the_same_seed_makes_the_same_requests_for_ever() -> None:
-    """Sabotage: intents drawn with 0.31 for 0.3. Who changes this on purpose also changes FINGERPRINT."""
-    data, made = Requests(Data(devices=20, examples=400, seed=7)), hashlib.sha256()
+    """Sabotage: intents drawn with 0.31 for 0.3.
+
+    Who changes this on purpose also changes FINGERPRINT.
+    """
+    data = Requests(Data(devices=20, examples=400, seed=7))
+    made = hashlib.sha256()
     for examples in (data.dev, data.test, *(data.train(str(device)) for device in data.devices)):
         assert examples is not None
         for field in ("tokens", "label", "tags"):
@@ -43,7 +49,8 @@ def test_tags_stand_at_tokens_and_only_there() -> None:
 def test_words_are_misheard_about_as_often_as_stated() -> None:
     data = Requests(Data(devices=1, examples=20000, activity="equal"))
     firsts = {value.split()[0] for value in SLOTS["item"].split("|")}
-    words, fields = ("",) * 2 + data.spec.words, data.train("d0").fields
+    words = ("",) * 2 + data.spec.words
+    fields = data.train("d0").fields
     heard = fields["tokens"][fields["tags"] == data.spec.tags.index("B-item")].tolist()
     wrong = sum(words[i] not in firsts for i in heard) / len(heard)
     expected = MISHEARD * (1 - len(firsts) / len(data.spec.words))

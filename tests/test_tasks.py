@@ -1,4 +1,6 @@
-"""Losses and metrics on numbers worked by hand; words, held-out tests and the models that fit a task."""
+"""Losses and metrics on numbers worked by hand; words, held-out tests and the models that fit a
+task.
+"""
 
 import math
 
@@ -39,7 +41,9 @@ def test_the_loss_of_a_message_is_the_mean_over_its_known_next_words():
 def test_perplexity_is_over_known_words_and_accuracy_over_all():
     metrics = LANGUAGE.metrics(LANGUAGE.scores({"next": ODDS.log()}, WORDS))
     assert metrics["perplexity"] == pytest.approx(2 ** ((1 + 3 + 4) / 3))
-    assert metrics["word_accuracy"] == 1 / 4  # first word right; "unknown" said for unknown is wrong
+    assert (
+        metrics["word_accuracy"] == 1 / 4
+    )  # first word right; "unknown" said for unknown is wrong
     assert metrics["loss"] == pytest.approx((2 + 4) / 2 * LN2)
 
 
@@ -50,7 +54,9 @@ def test_a_message_of_unknown_words_only_has_no_loss_and_no_gradient():
     (grad,) = torch.autograd.grad(loss.sum(), logits)
     assert loss.item() == 0.0
     assert not grad.any()
-    assert LANGUAGE.metrics(LANGUAGE.scores({"next": logits.detach()}, batch)) == {"word_accuracy": 0.0}
+    assert LANGUAGE.metrics(LANGUAGE.scores({"next": logits.detach()}, batch)) == {
+        "word_accuracy": 0.0
+    }
 
 
 def test_the_perplexity_of_a_diverged_model_stays_a_number():
@@ -62,7 +68,10 @@ def test_the_perplexity_of_a_diverged_model_stays_a_number():
 
 def test_sums_of_batches_add_up():
     both = LANGUAGE.scores({"next": ODDS.log()}, WORDS)
-    parts = [LANGUAGE.scores({"next": ODDS[i : i + 1].log()}, {"next": WORDS["next"][[i]]}) for i in (0, 1)]
+    parts = [
+        LANGUAGE.scores({"next": ODDS[i : i + 1].log()}, {"next": WORDS["next"][[i]]})
+        for i in (0, 1)
+    ]
     assert both == pytest.approx({name: parts[0][name] + parts[1][name] for name in both})
 
 
@@ -110,7 +119,9 @@ def test_next_tokens_are_views_of_the_same_memory():
     fields = next_tokens(ids)
     assert fields["tokens"].tolist() == [[5, 6], [8, 9]]
     assert fields["next"].tolist() == [[6, 7], [9, PAD]]
-    assert fields["tokens"].untyped_storage().data_ptr() == fields["next"].untyped_storage().data_ptr()
+    assert (
+        fields["tokens"].untyped_storage().data_ptr() == fields["next"].untyped_storage().data_ptr()
+    )
 
 
 def test_messages_cut_to_one_token_are_refused():
@@ -139,7 +150,8 @@ def test_language_examples_need_two_tokens_and_no_label():
 def test_a_held_out_share_is_drawn_from_each_device_and_repeats():
     data = Data(task="language", test_share=0.25)
     train = {"text": [f"word {i}" for i in range(13)], "device": ["a"] * 8 + ["b"] * 4 + ["c"]}
-    first, again = table(data, train=train), table(data, train=train)
+    first = table(data, train=train)
+    again = table(data, train=train)
     assert first.activity.tolist() == [6, 3, 1]
     assert len(first.test) == 3
     assert first.spec.words == again.spec.words
@@ -177,7 +189,8 @@ def test_a_model_without_outputs_for_the_task_is_refused(task: str, name: str):
 
 
 def test_sizes_that_a_model_cannot_have_are_refused():
-    text, image = Spec("language", vocabulary=9, length=4), Spec("image", labels=("a",), image=(1, 8, 8))
+    text = Spec("language", vocabulary=9, length=4)
+    image = Spec("image", labels=("a",), image=(1, 8, 8))
     with pytest.raises(WrongInput, match="choose a multiple"):
         build_model(text, Model(name="transformer", embedding=10, heads=4), seed=1)
     with pytest.raises(WrongInput, match="lower it"):
@@ -203,7 +216,9 @@ def test_images_do_not_come_from_the_request_grammar():
 )
 def test_devices_of_a_task_train_the_same_stacked_and_one_by_one(task: str, name: str, metric: str):
     federation = load_federation(Data(task=task, devices=8, examples=60), None)
-    module = build_model(federation.spec, Model(name=name, embedding=8, hidden=8, dropout=0.1), seed=1)
+    module = build_model(
+        federation.spec, Model(name=name, embedding=8, hidden=8, dropout=0.1), seed=1
+    )
     assert make_task(federation.spec).metric == metric
     assigned = [Assignment(d, federation.train(d), 1.0) for d in federation.devices.tolist()]
     stacked, single = (
@@ -220,9 +235,12 @@ def test_devices_of_a_task_train_the_same_stacked_and_one_by_one(task: str, name
 def test_the_batches_of_an_evaluation_change_no_metric():
     federation = load_federation(Data(task="language", devices=2, examples=20), None)
     module = build_model(federation.spec, Model(name="lstm", embedding=8, hidden=8), seed=1)
-    task, params = make_task(federation.spec), parameters_of(module)
+    task = make_task(federation.spec)
+    params = parameters_of(module)
     few = federation.test[:40]
-    assert evaluate(module, task, params, few, batch=7) == pytest.approx(evaluate(module, task, params, few))
+    assert evaluate(module, task, params, few, batch=7) == pytest.approx(
+        evaluate(module, task, params, few)
+    )
 
 
 def test_early_stopping_takes_a_falling_perplexity_for_progress():

@@ -107,7 +107,10 @@ def test_deletion_requests_are_never_passed_over(folder: Path) -> None:
 def test_a_partition_keeps_the_records_times(folder: Path) -> None:
     federation = load_federation(data(devices=3), folder, Partition(name="iid"))
     assert sorted(federation.time) == [i * 86400.0 for i in range(10)]
-    words = [federation.spec.words[i - 2] for i in federation.train("p00000").fields["tokens"][:, 0].tolist()]
+    words = [
+        federation.spec.words[i - 2]
+        for i in federation.train("p00000").fields["tokens"][:, 0].tolist()
+    ]
     assert words == [f"word{int(t / 86400)}" for t in federation.time[: federation.activity[0]]]
 
 
@@ -123,7 +126,12 @@ def test_a_test_part_is_held_out_with_its_times(folder: Path) -> None:
 
 def test_a_period_without_a_test_example_is_refused(folder: Path) -> None:
     with pytest.raises(WrongInput, match=r"period \d has no test example"):
-        Holdings(load_federation(data(test_share=0.2), folder), Stream(mode="continual", periods=4), 0.0, 1)
+        Holdings(
+            load_federation(data(test_share=0.2), folder),
+            Stream(mode="continual", periods=4),
+            0.0,
+            1,
+        )
 
 
 def test_missing_times_leave_no_run_behind(folder: Path, tmp_path: Path) -> None:

@@ -41,7 +41,11 @@ def examples(n: int, seed: int, width: int = 6) -> Examples:
     tags = torch.randint(0, 3, (n, width), generator=g)
     label = torch.randint(0, 3, (n,), generator=g)
     return Examples(
-        {"tokens": tokens.masked_fill(beyond, 0), "label": label, "tags": tags.masked_fill(beyond, -1)}
+        {
+            "tokens": tokens.masked_fill(beyond, 0),
+            "label": label,
+            "tags": tags.masked_fill(beyond, -1),
+        }
     )
 
 
@@ -67,7 +71,8 @@ def slow_delta(
     module: nn.Module, a: Assignment, train: Train, seed: int, round: int, spec: Spec = TEXT
 ) -> Params:
     """One device by torch's own optimiser, one step after another."""
-    local, task = copy.deepcopy(module), make_task(spec)
+    local = copy.deepcopy(module)
+    task = make_task(spec)
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     momentum = {"momentum": train.momentum} if train.optimizer == "sgd" else {}
     optimizer = kinds[train.optimizer](
@@ -85,7 +90,9 @@ def slow_delta(
 
 @pytest.mark.parametrize("name", ["bag", "mean", "bilstm"])
 @pytest.mark.parametrize("settings", OPTIMIZERS, ids=lambda s: "-".join(map(str, s.values())))
-def test_a_stacked_cohort_equals_devices_one_after_another(name: str, settings: dict[str, object]) -> None:
+def test_a_stacked_cohort_equals_devices_one_after_another(
+    name: str, settings: dict[str, object]
+) -> None:
     train = Train.model_validate({"batch_size": 5, "local_epochs": 2} | settings)
     module = build(name)
     update = Trainer(module, make_task(spec_of(name)), train).train(
@@ -102,30 +109,44 @@ def test_a_stacked_cohort_equals_devices_one_after_another(name: str, settings: 
 
 @pytest.mark.parametrize("name", ["bag", "mean", "bilstm"])
 def test_the_sum_depends_neither_on_chunks_nor_on_nodes(name: str) -> None:
-    train, module, task = Train(batch_size=5, lr=0.5), build(name, dropout=0.4), make_task(spec_of(name))
-    params, all_devices = double(parameters_of(module)), assignments()
+    train = Train(batch_size=5, lr=0.5)
+    module = build(name, dropout=0.4)
+    task = make_task(spec_of(name))
+    params = double(parameters_of(module))
+    all_devices = assignments()
     whole = Trainer(module, task, train).train(params, all_devices, 1, 1)
     one_by_one = Trainer(module, task, train, memory=0).train(params, all_devices, 1, 1)
     nodes = [Trainer(module, task, train).train(params, all_devices[i::3], 1, 1) for i in (2, 0, 1)]
     for other in (one_by_one, nodes[0] + nodes[1] + nodes[2]):
         assert other.devices == whole.devices
         for parameter in params:
-            torch.testing.assert_close(other.delta[parameter], whole.delta[parameter], rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(
+                other.delta[parameter], whole.delta[parameter], rtol=1e-9, atol=1e-12
+            )
 
 
 def test_changing_one_device_changes_no_other_bitwise() -> None:
-    train, module = Train(batch_size=5, lr=0.5), build("bag")
-    trainer, params = Trainer(module, make_task(TEXT), train), parameters_of(module.float())
-    ours = [a if i != 1 else Assignment(a.device, a.examples, 0.0) for i, a in enumerate(assignments())]
-    other = [a if i != 1 else Assignment(a.device, examples(23, 77), 0.0) for i, a in enumerate(ours)]
-    one, two = trainer.train(params, ours, 1, 1), trainer.train(params, other, 1, 1)
+    train = Train(batch_size=5, lr=0.5)
+    module = build("bag")
+    trainer = Trainer(module, make_task(TEXT), train)
+    params = parameters_of(module.float())
+    ours = [
+        a if i != 1 else Assignment(a.device, a.examples, 0.0) for i, a in enumerate(assignments())
+    ]
+    other = [
+        a if i != 1 else Assignment(a.device, examples(23, 77), 0.0) for i, a in enumerate(ours)
+    ]
+    one = trainer.train(params, ours, 1, 1)
+    two = trainer.train(params, other, 1, 1)
     assert all(torch.equal(one.delta[n], two.delta[n]) for n in params)
 
 
 def test_rows_that_no_device_reads_do_not_move() -> None:
     module = build("bag")
     params = parameters_of(module.float())
-    update = Trainer(module, make_task(TEXT), Train(momentum=0.9)).train(params, assignments(), 1, 1)
+    update = Trainer(module, make_task(TEXT), Train(momentum=0.9)).train(
+        params, assignments(), 1, 1
+    )
     read = torch.cat([a.examples.fields["tokens"].flatten() for a in assignments()]).unique()
     moved = update.delta["embedding.weight"].abs().sum(1) > 0
     assert set(moved.nonzero().flatten().tolist()) == set(read.tolist()) - {0}
@@ -146,10 +167,13 @@ class Plain(nn.Module):
 
 
 def test_a_model_of_torch_s_own_layers_trains_device_by_device() -> None:
-    module, train = Plain().double(), Train(batch_size=5, lr=0.5)
+    module = Plain().double()
+    train = Train(batch_size=5, lr=0.5)
     module.drop.p = 0.0
     assert not is_stackable(module)
-    update = Trainer(module, make_task(TEXT), train).train(double(parameters_of(module)), assignments(), 3, 2)
+    update = Trainer(module, make_task(TEXT), train).train(
+        double(parameters_of(module)), assignments(), 3, 2
+    )
     slow = [slow_delta(module, a, train, 3, 2) for a in assignments()]
     for name, delta in update.delta.items():
         torch.testing.assert_close(delta, sum(s[name] for s in slow), rtol=1e-9, atol=1e-12)
@@ -160,7 +184,8 @@ class Mixed(nn.Module):
 
     def __init__(self, dropout: nn.Module) -> None:
         super().__init__()
-        self.words, self.drop = Embedding(40, 5), dropout
+        self.words = Embedding(40, 5)
+        self.drop = dropout
         self.label, self.tag = Linear(5, 3), Linear(5, 3)
 
     def forward(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -172,14 +197,17 @@ def test_a_parameter_that_forward_does_not_use_stays_as_it_is() -> None:
     module = Mixed(Dropout(0.0))
     module.unused = Linear(2, 2)
     assert is_stackable(module)
-    update = Trainer(module, make_task(TEXT), Train()).train(parameters_of(module), assignments(), 1, 1)
+    update = Trainer(module, make_task(TEXT), Train()).train(
+        parameters_of(module), assignments(), 1, 1
+    )
     assert not update.delta["unused.weight"].any()
     assert update.delta["label.weight"].any()
 
 
 def test_our_dropout_differs_between_examples_where_devices_train_one_by_one() -> None:
     layer = Dropout(0.5)
-    layer.keys, layer.stacked = torch.tensor([3]), False
+    layer.keys = torch.tensor([3])
+    layer.stacked = False
     rows = layer(torch.ones(5, 64))
     assert len({tuple(row.tolist()) for row in rows}) == 5
     layer.stacked = True
@@ -196,7 +224,8 @@ class Functional(nn.Module):
 def test_dropout_by_a_function_repeats_with_the_seed() -> None:
     module = Mixed(Functional())
     assert is_stackable(module)
-    trainer, params = Trainer(module, make_task(TEXT), Train()), parameters_of(module)
+    trainer = Trainer(module, make_task(TEXT), Train())
+    params = parameters_of(module)
     torch.manual_seed(1)
     one = trainer.train(params, assignments(), 3, 2)
     torch.manual_seed(2)
@@ -207,7 +236,8 @@ def test_dropout_by_a_function_repeats_with_the_seed() -> None:
 @pytest.mark.parametrize("make", [Plain, lambda: Mixed(nn.Dropout(0.5))], ids=["plain", "mixed"])
 def test_its_dropout_depends_on_names_alone(make: Callable[[], nn.Module]) -> None:
     module = make()
-    trainer, params = Trainer(module, make_task(TEXT), Train()), parameters_of(module)
+    trainer = Trainer(module, make_task(TEXT), Train())
+    params = parameters_of(module)
     torch.manual_seed(1)
     one = trainer.train(params, assignments(), 3, 2)
     torch.manual_seed(2)
@@ -217,12 +247,17 @@ def test_its_dropout_depends_on_names_alone(make: Callable[[], nn.Module]) -> No
 
 
 def test_dropout_acts_in_training_and_rests_in_evaluation() -> None:
-    train, params = Train(batch_size=5, lr=0.5), parameters_of(build("bag").float())
+    train = Train(batch_size=5, lr=0.5)
+    params = parameters_of(build("bag").float())
     deltas = [
-        Trainer(build("bag", dropout=p).float(), make_task(TEXT), train).train(params, assignments(), 1, 1)
+        Trainer(build("bag", dropout=p).float(), make_task(TEXT), train).train(
+            params, assignments(), 1, 1
+        )
         for p in (0.0, 0.5)
     ]
-    assert not torch.equal(deltas[0].delta["heads.label.weight"], deltas[1].delta["heads.label.weight"])
+    assert not torch.equal(
+        deltas[0].delta["heads.label.weight"], deltas[1].delta["heads.label.weight"]
+    )
     module = build("bag", dropout=0.5).eval()
     assert any(isinstance(m, Dropout) for m in module.modules())
     tokens = examples(4, 0).fields["tokens"]
@@ -241,7 +276,9 @@ def test_every_epoch_visits_each_example_once(n: int, batch: int, epochs: int, s
 
 
 @given(st.lists(st.integers(1, 1000), max_size=60), st.integers(0, 5000))
-def test_chunks_hold_every_device_once_and_stay_within_the_limit(costs: list[int], limit: int) -> None:
+def test_chunks_hold_every_device_once_and_stay_within_the_limit(
+    costs: list[int], limit: int
+) -> None:
     chunks = plan_chunks(costs, limit)
     assert sorted(i for chunk in chunks for i in chunk) == list(range(len(costs)))
     for chunk in chunks:
@@ -249,15 +286,24 @@ def test_chunks_hold_every_device_once_and_stay_within_the_limit(costs: list[int
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_workers_side_by_side_give_the_same_sum_and_leave_torch_s_threads_alone(dropout: float) -> None:
-    train, module, task = Train(batch_size=5, lr=0.5), build("bilstm", dropout=dropout), make_task(TEXT)
-    params, threads = double(parameters_of(module)), torch.get_num_threads()
+def test_workers_side_by_side_give_the_same_sum_and_leave_torch_s_threads_alone(
+    dropout: float,
+) -> None:
+    train = Train(batch_size=5, lr=0.5)
+    module = build("bilstm", dropout=dropout)
+    task = make_task(TEXT)
+    params = double(parameters_of(module))
+    threads = torch.get_num_threads()
     alone = Trainer(module, task, train).train(params, assignments(), 1, 1)
-    three = [Trainer(module, task, train, workers=3).train(params, assignments(), 1, 1) for _ in range(2)]
+    three = [
+        Trainer(module, task, train, workers=3).train(params, assignments(), 1, 1) for _ in range(2)
+    ]
     assert torch.get_num_threads() == threads
     for name, delta in alone.delta.items():
         torch.testing.assert_close(three[0].delta[name], delta, rtol=1e-9, atol=1e-12)
-        assert torch.equal(three[0].delta[name], three[1].delta[name]), "the same plan gives the same bits"
+        assert torch.equal(three[0].delta[name], three[1].delta[name]), (
+            "the same plan gives the same bits"
+        )
 
 
 def test_a_model_that_draws_by_itself_is_trained_by_one_worker() -> None:
@@ -276,7 +322,8 @@ def test_a_model_that_draws_by_itself_is_trained_by_one_worker() -> None:
 def test_no_chunk_has_more_than_its_share_of_the_steps(
     sizes: list[tuple[int, int]], limit: int, workers: int
 ) -> None:
-    costs, steps = [c for c, _ in sizes], [s for _, s in sizes]
+    costs = [c for c, _ in sizes]
+    steps = [s for _, s in sizes]
     chunks = plan_chunks(costs, limit, steps, workers)
     assert sorted(i for chunk in chunks for i in chunk) == list(range(len(costs)))
     for chunk in chunks:

@@ -1,4 +1,6 @@
-"""Attacks on what a server sees in a run: planted truth is found, noise and sums hide it, games are told."""
+"""Attacks on what a server sees in a run: planted truth is found, noise and sums hide it, games are
+told.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -74,8 +76,15 @@ def test_devices_that_train_hard_give_their_records_away(hard: RunDir) -> None:
 
 
 def test_there_is_a_curve_by_round(hard: RunDir) -> None:
-    for view, attack in (("updates", "fedmia_cosine"), ("sums", "cosine"), ("rounds", "loss_series")):
-        rounds = [row["value"] for row in found(hard, kind="slice", slice="round", view=view, attack=attack)]
+    for view, attack in (
+        ("updates", "fedmia_cosine"),
+        ("sums", "cosine"),
+        ("rounds", "loss_series"),
+    ):
+        rounds = [
+            row["value"]
+            for row in found(hard, kind="slice", slice="round", view=view, attack=attack)
+        ]
         assert sorted(set(rounds)) == [1, 2]
 
 
@@ -98,7 +107,8 @@ def test_the_cosine_in_a_row_equals_a_direct_computation(hard: RunDir) -> None:
     replay = Replay(audited)
     rounds = window(audited, replay)
     game = asked_about(audited, rounds, generator(0, "x"))
-    losses, total = record_losses(audited.module, audited.task, game.records), {}
+    losses = record_losses(audited.module, audited.task, game.records)
+    total = {}
     for seen in rounds:
         before = {name: p.double() for name, p in seen.before.items()}
         norms = gradient_norms(audited, seen.before, game.records)
@@ -135,22 +145,30 @@ def test_dense_noise_leaves_neither_members_nor_words(tmp_path: Path) -> None:
 
 
 def test_coins_that_were_not_those_of_training_are_not_found(hard: RunDir) -> None:
-    """Swapped coins: the devices are the same and trained as hard, and who is a member is another draw."""
+    """Swapped coins: the devices are the same and trained as hard, and who is a member is another
+    draw.
+    """
     audited = audited_of(hard)
     other = from_flat(to_flat(hard.config) | {"audit.seed": 99})
     findings = update_rows(replace(audited, holdings=load_holdings(other, None)))
-    judged = [each for each in findings if isinstance(each, Membership) and each.threat.game == SAME]
+    judged = [
+        each for each in findings if isinstance(each, Membership) and each.threat.game == SAME
+    ]
     assert len(judged) == 7
     for each in judged:
         # the passive attacks judge every record, the active one at most 128 of them
-        records, members, pooled = each.figures.records, each.figures.members, each.figures.auc_pooled
+        records = each.figures.records
+        members = each.figures.members
+        pooled = each.figures.auc_pooled
         assert records is not None
         assert members is not None
         assert pooled is not None
         assert abs(pooled - 0.5) < 3 * null_standard_error(members, records - members), each.attack
 
 
-def test_without_coins_fresh_records_and_other_devices_records_are_two_games(tmp_path: Path) -> None:
+def test_without_coins_fresh_records_and_other_devices_records_are_two_games(
+    tmp_path: Path,
+) -> None:
     changed = HARD | {"audit__coins": "none", "audit__records": 6, "train__local_epochs": 3}
     run = run_local(config(tmp_path, **changed, audit__view="updates"))
     games = {row["game"] for row in found(run, kind="membership")}
@@ -161,17 +179,30 @@ def test_without_coins_fresh_records_and_other_devices_records_are_two_games(tmp
 
 def test_a_finished_run_is_attacked_by_its_updates(tmp_path: Path) -> None:
     run = run_local(config(tmp_path, **HARD | {"audit__evaluators": ""}))
-    found = audit_finished(run.path, {"audit.view": "sums", "audit.evaluators": "membership"}, run_local)
-    assert {each.threat.view for each in found if isinstance(each, Membership | MembershipSlice)} == {"sums"}
+    found = audit_finished(
+        run.path, {"audit.view": "sums", "audit.evaluators": "membership"}, run_local
+    )
+    assert {
+        each.threat.view for each in found if isinstance(each, Membership | MembershipSlice)
+    } == {"sums"}
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         ({"audit__view": "update"}, "did you mean 'updates'"),
-        ({"audit__view": "updates", "place__keep": "last"}, 'set place.keep = "all" before training'),
-        ({"audit__view": "updates", "dp__unit": "device", "dp__trust": "secure_sum"}, 'audit.view = "sums"'),
-        ({"audit__view": "sums", "dp__unit": "device", "dp__noise_source": "os"}, "replayed from a seed"),
+        (
+            {"audit__view": "updates", "place__keep": "last"},
+            'set place.keep = "all" before training',
+        ),
+        (
+            {"audit__view": "updates", "dp__unit": "device", "dp__trust": "secure_sum"},
+            'audit.view = "sums"',
+        ),
+        (
+            {"audit__view": "sums", "dp__unit": "device", "dp__noise_source": "os"},
+            "replayed from a seed",
+        ),
         ({"audit__view": "sums", "audit__coins": "device"}, 'audit.coins = "record"'),
         ({"audit__view": "releases"}, 'set stream.mode = "continual"'),
     ],
@@ -193,12 +224,16 @@ def test_a_histogram_tells_whose_record_it_is_and_leaves_the_record_out() -> Non
     known = np.array([True, True, False, False, False])
     scores = histogram_scores(items, known)
     everyone = np.log(np.array([3, 3, 2]) / 8)
-    assert scores[0] == pytest.approx(np.log(2 / 4) - everyone[0])  # one other of its label, three smoothed
+    assert scores[0] == pytest.approx(
+        np.log(2 / 4) - everyone[0]
+    )  # one other of its label, three smoothed
     assert scores[2] == pytest.approx(np.log(1 / 5) - everyone[1])
 
 
 def test_records_without_labels_are_told_by_their_words(tmp_path: Path) -> None:
-    run = run_local(config(tmp_path, data__task="tagging", place__keep="all", audit__coins="record"))
+    run = run_local(
+        config(tmp_path, data__task="tagging", place__keep="all", audit__coins="record")
+    )
     records = membership_game(audited_of(run)).records
     counts = items_of(records)
     assert (counts.sum(1) == records.fields["tokens"].shape[1]).all()

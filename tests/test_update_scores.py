@@ -76,7 +76,11 @@ def test_products_and_norms_equal_those_of_autograd_for_every_model(model: str, 
             learner.losses(outputs, one).sum(), list(leaves.values()), allow_unused=True
         )
         slow.append(
-            sum(float((g * change[n]).sum()) for n, g in zip(leaves, grads, strict=True) if g is not None)
+            sum(
+                float((g * change[n]).sum())
+                for n, g in zip(leaves, grads, strict=True)
+                if g is not None
+            )
         )
     np.testing.assert_allclose(directional(losses, start, change), slow, rtol=1e-6)
 
@@ -96,7 +100,9 @@ def test_the_cosine_is_that_of_update_and_descent_direction(model: str) -> None:
 
     asked = (module, losses, [fields["tokens"]], targets, Clip(1.0), double)
     norms = clipped_gradients(*asked).norms.numpy()
-    np.testing.assert_allclose(clipped_gradients(*asked, method="loop").norms.numpy(), norms, rtol=1e-6)
+    np.testing.assert_allclose(
+        clipped_gradients(*asked, method="loop").norms.numpy(), norms, rtol=1e-6
+    )
     rows = []
     for row in range(len(examples)):
         leaves = {name: p.clone().requires_grad_() for name, p in double.items()}
@@ -155,7 +161,8 @@ def test_one_plain_step_gives_its_tokens_and_labels_away_and_dense_noise_hides_t
     loss = make_task(spec).losses(module(examples.fields["tokens"]), examples.fields).mean()
     loss.backward()
     moves = {name: -0.1 * p.grad for name, p in module.named_parameters() if p.grad is not None}
-    table, bias = moves["embedding.weight"], moves["heads.label.bias"]
+    table = moves["embedding.weight"]
+    bias = moves["heads.label.bias"]
     tokens = np.isin(np.arange(20), np.setdiff1d(examples.fields["tokens"].numpy(), [PAD]))
     labels = np.isin(np.arange(3), examples.fields["label"].numpy())
     assert hits(leaked_tokens(table), tokens) == (1.0, 1.0)

@@ -29,8 +29,14 @@ def view(activity: np.ndarray = ACTIVITY, reachable: list[bool] | None = None) -
     return View(1, DEVICES[:n], activity, there, np.zeros(n, dtype=np.int64))
 
 
-def config(weights: str = "inverse_probability", cap: float = 1e9, cohort: int = 2, **more: object) -> Config:
-    flat = {"aggregation.weights": weights, "aggregation.weight_cap": cap, "selection.cohort": cohort}
+def config(
+    weights: str = "inverse_probability", cap: float = 1e9, cohort: int = 2, **more: object
+) -> Config:
+    flat = {
+        "aggregation.weights": weights,
+        "aggregation.weight_cap": cap,
+        "selection.cohort": cohort,
+    }
     return from_flat({**flat, "aggregation.rule": "fedavg", "aggregation.lr": 1.0, **more})
 
 
@@ -82,7 +88,9 @@ def expectation(p: np.ndarray, settings: Config) -> float:
 EVERYONE = float(ACTIVITY @ DELTAS / ACTIVITY.sum())
 
 
-@pytest.mark.parametrize("scores", [np.ones(4), ACTIVITY.astype(float), ACTIVITY**0.5, [9.0, 1, 1, 1]])
+@pytest.mark.parametrize(
+    "scores", [np.ones(4), ACTIVITY.astype(float), ACTIVITY**0.5, [9.0, 1, 1, 1]]
+)
 def test_inverse_probability_is_unbiased_for_any_selection(scores: np.ndarray) -> None:
     p = inclusion_probabilities(np.asarray(scores, dtype=float), 2)
     assert expectation(p, config()) == pytest.approx(EVERYONE, abs=1e-6)

@@ -36,7 +36,11 @@ def test_a_task_arrives_without_the_inclusion_probabilities() -> None:
     cohort = Cohort(4, np.array(["x", "y"]), np.array([0.1, 0.2]), np.array([1.0, 2.5]))
     params, found = unpack_task(inflated(pack_task(pack_params(PARAMS), cohort)))
     assert all(torch.equal(params[n], PARAMS[n]) for n in PARAMS)
-    assert (found.round, found.devices.tolist(), found.weights.tolist()) == (4, ["x", "y"], [1.0, 2.5])
+    assert (found.round, found.devices.tolist(), found.weights.tolist()) == (
+        4,
+        ["x", "y"],
+        [1.0, 2.5],
+    )
     assert found.probabilities is None
 
 
@@ -46,7 +50,11 @@ def test_a_reply_arrives_in_double_precision() -> None:
     sent = Reply(4, np.array(["a", "b", "c"]), update, False, figures, {"d": "why"})
     found = unpack_reply(inflated(pack_reply(sent)))
     assert torch.equal(found.update.delta["w"], update.delta["w"])
-    assert (found.update.weight, found.update.devices, found.update.metrics) == (2.5, 3, update.metrics)
+    assert (found.update.weight, found.update.devices, found.update.metrics) == (
+        2.5,
+        3,
+        update.metrics,
+    )
     assert (found.round, found.devices.tolist(), found.single) == (4, ["a", "b", "c"], False)
     assert found.figures["loss_sum"].tolist() == [0.125, 0.125, 0.0]
     assert found.rejected == {"d": "why"}

@@ -1,9 +1,10 @@
 """What the machine allows at most: `python experiments/benchmarks/ceiling.py [--help]`.
 
-Measured on all cores: products of large matrices, products of a cohort's small ones (ten rows a device),
-noise, and memory. Counted for each setting of `throughput.py`: the floating-point operations of one
-device's local training, and the noise values that it draws under DP-SGD with dense noise. From the two:
-how many devices a second there could be if nothing else took any time, beside what was measured.
+Measured on all cores: products of large matrices, products of a cohort's small ones (ten rows a
+device), noise, and memory. Counted for each setting of `throughput.py`: the floating-point
+operations of one device's local training, and the noise values that it draws under DP-SGD with
+dense noise. From the two: how many devices a second there could be if nothing else took any time,
+beside what was measured.
 """
 
 import argparse
@@ -46,7 +47,9 @@ def main() -> None:
         "noise_per_s": noise(args.repeats),
         "copied_gb_per_s": copying(args.repeats),
     }
-    rows = [row(setting, limits, args.results) for setting in SETTINGS.values() if not setting.heavy]
+    rows = [
+        row(setting, limits, args.results) for setting in SETTINGS.values() if not setting.heavy
+    ]
     write(args.out, {"limits": limits}, rows)
     large, small = (short(limits[name]) for name in ("large_gflops", "small_gflops"))
     print(f"Large products {large} GFLOP/s, small ones {small}")
@@ -84,14 +87,16 @@ def seconds(run: Callable[[], object], repeats: int) -> float:
 
 def large_products(repeats: int) -> float:
     """Return GFLOP/s of one large product, by the engine's kernel."""
-    a, b = torch.randn(1, LARGE, LARGE), torch.randn(1, LARGE, LARGE)
+    a = torch.randn(1, LARGE, LARGE)
+    b = torch.randn(1, LARGE, LARGE)
     return 2 * LARGE**3 / seconds(lambda: products.linear(a, b, None), repeats) / 1e9
 
 
 def small_products(repeats: int) -> float:
     """Return GFLOP/s of a cohort's products with ten rows a device: a step of a recurrence."""
     devices, rows, inputs, outputs = SMALL
-    a, b = torch.randn(devices, rows, inputs), torch.randn(devices, inputs, outputs)
+    a = torch.randn(devices, rows, inputs)
+    b = torch.randn(devices, inputs, outputs)
     out = torch.empty(devices, rows, outputs)
 
     def run() -> None:
@@ -132,7 +137,9 @@ def row(setting: Setting, limits: dict[str, float], results: list[Path]) -> Row:
     sizes = {name: p.numel() for name, p in one.params.items()}
     values = steps * sum(sizes.values())
     tables = getattr(one.module, "tables", {})
-    for name in tables:  # a row gets noise in each step in which it is read, and once for all others
+    for (
+        name
+    ) in tables:  # a row gets noise in each step in which it is read, and once for all others
         read = min(one.params[name].shape[0], setting.batch * setting.tokens)
         values += sizes[name] + steps * (read * setting.embedding - sizes[name])
     return {
@@ -160,12 +167,19 @@ def measured(setting: Setting, private: bool, results: list[Path]) -> float | No
 
 def summary(rows: list[Row]) -> str:
     header = ["setting", "GFLOP a device", "devices/s by products alone", "measured", "share"]
-    header += ["noise values a device", "devices/s by noise alone", "by both", "DP-SGD, measured", "share"]
+    header += [
+        "noise values a device",
+        "devices/s by noise alone",
+        "by both",
+        "DP-SGD, measured",
+        "share",
+    ]
     return table(header, [line(row) for row in rows])
 
 
 def line(row: Row) -> list[str]:
-    products, drawn = row["devices_per_s_by_products"], row["devices_per_s_by_noise"]
+    products = row["devices_per_s_by_products"]
+    drawn = row["devices_per_s_by_noise"]
     both = 1 / (1 / products + 1 / drawn)
 
     def beside(found: float | None, limit: float) -> list[str]:

@@ -1,8 +1,8 @@
 """The engine on a GPU, checked and measured in one call: `python experiments/benchmarks/gpu.py`.
 
-For each model: one round of a cohort on the CPU and on the GPU must agree (without noise, float32); then
-devices a second there, without and with DP-SGD, in fp32 and bf16. Exit code 1 where they do not agree, 2
-where torch sees no GPU; `--device cpu` tries the script itself.
+For each model: one round of a cohort on the CPU and on the GPU must agree (without noise, float32);
+then devices a second there, without and with DP-SGD, in fp32 and bf16. Exit code 1 where they do
+not agree, 2 where torch sees no GPU; `--device cpu` tries the script itself.
 """
 
 import argparse
@@ -35,9 +35,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="raw figures as JSON")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("torch sees no GPU here; run this where there is one, or try --device cpu", file=sys.stderr)
+        print(
+            "torch sees no GPU here; run this where there is one, or try --device cpu",
+            file=sys.stderr,
+        )
         return 2
-    rows, good = [], True
+    rows = []
+    good = True
     for name, setting in SETTINGS.items():
         apart = disagreement(setting, options.device, min(options.cohort, 8))
         good &= apart < TOLERANCE
@@ -55,10 +59,14 @@ def main() -> int:
 
 
 def disagreement(setting: Setting, device: str, cohort: int) -> float:
-    """Return the largest difference between CPU and device over the largest change, private and not."""
+    """Return the largest difference between CPU and device over the largest change, private and
+    not.
+    """
     worst = 0.0
     for private in (False, True):
-        here, there = (train(setting, place, cohort, private, noise=0.0) for place in ("cpu", device))
+        here, there = (
+            train(setting, place, cohort, private, noise=0.0) for place in ("cpu", device)
+        )
         for name, delta in here.delta.items():
             apart = float((delta - there.delta[name]).abs().max())
             worst = max(worst, apart / float(delta.abs().max().clamp(min=1e-12)))
@@ -72,7 +80,9 @@ def speed(setting: Setting, options: argparse.Namespace, private: bool, precisio
     params = parameters_of(trainer.module)
     for round in range(options.rounds + 1):
         start = time.perf_counter()
-        trainer.train(params, assigned, seed=1, round=round)  # its sums are on the CPU when it returns
+        trainer.train(
+            params, assigned, seed=1, round=round
+        )  # its sums are on the CPU when it returns
         seconds.append(time.perf_counter() - start)
     return options.cohort / statistics.median(seconds[1:])
 
@@ -95,7 +105,9 @@ def prepare(
     dp = Dp(unit="example", clip_norm=setting.clip, noise_multiplier=noise, sampling_rate=rate)
     trainer = Trainer(module.to(device), task, settings, MEMORY, dp if private else None, Seeded(0))
     data = [made_up(setting, setting.examples, seed=number) for number in range(cohort)]
-    return trainer, [Assignment(f"d{n:06d}", Examples(d), 1.0, setting.examples) for n, d in enumerate(data)]
+    return trainer, [
+        Assignment(f"d{n:06d}", Examples(d), 1.0, setting.examples) for n, d in enumerate(data)
+    ]
 
 
 if __name__ == "__main__":

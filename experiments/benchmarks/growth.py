@@ -1,8 +1,8 @@
 """Time and memory as a federation grows: `python experiments/benchmarks/growth.py [--help]`.
 
-Devices from 10³ to 10⁶ at a fixed cohort, then cohorts from 10 to 10⁴ at fixed devices: a whole experiment
-on made-up requests for each point, in a process of its own. The points take turns, `--repeats` times;
-medians over the rounds behind the first.
+Devices from 10³ to 10⁶ at a fixed cohort, then cohorts from 10 to 10⁴ at fixed devices: a whole
+experiment on made-up requests for each point, in a process of its own. The points take turns,
+`--repeats` times; medians over the rounds behind the first.
 """
 
 import argparse
@@ -33,7 +33,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--devices", default="1000,10000,100000,1000000", help="commas between")
     parser.add_argument("--cohort", type=int, default=100, help="devices a round as devices grow")
     parser.add_argument("--cohorts", default="10,100,1000,10000", help="commas between")
-    parser.add_argument("--fixed-devices", type=int, default=100_000, help="devices as cohorts grow")
+    parser.add_argument(
+        "--fixed-devices", type=int, default=100_000, help="devices as cohorts grow"
+    )
     parser.add_argument("--examples", type=int, default=50, help="examples a device")
     parser.add_argument("--activity", default="equal", help="equal | lognormal | zipf")
     parser.add_argument("--model", default="bag", help="bag | bilstm | transformer")
@@ -76,7 +78,9 @@ def summary(rows: list[Row]) -> str:
         here = [r for r in rows if (r["devices"], r["cohort"]) == (devices, cohort)]
         seconds = [s for r in here for s in r.get("seconds", [])]
         if not seconds:
-            lines.append([f"{devices:,}", f"{cohort:,}", "failed: " + here[0]["failed"], "", "", ""])
+            lines.append(
+                [f"{devices:,}", f"{cohort:,}", "failed: " + here[0]["failed"], "", "", ""]
+            )
             continue
         middle = statistics.median(seconds)
         rest = statistics.median(r["rest_seconds"] for r in here if "seconds" in r)

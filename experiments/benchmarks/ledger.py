@@ -1,7 +1,9 @@
-"""How long it takes to know every device's epsilon: 1,000,000 devices, 64 rates, 1,000 rounds, in a ledger.
+"""How long it takes to know every device's epsilon: 1,000,000 devices, 64 rates, 1,000 rounds, in a
+ledger.
 
-Two cases: every scheduled round counts for every device (device-level DP), and each device's own realised
-participations count (example-level DP). Prints medians of three runs and the peak of memory.
+Two cases: every scheduled round counts for every device (device-level DP), and each device's own
+realised participations count (example-level DP). Prints medians of three runs and the peak of
+memory.
 """
 
 import resource
@@ -17,7 +19,10 @@ from fedsim.privacy.accounting import Event
 from fedsim.privacy.ledger import NOBODY, Entry, Ledger
 from fedsim.privacy.renyi_table import renyi_curve
 
-DEVICES, ROUNDS, DELTA, RUNS = 1_000_000, 1000, 1e-7, 3
+DEVICES = 1_000_000
+ROUNDS = 1000
+DELTA = 1e-7
+RUNS = 3
 RATES = np.geomspace(1e-5, 0.05, 64)
 
 
@@ -32,7 +37,8 @@ def main() -> None:
         seconds = statistics.median(each[0] for each in taken)
         found = taken[-1][1]
         print(
-            f"{name}: all epsilons in {seconds:.1f} s (written in {1000 * written / ROUNDS:.1f} ms a round)"
+            f"{name}: all epsilons in {seconds:.1f} s (written in {1000 * written / ROUNDS:.1f} "
+            "ms a round)"
         )
         print(f"  max {found.max():.3f}, median {np.median(found):.3f}")
     print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")

@@ -1,7 +1,8 @@
-"""What a million devices cost before training: `python experiments/benchmarks/million.py [--runs 3]`.
+"""What a million devices cost before training: `python experiments/benchmarks/million.py [--runs
+3]`.
 
-Runs `fedsim show experiments/million.toml` (statistics of the federation and the first selection) in
-fresh processes and prints the median wall time and the peak memory.
+Runs `fedsim show experiments/million.toml` (statistics of the federation and the first selection)
+in fresh processes and prints the median wall time and the peak memory.
 """
 
 import argparse
@@ -26,7 +27,10 @@ def main() -> None:
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"fedsim show, 1,000,000 devices: median {statistics.median(seconds):.1f} s, peak {peak:.2f} GiB")
+    print(
+        f"fedsim show, 1,000,000 devices: median {statistics.median(seconds):.1f} s, peak "
+        f"{peak:.2f} GiB"
+    )
 
 
 if __name__ == "__main__":

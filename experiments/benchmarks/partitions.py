@@ -1,4 +1,5 @@
-"""Seconds that each partition rule takes: python experiments/benchmarks/partitions.py [--out FILE.json].
+"""Seconds that each partition rule takes: python experiments/benchmarks/partitions.py [--out
+FILE.json].
 
 Every rule divides the same made-up texts with ten labels; a refusal shows its sentence.
 """
@@ -21,19 +22,27 @@ from fedsim.data.records import Records
 from fedsim.errors import WrongInput
 from fedsim.seeds import generator
 
-LABELS, WORDS = 10, 5000
-SETTINGS: dict[str, dict[str, Any]] = {"dirichlet": {"min_size": 0}, "heavy_tail": {"tail": "power"}}
+LABELS = 10
+WORDS = 5000
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dirichlet": {"min_size": 0},
+    "heavy_tail": {"tail": "power"},
+}
 
 
 def made_up(examples: int, devices: int) -> Records:
-    """Return texts of 3 to 12 words from a Zipf law, a label each, and ten natural ids for each device."""
+    """Return texts of 3 to 12 words from a Zipf law, a label each, and ten natural ids for each
+    device.
+    """
     rng = generator(0, "benchmark", examples)
     label = rng.integers(0, LABELS, examples)
     lengths = rng.integers(3, 13, examples)
     words = (rng.zipf(1.3, lengths.sum()) + 97 * np.repeat(label, lengths)) % WORDS
     tokens = [[f"w{w}" for w in row] for row in np.split(words, np.cumsum(lengths)[:-1])]
     device = rng.integers(0, 10 * devices, examples)
-    return Records({"tokens": tokens, "label": label, "device": device}, examples, "made-up records")
+    return Records(
+        {"tokens": tokens, "label": label, "device": device}, examples, "made-up records"
+    )
 
 
 def measure(name: str, records: Records, devices: int) -> dict[str, Any]:
@@ -74,7 +83,11 @@ def main() -> None:
             table.add_row(name, "refused")
         else:
             table.add_row(
-                name, f"{row['seconds']:.2f}", str(row["held"]), f"{row['gini']:.3f}", str(row["left_out"])
+                name,
+                f"{row['seconds']:.2f}",
+                str(row["held"]),
+                f"{row['gini']:.3f}",
+                str(row["left_out"]),
             )
     console = Console()
     console.print(f"{args.devices} devices, {args.examples} examples, {platform.machine()}", table)

@@ -1,13 +1,14 @@
-"""Cost of privacy: a DP-SGD step over a non-private one: `python experiments/benchmarks/privacy_cost.py`.
+"""Cost of privacy: a DP-SGD step over a non-private one: `python
+experiments/benchmarks/privacy_cost.py`.
 
-Three models; every method first shows that its clipped sums are those of one backward pass an example.
-All methods of a table take turns step by step in one process; medians. Noise and the SGD update are
-included. The peak memory of a step is measured in a process of its own for each method: above what the
-imported libraries take, and that of the whole process.
+Three models; every method first shows that its clipped sums are those of one backward pass an
+example. All methods of a table take turns step by step in one process; medians. Noise and the SGD
+update are included. The peak memory of a step is measured in a process of its own for each method:
+above what the imported libraries take, and that of the whole process.
 
 One model: the ratio is to torch's own layers without privacy. Cohorts: `--cohort-batch` examples a
-device, the ratio is to our engine without privacy on as many devices; a method without a device axis
-trains devices one after another (four are measured, and scaled up).
+device, the ratio is to our engine without privacy on as many devices; a method without a device
+axis trains devices one after another (four are measured, and scaled up).
 
     python experiments/benchmarks/privacy_cost.py --methods nn,engine,loop,hooks,ghost,vmap --tiny
 """
@@ -34,7 +35,15 @@ from fedsim.app.allocator import keep_freed_memory
 CASES = {
     "bilstm": Setting("bilstm", "bilstm", 1, 1, embedding=100, hidden=128, batch=64),
     "transformer": Setting(
-        "transformer", "transformer", 1, 1, tokens=64, embedding=256, hidden=1024, layers=4, batch=32
+        "transformer",
+        "transformer",
+        1,
+        1,
+        tokens=64,
+        embedding=256,
+        hidden=1024,
+        layers=4,
+        batch=32,
     ),
     "cnn": Setting("cnn", "cnn", 1, 1, classes=10, layers=2, image=(1, 28, 28), batch=64),
 }
@@ -47,7 +56,9 @@ MEASURED = 4
 
 def main() -> None:
     args = arguments()
-    warnings.filterwarnings("ignore", message="Full backward hook")  # of Opacus' hooks on embeddings
+    warnings.filterwarnings(
+        "ignore", message="Full backward hook"
+    )  # of Opacus' hooks on embeddings
     torch.set_num_threads(args.threads)
     keep_freed_memory()  # as our command line does
     names = args.methods.split(",")
@@ -58,7 +69,9 @@ def main() -> None:
         for devices in map(int, args.cohorts.split(",")):
             sized = setting if devices == 1 else smaller(setting, batch=args.cohort_batch)
             found = measure(sized, devices, checked, args)
-            rows += [{"model": case, "devices": devices, "batch": sized.batch} | row for row in found]
+            rows += [
+                {"model": case, "devices": devices, "batch": sized.batch} | row for row in found
+            ]
             write(args.out, vars(args) | {"out": args.out.name}, rows)
             print(f"\n{case}, {devices} of {sized.batch} examples, {args.threads} threads\n")
             print(summary(found, base="nn" if devices == 1 else "engine"))
@@ -72,15 +85,21 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--models", default=",".join(CASES), help="names with commas between")
     parser.add_argument("--methods", default=",".join(METHODS), help="names with commas between")
-    parser.add_argument("--cohorts", default="1,16,64,256", help="models side by side, commas between")
+    parser.add_argument(
+        "--cohorts", default="1,16,64,256", help="models side by side, commas between"
+    )
     parser.add_argument("--cohort-batch", type=int, default=10, help="examples a device in cohorts")
     parser.add_argument("--steps", type=int, default=15, help="steps of each method that count")
-    parser.add_argument("--seconds", type=float, default=120, help="a table takes no new turn after these")
+    parser.add_argument(
+        "--seconds", type=float, default=120, help="a table takes no new turn after these"
+    )
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
     parser.add_argument("--gib", type=float, default=12, help="memory that a method may take")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     parser.add_argument("--tiny", action="store_true", help="tiny models, to try the script")
-    parser.add_argument("--out", type=Path, default=RESULTS / "privacy_cost.json", help="raw figures")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "privacy_cost.json", help="raw figures"
+    )
     return parser.parse_args()
 
 
@@ -95,14 +114,18 @@ def verdict(name: str, case: Setting) -> str:
     return ""
 
 
-def measure(setting: Setting, devices: int, checked: dict[str, str], args: argparse.Namespace) -> list[Row]:
+def measure(
+    setting: Setting, devices: int, checked: dict[str, str], args: argparse.Namespace
+) -> list[Row]:
     """Return a row a method: its seconds, its peak memory, or why it was left out."""
     rows: dict[str, Row] = {}
     for name, reason in checked.items():
         need = gib_needed(name, setting, devices)
         if not reason and need > args.gib:
             reason = f"left out: it would take about {need:.0f} GiB"
-        rows[name] = {"method": name, "left_out": reason} if reason else {"method": name, "seconds": []}
+        rows[name] = (
+            {"method": name, "left_out": reason} if reason else {"method": name, "seconds": []}
+        )
     able = [name for name in rows if "seconds" in rows[name]]
     if not args.no_memory:
         for name in able:
@@ -130,7 +153,9 @@ def gib_needed(name: str, s: Setting, devices: int) -> float:
     """Return a rough upper figure: copies of the parameters, per-example gradients, activations."""
     devices = measured(METHODS[name], devices)
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in METHODS["nn"](smaller(s, batch=1), 1).model.parameters())
+        parameters = sum(
+            p.numel() for p in METHODS["nn"](smaller(s, batch=1), 1).model.parameters()
+        )
     each = {"vmap": 2.5, "hooks": 2.0}.get(name, 0.0) * s.batch
     alive = devices if METHODS[name].beside else 1
     return alive * parameters * (4 + each) * 4 / 2**30
@@ -164,14 +189,24 @@ def summary(rows: list[Row], base: str) -> str:
         spread = f"{short(1000 * min(steps))} to {short(1000 * max(steps))}"
         whole = short(row["process_mib"]) if name in memory else ""
         lines.append([name, short(1000 * medians[name]), spread, ratio, mib, more, whole])
-    header = ["method", "ms a step", "fastest to slowest", f"over {base}", "peak MiB", f"over {base}"]
+    header = [
+        "method",
+        "ms a step",
+        "fastest to slowest",
+        f"over {base}",
+        "peak MiB",
+        f"over {base}",
+    ]
     return table([*header, "whole process"], lines)
 
 
 def noise_milliseconds(setting: Setting, devices: int) -> tuple[int, float]:
-    """Return how much noise a step needs, and the time to draw that alone: a floor for every method."""
+    """Return how much noise a step needs, and the time to draw that alone: a floor for every
+    method.
+    """
     values = devices * sum(p.numel() for p in plain.build(setting).parameters())
-    flat, seconds = torch.empty(values), []
+    flat = torch.empty(values)
+    seconds = []
     for _ in range(5):
         start = time.perf_counter()
         flat.normal_()

@@ -1,4 +1,5 @@
-"""What selecting from a million devices costs: `python experiments/benchmarks/selection.py [--runs 7]`.
+"""What selecting from a million devices costs: `python experiments/benchmarks/selection.py [--runs
+7]`.
 
 Prints the median milliseconds of one selection for every rule and both kinds of sampling.
 """

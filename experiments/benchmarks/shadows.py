@@ -1,7 +1,8 @@
-"""What shadow models cost: `python experiments/benchmarks/shadows.py --data-dir DIR [--models 4 16 64]`.
+"""What shadow models cost: `python experiments/benchmarks/shadows.py --data-dir DIR [--models 4 16
+64]`.
 
-Trains the product's bag model (word embeddings of 64, label head) on 5,000 Snips utterances, M models side by
-side, each on half of them for 300 Adam steps of 64, and scores all records.
+Trains the product's bag model (word embeddings of 64, label head) on 5,000 Snips utterances, M
+models side by side, each on half of them for 300 Adam steps of 64, and scores all records.
 """
 
 import argparse
@@ -26,7 +27,8 @@ from fedsim.data.encode import encode_labels, encode_tokens, make_vocabulary, to
 from fedsim.models import build_model
 from fedsim.types import Spec
 
-RECORDS, LENGTH = 5000, 24
+RECORDS = 5000
+LENGTH = 24
 
 
 def main() -> None:
@@ -37,14 +39,18 @@ def main() -> None:
     options = parser.parse_args()
     proxy = trainer(Path(options.data_dir))
     print(f"{torch.get_num_threads()} thread(s), {options.at_once} models at once")
-    print("| models | train and score, s | s a model | attack | AUC | attack, s | peak memory, MiB |")
+    print(
+        "| models | train and score, s | s a model | attack | AUC | attack, s | peak memory, MiB |"
+    )
     print("|---|---|---|---|---|---|---|")
     for models in options.models:
         print(row(proxy, models, options.at_once), flush=True)
 
 
 def trainer(data_dir: Path) -> CentralisedProxy:
-    with gzip.open(data_dir / "snips" / "slotgated_train.jsonl.gz", "rt", encoding="utf-8") as lines:
+    with gzip.open(
+        data_dir / "snips" / "slotgated_train.jsonl.gz", "rt", encoding="utf-8"
+    ) as lines:
         rows = list({row["text"]: row for row in map(json.loads, lines)}.values())[:RECORDS]
     texts = [tokenize(row["text"]) for row in rows]
     vocabulary = make_vocabulary(Data(), texts)
@@ -71,7 +77,14 @@ def row(proxy: CentralisedProxy, models: int, at_once: int) -> str:
     area = np.mean([auc(ATTACKS[name](target), target.member) for target in targets])
     attacked = (time.perf_counter() - start) / 4
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    cells = (models, f"{trained:.1f}", f"{trained / models:.2f}", name, f"{area:.3f}", f"{attacked:.3f}")
+    cells = (
+        models,
+        f"{trained:.1f}",
+        f"{trained / models:.2f}",
+        name,
+        f"{area:.3f}",
+        f"{attacked:.3f}",
+    )
     return "| " + " | ".join(map(str, cells)) + f" | {peak:.0f} |"
 
 

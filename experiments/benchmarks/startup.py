@@ -1,7 +1,8 @@
 """CPU seconds until a command can work: `python experiments/benchmarks/startup.py [--turns 9]`.
 
-Each command runs in a process of its own, in turns. A ratio is over `import torch, flwr.app`, which no run
-can do without. The first turn does not count: it writes Python's bytecode, as an ordinary first start does.
+Each command runs in a process of its own, in turns. A ratio is over `import torch, flwr.app`, which
+no run can do without. The first turn does not count: it writes Python's bytecode, as an ordinary
+first start does.
 """
 
 import argparse
@@ -33,7 +34,9 @@ def main() -> None:
     for turn in range(args.turns + 1):
         found = {name: cpu_seconds(command) for name, command in COMMANDS.items()}
         if turn:
-            rows += [{"command": name, "turn": turn, "cpu_s": seconds} for name, seconds in found.items()]
+            rows += [
+                {"command": name, "turn": turn, "cpu_s": seconds} for name, seconds in found.items()
+            ]
     write(args.out, {"turns": args.turns}, rows)
     print(summary(rows))
 
@@ -41,18 +44,25 @@ def main() -> None:
 def cpu_seconds(arguments: list[str]) -> float:
     """Return the user and system seconds of a Python process that does this."""
     unset = ("PYTHONDONTWRITEBYTECODE",)
-    env = {key: value for key, value in os.environ.items() if key not in unset} | {"PYTHONPATH": str(ROOT)}
+    env = {key: value for key, value in os.environ.items() if key not in unset} | {
+        "PYTHONPATH": str(ROOT)
+    }
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 def summary(rows: list[Row]) -> str:
     medians = {
-        name: statistics.median(row["cpu_s"] for row in rows if row["command"] == name) for name in COMMANDS
+        name: statistics.median(row["cpu_s"] for row in rows if row["command"] == name)
+        for name in COMMANDS
     }
-    lines = [[name, f"{each:.2f}", f"{each / medians[LEAST]:.2f}"] for name, each in medians.items()]
+    lines = [
+        [name, f"{each:.2f}", f"{each / medians[LEAST]:.2f}"] for name, each in medians.items()
+    ]
     return table(["command", "CPU seconds", "ratio"], lines)
 
 

@@ -1,8 +1,9 @@
-"""Devices a second of our engine and its peers: `python experiments/benchmarks/throughput.py [--help]`.
+"""Devices a second of our engine and its peers: `python experiments/benchmarks/throughput.py
+[--help]`.
 
 Every peer trains the same devices on the same made-up data, each in a process of its own. The peers
-take turns, `--repeats` times; in every turn a peer's first rounds are warm-up and do not count. The table
-has medians over all rounds and ratios to ours; every raw figure goes to the JSON file.
+take turns, `--repeats` times; in every turn a peer's first rounds are warm-up and do not count. The
+table has medians over all rounds and ratios to ours; every raw figure goes to the JSON file.
 
     sh experiments/benchmarks/peers/pfl_env.sh FOLDER          # once
     python experiments/benchmarks/throughput.py --pfl-python FOLDER/bin/python
@@ -75,7 +76,9 @@ def main() -> None:
             rows += found
             told = {"out": args.out.name, "pfl_python": Path(args.pfl_python).name}
             write(args.out, vars(args) | told, rows)
-            print(f"\n{name}, {'DP-SGD' if private else 'non-private'}, {setting.cohort} devices a round\n")
+            print(
+                f"\n{name}, {'DP-SGD' if private else 'non-private'}, {setting.cohort} devices a round\n"
+            )
             print(summary(found), flush=True)
 
 
@@ -84,7 +87,9 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--settings", default=",".join(SETTINGS), help="names with commas between")
-    parser.add_argument("--peers", default="", help="beginnings of names, commas between; empty = all")
+    parser.add_argument(
+        "--peers", default="", help="beginnings of names, commas between; empty = all"
+    )
     parser.add_argument("--private", choices=("no", "yes", "both"), default="both", help="DP-SGD")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each peer")
     parser.add_argument("--rounds", type=int, default=3, help="rounds a turn that count")
@@ -92,8 +97,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--devices", type=int, help="devices in all, instead of the setting's")
     parser.add_argument("--cohort", type=int, help="devices a round, instead of the setting's")
     parser.add_argument("--examples", type=int, help="examples a device, instead of the setting's")
-    parser.add_argument("--zipf", action="store_true", help="words by Zipf's law instead of all alike")
-    parser.add_argument("--pfl-python", default="", help="python of pfl's environment; empty = no pfl")
+    parser.add_argument(
+        "--zipf", action="store_true", help="words by Zipf's law instead of all alike"
+    )
+    parser.add_argument(
+        "--pfl-python", default="", help="python of pfl's environment; empty = no pfl"
+    )
     parser.add_argument(
         "--as-they-come",
         action="store_true",
@@ -116,7 +125,10 @@ def measure(setting: Setting, private: bool, args: argparse.Namespace) -> list[R
                 if name in failed:
                     continue
                 found = take_turn(peer, setting, private, data, args)
-                rows.append({"setting": setting.name, "private": private, "peer": name, "turn": turn} | found)
+                rows.append(
+                    {"setting": setting.name, "private": private, "peer": name, "turn": turn}
+                    | found
+                )
                 rows[-1]["cohort"] = setting.cohort
                 if "failed" in found:
                     failed.add(name)
@@ -135,7 +147,9 @@ def chosen(private: bool, args: argparse.Namespace) -> dict[str, Peer]:
     }
 
 
-def take_turn(peer: Peer, setting: Setting, private: bool, data: Path, args: argparse.Namespace) -> Row:
+def take_turn(
+    peer: Peer, setting: Setting, private: bool, data: Path, args: argparse.Namespace
+) -> Row:
     nodes = setting.cohort if peer.few_nodes else setting.devices
     job = {
         "setting": as_dict(setting),
@@ -152,7 +166,9 @@ def take_turn(peer: Peer, setting: Setting, private: bool, data: Path, args: arg
 
 
 def summary(rows: list[Row]) -> str:
-    """Return medians over all turns, fastest and slowest round, and the first line of ours over each."""
+    """Return medians over all turns, fastest and slowest round, and the first line of ours over
+    each.
+    """
     speeds = {
         name: [r["cohort"] / s for r in rows if r["peer"] == name for s in r.get("seconds", [])]
         for name in dict.fromkeys(r["peer"] for r in rows)
@@ -169,7 +185,13 @@ def summary(rows: list[Row]) -> str:
         ratio = f"{statistics.median(mine) / middle:.3g}" if mine else ""
         spread = f"{short(min(found))} to {short(max(found))}"
         lines.append([name, short(middle), spread, ratio, f"{peaks[name]:.0f}"])
-    header = ["peer", "devices a second", "slowest to fastest", "ours over this", "largest process, MiB"]
+    header = [
+        "peer",
+        "devices a second",
+        "slowest to fastest",
+        "ours over this",
+        "largest process, MiB",
+    ]
     return table(header, lines)
 
 

@@ -4,8 +4,9 @@
     python -m experiments.deployment.hub keys FOLDER                   # publisher.key, trusted.yaml
     python -m experiments.deployment.hub serve BUNDLE.fab FOLDER PORT
 
-The SuperLink is started with FLWR_SUPERGRID_API_URL=http://127.0.0.1:PORT/v1, nodes with trusted.yaml.
-The key stays where bundles are signed; a SuperLink, and whoever breaks into it, cannot sign.
+The SuperLink is started with FLWR_SUPERGRID_API_URL=http://127.0.0.1:PORT/v1, nodes with
+trusted.yaml. The key stays where bundles are signed; a SuperLink, and whoever breaks into it,
+cannot sign.
 """
 
 import base64
@@ -27,17 +28,25 @@ def write_keys(folder: Path) -> None:
     """Write a publisher's key, and the file for `flower-supernode --trusted-entities`."""
     key = ed25519.Ed25519PrivateKey.generate()
     private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.OpenSSH,
+        serialization.NoEncryption(),
     )
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    with open(os.open(folder / "publisher.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+    with open(
+        os.open(folder / "publisher.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+    ) as out:
         out.write(private)
     (folder / "trusted.yaml").write_text(f"{KEY_ID}: '{public.decode()}'\n")
 
 
 def signature(bundle: bytes, key: ed25519.Ed25519PrivateKey) -> dict[str, str | int]:
-    """Return what Flower wants to know of a signature: of the time (8 bytes) and the bundle's SHA-256."""
+    """Return what Flower wants to know of a signature: of the time (8 bytes) and the bundle's
+    SHA-256.
+    """
     now = int(time.time())
     signed = key.sign(now.to_bytes(8, byteorder="big") + hashlib.sha256(bundle).digest())
     text = base64.urlsafe_b64encode(signed).decode().rstrip("=")
@@ -80,7 +89,9 @@ def main() -> None:
         write_keys(Path(sys.argv[2]))
         return
     bundle, folder, port = sys.argv[2:]
-    hub(Path(bundle).read_bytes(), load_key(Path(folder) / "publisher.key"), int(port)).serve_forever()
+    hub(
+        Path(bundle).read_bytes(), load_key(Path(folder) / "publisher.key"), int(port)
+    ).serve_forever()
 
 
 if __name__ == "__main__":

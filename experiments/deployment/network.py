@@ -1,6 +1,7 @@
 """A federation across network namespaces, on a bad network: delays, a stall, resets, a partition.
 
-The SuperLink lies in one namespace, both nodes in another; between them is a relay of ours. Needs root.
+The SuperLink lies in one namespace, both nodes in another; between them is a relay of ours. Needs
+root.
 
     python -m experiments.deployment.network WORK_FOLDER experiments/deployment/results/network.json
 """
@@ -21,7 +22,8 @@ from fedsim.app.engines.deployment import superlink_command, write_deployment
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Config, load, to_toml
 
-SERVER, NODES = "fedsim-server", "fedsim-nodes"
+SERVER = "fedsim-server"
+NODES = "fedsim-nodes"
 LINKS = {SERVER: ("10.77.1.1", "10.77.1.2"), NODES: ("10.77.2.1", "10.77.2.2")}
 """Namespace -> our end of the wire to it, its own end."""
 
@@ -54,13 +56,21 @@ class Apart(Federation):
         return super().start(name, ["ip", "netns", "exec", place, *command], **extra)
 
 
-def measure(federation: Apart, relay: Relay, name: str, disturb: Callable[[Relay], None]) -> dict[str, Any]:
-    """Run the experiment under a disturbance that begins with its first round; return what was seen."""
+def measure(
+    federation: Apart, relay: Relay, name: str, disturb: Callable[[Relay], None]
+) -> dict[str, Any]:
+    """Run the experiment under a disturbance that begins with its first round; return what was
+    seen.
+    """
     config = experiment(federation.home, name)
-    run, before, start = RunDir.of(config), relay.passed, time.monotonic()
+    run = RunDir.of(config)
+    before = relay.passed
+    start = time.monotonic()
     options = ("--backend", "superlink", "--address", federation.address)
     trusted = ("--root-certificates", str(federation.home / "keys" / "ca.crt"))
-    ours = federation.fedsim_in_background(f"user-{name}", "run", f"{name}.toml", *options, *trusted)
+    ours = federation.fedsim_in_background(
+        f"user-{name}", "run", f"{name}.toml", *options, *trusted
+    )
     until(lambda: run.exists or ours.poll() is not None, 200, f"the run {name}")
     disturbing = threading.Thread(target=disturb, args=(relay,))
     disturbing.start()
@@ -122,19 +132,23 @@ def unplug(relay: Relay) -> None:
 
 
 def main() -> None:
-    home, target = Path(sys.argv[1]).resolve(), Path(sys.argv[2])
+    home = Path(sys.argv[1]).resolve()
+    target = Path(sys.argv[2])
     remove_namespaces()
     make_namespaces()
     found = []
     try:
         with Apart(home) as federation:
-            keys, host = home / "keys", LINKS[NODES][0]
+            keys = home / "keys"
+            host = LINKS[NODES][0]
             write_samples(home)
             write_deployment(keys, host, federation.port, 2)
             federation.start("superlink", superlink_command(keys, federation.port))
             until(lambda: "Uvicorn running" in federation.log("superlink"), 60, "the SuperLink")
             for i in (1, 2):
-                federation.start(f"register-{i}", ["/bin/sh", "-c", registering(federation, i)]).wait()
+                federation.start(
+                    f"register-{i}", ["/bin/sh", "-c", registering(federation, i)]
+                ).wait()
             with Relay((LINKS[SERVER][1], federation.port), (host, federation.port)) as relay:
                 for i in (1, 2):
                     federation.start(f"node-{i}", node_script(keys, home, i))
@@ -163,7 +177,9 @@ def registering(federation: Apart, i: int) -> str:
 
 
 def node_script(keys: Path, home: Path, i: int) -> list[str]:
-    (keys / f"node-{i}.conf").write_text(f'data-path="{home}/node-{i}/data" state-path="{home}/state{i}"')
+    (keys / f"node-{i}.conf").write_text(
+        f'data-path="{home}/node-{i}/data" state-path="{home}/state{i}"'
+    )
     return [str(keys / f"node-{i}.sh")]
 
 

@@ -1,9 +1,10 @@
-"""What a round costs over a real SuperLink: bytes and seconds against model size and number of nodes.
+"""What a round costs over a real SuperLink: bytes and seconds against model size and number of
+nodes.
 
-    python -m experiments.deployment.overhead WORK_FOLDER experiments/deployment/results/overhead.json
+python -m experiments.deployment.overhead WORK_FOLDER experiments/deployment/results/overhead.json
 
-All traffic of the nodes passes a relay that counts it, the app's bundle (once a node) included; replies are
-counted in the SuperLink's log.
+All traffic of the nodes passes a relay that counts it, the app's bundle (once a node) included;
+replies are counted in the SuperLink's log.
 """
 
 import json
@@ -76,7 +77,8 @@ def measure(home: Path, size: str, nodes: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    home, target = Path(sys.argv[1]).resolve(), Path(sys.argv[2])
+    home = Path(sys.argv[1]).resolve()
+    target = Path(sys.argv[2])
     found = []
     for size in SIZES:
         for nodes in NODES:

@@ -1,4 +1,6 @@
-"""Real Flower processes on this machine, for tests and scripts: each started by us and ended by its id."""
+"""Real Flower processes on this machine, for tests and scripts: each started by us and ended by its
+id.
+"""
 
 import os
 import signal
@@ -22,7 +24,8 @@ POLL = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05"}
 
 
 class Federation:
-    """A SuperLink on loopback and the SuperNodes that connect to it; `home` keeps configs, keys and logs.
+    """A SuperLink on loopback and the SuperNodes that connect to it; `home` keeps configs, keys and
+    logs.
 
     Every process writes `<name>.log`. On exit all are ended, the newest first.
     """
@@ -37,7 +40,10 @@ class Federation:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for name in reversed(list(self.running)):
             self.end(name)
@@ -47,21 +53,33 @@ class Federation:
         return f"{LOCALHOST}:{self.port}"
 
     def env(self, name: str, **extra: str) -> dict[str, str]:
-        """Return the environment of a process: its own FLWR_HOME, our code, one thread, no data of ours."""
+        """Return the environment of a process: its own FLWR_HOME, our code, one thread, no data of
+        ours.
+        """
         around = {key: value for key, value in os.environ.items() if key != "FEDSIM_DATA"}
-        own = {"FLWR_HOME": str(self.home / name), "PYTHONPATH": self.python_path, "OMP_NUM_THREADS": "1"}
+        own = {
+            "FLWR_HOME": str(self.home / name),
+            "PYTHONPATH": self.python_path,
+            "OMP_NUM_THREADS": "1",
+        }
         path = os.pathsep.join([str(script("flwr").parent), os.environ["PATH"]])
         return around | QUIET | POLL | own | {"PATH": path} | extra
 
     def start(self, name: str, command: Sequence[str], **extra: str) -> Process:
         with (self.home / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(
-                command, env=self.env(name, **extra), cwd=self.home, stdout=log, stderr=subprocess.STDOUT
+                command,
+                env=self.env(name, **extra),
+                cwd=self.home,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         return self.running[name]
 
     def superlink(self, *options: str, **extra: str) -> Process:
-        """Start the SuperLink; without options it has no TLS, no authentication, its state in memory."""
+        """Start the SuperLink; without options it has no TLS, no authentication, its state in
+        memory.
+        """
         command = [str(script("flower-superlink")), "--host", LOCALHOST, "--port", str(self.port)]
         command += ["--disable-runtime-dependency-installation", *(options or ("--insecure",))]
         process = self.start("superlink", command, **extra)
@@ -79,7 +97,9 @@ class Federation:
         return self.start(name, command, **extra)
 
     def secured(self, nodes: int = 2) -> Path:
-        """Write keys and certificates, start the SuperLink with TLS for known nodes; return their folder."""
+        """Write keys and certificates, start the SuperLink with TLS for known nodes; return their
+        folder.
+        """
         folder = self.home / "keys"
         write_deployment(folder, LOCALHOST, self.port, nodes)
         self.secured_superlink()
@@ -105,8 +125,12 @@ class Federation:
     def secured_node(
         self, name: str, config: Mapping[str, Any], port: int = 0, key: str = "", **extra: str
     ) -> Process:
-        """Start a SuperNode with TLS and a key of `fedsim deploy init`; `port` may be that of a relay."""
-        command = node_command(self.home / "keys", LOCALHOST, port or self.port, key or name, free_port())
+        """Start a SuperNode with TLS and a key of `fedsim deploy init`; `port` may be that of a
+        relay.
+        """
+        command = node_command(
+            self.home / "keys", LOCALHOST, port or self.port, key or name, free_port()
+        )
         return self.start(name, [*command, "--node-config", node_config(config)], **extra)
 
     def revive(self, name: str, config: Mapping[str, Any], port: int = 0) -> bool:
@@ -131,7 +155,9 @@ class Federation:
 
     def connection(self, root_certificates: Path | None = None) -> Connection:
         """Return a written connection of users without TLS, or with a CA."""
-        found = Connection(self.address, self.home / "user", root_certificates is None, root_certificates)
+        found = Connection(
+            self.address, self.home / "user", root_certificates is None, root_certificates
+        )
         found.write()
         return found
 
@@ -139,7 +165,9 @@ class Federation:
         """Run our command line to its end."""
         command = [sys.executable, "-m", "fedsim", *arguments]
         env = self.env("user", COLUMNS="200", **extra)
-        return subprocess.run(command, env=env, cwd=self.home, capture_output=True, text=True, timeout=LONG_S)
+        return subprocess.run(
+            command, env=env, cwd=self.home, capture_output=True, text=True, timeout=LONG_S
+        )
 
     def fedsim_in_background(self, name: str, *arguments: str) -> Process:
         return self.start(name, [sys.executable, "-m", "fedsim", *arguments])
@@ -201,7 +229,10 @@ def send_all(pid: int, sign: signal.Signals) -> None:
 
 
 def until(condition: Any, seconds: float, what: str) -> Any:
-    """Wait for a condition and return its value. Raises TimeoutError that says `what` did not come."""
+    """Wait for a condition and return its value.
+
+    Raises TimeoutError that says `what` did not come.
+    """
     end_at = time.monotonic() + seconds
     while time.monotonic() < end_at:
         if found := condition():

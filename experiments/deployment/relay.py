@@ -18,7 +18,9 @@ ABORT = struct.pack("ii", 1, 0)
 
 @dataclass
 class Relay:
-    """Passes bytes on between whoever connects and a target; its fields can be changed while it runs."""
+    """Passes bytes on between whoever connects and a target; its fields can be changed while it
+    runs.
+    """
 
     target: tuple[str, int]
     listen: tuple[str, int] = ("127.0.0.1", 0)
@@ -90,7 +92,8 @@ class Relay:
                     self.reset()
                     return
                 if inward and self.flip and len(chunk) > 200:
-                    self.flip, self.flipped = self.flip - 1, self.flipped + 1
+                    self.flip = self.flip - 1
+                    self.flipped = self.flipped + 1
                     chunk = chunk[:150] + bytes([chunk[150] ^ 1]) + chunk[151:]
                 self.passed += len(chunk)
                 sink.sendall(chunk)

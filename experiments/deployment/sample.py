@@ -1,6 +1,7 @@
 """Requests of a few users for each node, to try the guide on.
 
-python experiments/deployment/sample.py FOLDER writes FOLDER/node-1/data/train.jsonl and that of node-2.
+python experiments/deployment/sample.py FOLDER writes FOLDER/node-1/data/train.jsonl and that of
+node-2.
 """
 
 import json

@@ -11,9 +11,11 @@ from fedsim.audit.scores import Floats, Target
 
 
 def surprise(target: Target) -> Floats:
-    """How much surer the model is of a record than references are, in their spread; larger: a member.
+    """How much surer the model is of a record than references are, in their spread; larger: a
+    member.
 
-    `target.own` is what the attacked model says, [N]; `target.others` what each reference does, [R, N].
+    `target.own` is what the attacked model says, [N]; `target.others` what each reference does, [R,
+    N].
     """
     if target.references < 2:  # as in audits before the last round
         return target.own.phi

@@ -20,7 +20,8 @@ def since_the_start(audited: Audited) -> list[Finding]:
 
     An attack of `audit.attacks` sees the last model only; an evaluator sees the whole run.
     """
-    config, game = audited.config, membership_game(audited)
+    config = audited.config
+    game = membership_game(audited)
     first = parameters_of(build_model(audited.holdings.dataset.spec, config.model, config.seed))
     before, after = (
         of_unit(predict(audited.module, audited.task, params, game.records), game)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 
 def true_probability(outputs: Mapping[str, Tensor], fields: Mapping[str, Tensor]) -> Tensor:
-    """How likely the model finds the true label: what it returns and the examples of a batch -> [N]."""
+    """How likely the model finds the true label: what it returns and the examples of a batch ->
+    [N].
+    """
     chances = outputs["label"].softmax(-1)
     return chances.gather(-1, fields["label"].unsqueeze(-1)).squeeze(-1)

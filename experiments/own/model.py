@@ -3,9 +3,9 @@
     [model]
     name = "experiments.own.model:average"
 
-Made of `fedsim.models.layers` and indexed from the right, as here, it trains stacked, a whole cohort in
-one batch. Made of torch's own layers it works as well; its devices then train one after another. Rows
-are filled up with PAD to the longest of a batch: a model must not depend on how far.
+Made of `fedsim.models.layers` and indexed from the right, as here, it trains stacked, a whole
+cohort in one batch. Made of torch's own layers it works as well; its devices then train one after
+another. Rows are filled up with PAD to the longest of a batch: a model must not depend on how far.
 """
 
 from torch import Tensor, nn

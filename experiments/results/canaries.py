@@ -1,8 +1,10 @@
-"""Canaries in Snips against defences: `python experiments/results/canaries.py --data-dir DIR [--part PART]`.
+"""Canaries in Snips against defences: `python experiments/results/canaries.py --data-dir DIR
+[--part PART]`.
 
-Runs `experiments/canary_snips.toml` with each defence and each pattern (--part defences), and the grid of
-devices x copies x activity (--part grid); prints Markdown tables and puts canaries.json and a picture beside
-this file. A run that is there already is not done again, so the command may be interrupted and repeated.
+Runs `experiments/canary_snips.toml` with each defence and each pattern (--part defences), and the
+grid of devices x copies x activity (--part grid); prints Markdown tables and puts canaries.json and
+a picture beside this file. A run that is there already is not done again, so the command may be
+interrupted and repeated.
 """
 
 import argparse
@@ -27,7 +29,11 @@ HERE = Path(__file__).parent
 EXPERIMENT = HERE.parents[0] / "canary_snips.toml"
 SEEDS = (1, 2, 3)
 EARLY = ["evaluation.every=2", "train.patience=1", "train.patience_metric=loss"]
-EXAMPLE = ["dp.unit=example", "dp.delta=1e-4", "dp.noise_multiplier=13.444"]  # calibrate --epsilon 2
+EXAMPLE = [
+    "dp.unit=example",
+    "dp.delta=1e-4",
+    "dp.noise_multiplier=13.444",
+]  # calibrate --epsilon 2
 DEVICE = ["dp.unit=device", "dp.noise_multiplier=5.5982"]  # calibrate --epsilon 2; delta is 1e-3
 DEFENCES = {
     "none": [],
@@ -61,7 +67,8 @@ def main() -> None:
     parser.add_argument("--part", choices=["all", "defences", "grid"], default="all")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    begin, found = time.perf_counter(), {}
+    begin = time.perf_counter()
+    found = {}
     if options.part != "grid":
         for name, settings in (DEFENCES | PATTERNS).items():
             found[name] = [run(settings, seed, options) for seed in SEEDS[: options.seeds]]
@@ -73,7 +80,10 @@ def main() -> None:
     if options.part != "defences":
         found["grid"] = [run(GRID, seed, options) for seed in SEEDS[: options.seeds]]
         print("\n", *grid_table(rows(found["grid"])), sep="\n")
-    write({name: rows(runs) for name, runs in found.items()}, {n: utility(r) for n, r in found.items()})
+    write(
+        {name: rows(runs) for name, runs in found.items()},
+        {n: utility(r) for n, r in found.items()},
+    )
     print(f"\n{time.perf_counter() - begin:.0f} s of wall clock, 1 thread")
 
 
@@ -86,7 +96,9 @@ def rows(runs: list[RunDir]) -> list[Row]:
     """Return the last model's canary rows of all seeds."""
     found = []
     for one in runs:
-        mine = [r for r in one.rows("audit.jsonl") if r["kind"] == "canary" and r["view"] == "final"]
+        mine = [
+            r for r in one.rows("audit.jsonl") if r["kind"] == "canary" and r["view"] == "final"
+        ]
         last = max(r["round"] for r in mine)
         found += [r | {"seed": one.config.seed} for r in mine if r["round"] == last]
     return found
@@ -107,7 +119,9 @@ def pooled(mine: list[Row], name: str) -> np.ndarray:
 
 
 def exposed(mine: list[Row]) -> tuple[float, float]:
-    """Return the mean exposure of all seeds' canaries and its standard error, the null's for fewer than 5."""
+    """Return the mean exposure of all seeds' canaries and its standard error, the null's for fewer
+    than 5.
+    """
     values = pooled(mine, "exposures")
     if len(values) < 5:
         return float(values.mean()), exposure_standard_error(len(values))
@@ -115,26 +129,36 @@ def exposed(mine: list[Row]) -> tuple[float, float]:
 
 
 def table(found: dict[str, list[RunDir]]) -> list[str]:
-    """Markdown: exposure by copies beside its bound, and the digits found at most copies beside chance."""
+    """Markdown: exposure by copies beside its bound, and the digits found at most copies beside
+    chance.
+    """
     lines = [
-        "| defence | intent / slot F1 | exposure at 1, 10, 50 copies (s.e.) | allowed at 1, 10, 50 | null "
-        "| ModIvA digits at 50 | exhaustive | control | exact codes | chance |",
+        "| defence | intent / slot F1 | exposure at 1, 10, 50 copies (s.e.) | allowed at 1, 10, "
+        "50 | null | ModIvA digits at 50 | exhaustive | control | exact codes | chance |",
         "|---" * 10 + "|",
     ]
     for name, runs in found.items():
-        each, most = rows(runs), {r["copies"] for r in rows(runs)}
+        each = rows(runs)
+        most = {r["copies"] for r in rows(runs)}
         shown = [[r for r in each if r["copies"] == copies] for copies in sorted(most)]
-        metrics, last = utility(runs), shown[-1]
+        metrics = utility(runs)
+        last = shown[-1]
         bits = ", ".join("{:.2f} ({:.2f})".format(*exposed(mine)) for mine in shown)
         allowed = [pooled(mine, "epsilon_bound") for mine in shown]
         bounds = ", ".join(f"{b.max():.2f}" if len(b) else "any" for b in allowed)
         digits = " | ".join(
             f"{pooled(last, n).mean():.2f}"
-            for n in ("digit_accuracy", "ceiling_digit_accuracy", "control_digit_accuracy", "exact_match")
+            for n in (
+                "digit_accuracy",
+                "ceiling_digit_accuracy",
+                "control_digit_accuracy",
+                "exact_match",
+            )
         )
         lines.append(
-            f"| {name} | {metrics['intent_accuracy']:.3f} / {metrics['slot_f1']:.3f} | {bits} | {bounds} | "
-            f"{pooled(each, 'null_exposures').mean():.2f} | {digits} | {last[0]['chance']:.2f} |"
+            f"| {name} | {metrics['intent_accuracy']:.3f} / {metrics['slot_f1']:.3f} | {bits} | "
+            f"{bounds} | {pooled(each, 'null_exposures').mean():.2f} | {digits} | "
+            f"{last[0]['chance']:.2f} |"
         )
     return lines
 
@@ -183,7 +207,12 @@ def draw(found: dict[str, list[Row]]) -> Figure:
             mean, error = zip(*each, strict=True)
             style = "-o" if i < len(SERIES) else "--s"
             axes.errorbar(
-                np.array(copies) * 1.03**i, mean, error, fmt=style, color=SERIES[i % len(SERIES)], label=name
+                np.array(copies) * 1.03**i,
+                mean,
+                error,
+                fmt=style,
+                color=SERIES[i % len(SERIES)],
+                label=name,
             )
         axes.axhline(1 / np.log(2), color="black", linestyle=":", label="without leakage")
         axes.set_xscale("log")

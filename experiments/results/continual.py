@@ -1,8 +1,9 @@
-"""Memory rules on STAR by real time: `python experiments/results/continual.py --data-dir DIR [--out runs]`.
+"""Memory rules on STAR by real time: `python experiments/results/continual.py --data-dir DIR [--out
+runs]`.
 
-Runs `experiments/continual_star.toml` with each memory rule, and statically with as many rounds, seeds 1
-to 3; prints the table and puts the forgetting matrix and the prequential curve of memory = "current"
-beside this file.
+Runs `experiments/continual_star.toml` with each memory rule, and statically with as many rounds,
+seeds 1 to 3; prints the table and puts the forgetting matrix and the prequential curve of memory =
+"current" beside this file.
 """
 
 import argparse
@@ -39,13 +40,15 @@ def main() -> None:
     parser.add_argument("--out", default="runs")
     options = parser.parse_args()
     print(
-        "| memory | accuracy at the end | before training on a period | forgetting | backward transfer "
-        "| right before, wrong now | wrong before, right now |"
+        "| memory | accuracy at the end | before training on a period | forgetting | backward "
+        "transfer | right before, wrong now | wrong before, right now |"
     )
     print("|---|---|---|---|---|---|---|")
     for mode, settings in MODES.items():
         runs = [run(seed, settings, options.data_dir, options.out) for seed in SEEDS]
-        cells = [cell([r["metrics"][name] for r in runs if name in r["metrics"]]) for name in COLUMNS]
+        cells = [
+            cell([r["metrics"][name] for r in runs if name in r["metrics"]]) for name in COLUMNS
+        ]
         print(f"| {mode} | {' | '.join(cells)} |", flush=True)
     folder = Path(options.out) / "continual_star" / runs[0]["config_hash"] / "seed=1" / "figures"
     for name in ("forgetting", "prequential"):
@@ -63,7 +66,9 @@ def run(seed: int, settings: list[str], data_dir: str, out: str) -> dict:
     changes = [f"seed={seed}", "train.centralised=false", *settings]
     options = [part for change in changes for part in ("--set", change)]
     place = ["--data-dir", data_dir, "--out", out, "--json", "--report"]
-    return json.loads(subprocess.run([*command, *options, *place], check=True, capture_output=True).stdout)
+    return json.loads(
+        subprocess.run([*command, *options, *place], check=True, capture_output=True).stdout
+    )
 
 
 def cell(values: list[float]) -> str:

@@ -1,9 +1,10 @@
-"""How often a bound on the engine's own code is above its epsilon: `python experiments/results/crafted.py`.
+"""How often a bound on the engine's own code is above its epsilon: `python
+experiments/results/crafted.py`.
 
-Independently seeded audits of one round with a crafted canary (fedsim/app/audits/bounds/crafted_canary.py):
-of builds that are right, whose bounds may exceed epsilon in at most 5 % + 2 standard errors of the trials,
-and of builds without noise or clip, whose bounds all should. Prints the table and writes crafted.json
-beside this file.
+Independently seeded audits of one round with a crafted canary
+(fedsim/app/audits/bounds/crafted_canary.py): of builds that are right, whose bounds may exceed
+epsilon in at most 5 % + 2 standard errors of the trials, and of builds without noise or clip, whose
+bounds all should. Prints the table and writes crafted.json beside this file.
 """
 
 import argparse
@@ -18,14 +19,20 @@ import torch
 
 from clients import dp_sgd as private_steps
 from clients.example_clip import Clip
-from fedsim.app.audits.bounds.crafted_canary import AuditedCode, Crafted, audit_devices, audit_examples
+from fedsim.app.audits.bounds.crafted_canary import (
+    AuditedCode,
+    Crafted,
+    audit_devices,
+    audit_examples,
+)
 from fedsim.config import from_flat
 from fedsim.models import build_model, parameters_of
 from fedsim.models.tasks import make_task
 from fedsim.privacy.noise import NoiseSource
 from fedsim.types import Examples, Spec
 
-DELTA, NOISE = 1e-5, 2.0
+DELTA = 1e-5
+NOISE = 2.0
 SPEC = Spec("classification", vocabulary=30, labels=("a", "b", "c"), length=6)
 UNITS = {
     "example, exact": {"dp.unit": "example", "dp.trust": "local"},
@@ -58,21 +65,27 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=300)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    builds: list[tuple[str, str, Callable, int]] = [(unit, "right", right, options.trials) for unit in UNITS]
+    builds: list[tuple[str, str, Callable, int]] = [
+        (unit, "right", right, options.trials) for unit in UNITS
+    ]
     builds += [
         ("example, exact", "without noise", without_noise, 5),
         ("device", "without noise", without_noise, 5),
     ]
     builds += [("example, exact", "without clip", without_clip, 5)]
     rows = [measured(*build, options.runs) for build in builds]
-    print("| unit | build | trials | epsilon | largest bound | mean bound | ceiling | over epsilon |")
+    print(
+        "| unit | build | trials | epsilon | largest bound | mean bound | ceiling | over epsilon |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         print(
             f"| {row['unit']} | {row['build']} | {row['trials']} | {row['epsilon']:.2f} | "
             f"{row['largest']:.2f} | {row['mean']:.2f} | {row['ceiling']:.2f} | {row['over']} |"
         )
-    (Path(__file__).parent / "crafted.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (Path(__file__).parent / "crafted.json").write_text(
+        json.dumps(rows, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def measured(unit: str, build: str, sabotage: Callable, trials: int, runs: int) -> dict:

@@ -1,8 +1,9 @@
-"""Server rule x client optimiser: `python experiments/results/fedopt.py --data-dir DIR [--out runs]`.
+"""Server rule x client optimiser: `python experiments/results/fedopt.py --data-dir DIR [--out
+runs]`.
 
-Runs `experiments/fedopt.toml` with every server rule and every client optimiser. Each pair gets the learning
-rates of a small grid that are best on the dev split (one seed), and is then measured on the test split with
-seeds 1 to 3. Prints the table; finished runs are not repeated.
+Runs `experiments/fedopt.toml` with every server rule and every client optimiser. Each pair gets the
+learning rates of a small grid that are best on the dev split (one seed), and is then measured on
+the test split with seeds 1 to 3. Prints the table; finished runs are not repeated.
 """
 
 import argparse
@@ -49,7 +50,9 @@ def main() -> None:
 def cell(server: str, client_rates: tuple[float, ...], settings: list[str]) -> str:
     """Choose the rates on dev, then measure on test."""
     pairs = list(product(client_rates, SERVERS[server]))
-    best = max(pairs, key=lambda rates: accuracy(server, rates, [*settings, "data.test=dev.jsonl.gz"], 1))
+    best = max(
+        pairs, key=lambda rates: accuracy(server, rates, [*settings, "data.test=dev.jsonl.gz"], 1)
+    )
     found = [accuracy(server, best, settings, seed) for seed in SEEDS]
     mean = statistics.mean(found)
     return f"{mean:.3f} ({min(found):.3f} to {max(found):.3f}) at {best[0]:g}, {best[1]:g}"

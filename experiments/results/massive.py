@@ -1,7 +1,8 @@
-"""The README's figures on MASSIVE: `python experiments/results/massive.py --data-dir DIR [--out runs]`.
+"""The README's figures on MASSIVE: `python experiments/results/massive.py --data-dir DIR [--out
+runs]`.
 
-Runs `experiments/massive.toml` with the seeds 1 to 3 (finished runs are not repeated), prints the table and
-puts the first seed's learning curve beside this file.
+Runs `experiments/massive.toml` with the seeds 1 to 3 (finished runs are not repeated), prints the
+table and puts the first seed's learning curve beside this file.
 """
 
 import argparse
@@ -26,7 +27,9 @@ def main() -> None:
     summaries = [run(seed, options.data_dir, options.out) for seed in SEEDS]
     for line in table(summaries):
         print(line)
-    first = next((Path(options.out) / "massive" / summaries[0]["config_hash"]).glob("seed=1/figures"))
+    first = next(
+        (Path(options.out) / "massive" / summaries[0]["config_hash"]).glob("seed=1/figures")
+    )
     shutil.copy(first / "learning.png", HERE / "massive_learning.png")
 
 
@@ -57,7 +60,9 @@ def table(summaries: list[dict]) -> list[str]:
 
 
 def spread(values: list[float], scale: float, digits: int = 1) -> str:
-    mean, low, high = statistics.mean(values), min(values), max(values)
+    mean = statistics.mean(values)
+    low = min(values)
+    high = max(values)
     return f"{mean * scale:.{digits}f} ({low * scale:.{digits}f} to {high * scale:.{digits}f})"
 
 

@@ -1,7 +1,8 @@
-"""Utility under DP on MASSIVE: `python experiments/results/massive_dp.py --data-dir DIR [--out runs]`.
+"""Utility under DP on MASSIVE: `python experiments/results/massive_dp.py --data-dir DIR [--out
+runs]`.
 
-Runs `massive_dp.toml` and `massive_dp_example.toml`, at epsilon 8 and 2, with the seeds 1 to 3 (finished runs
-are not repeated), prints the table and writes `massive_dp.json` beside this file.
+Runs `massive_dp.toml` and `massive_dp_example.toml`, at epsilon 8 and 2, with the seeds 1 to 3
+(finished runs are not repeated), prints the table and writes `massive_dp.json` beside this file.
 """
 
 import argparse
@@ -49,20 +50,33 @@ def main() -> None:
 
 def run(name: str, seed: int, settings: list[str], options: argparse.Namespace) -> dict:
     command = [sys.executable, "-m", "fedsim", "run", str(ROOT / f"experiments/{name}.toml")]
-    command += ["--json", "--data-dir", options.data_dir, "--out", options.out, "--set", f"seed={seed}"]
+    command += [
+        "--json",
+        "--data-dir",
+        options.data_dir,
+        "--out",
+        options.out,
+        "--set",
+        f"seed={seed}",
+    ]
     command += [part for setting in settings for part in ("--set", setting)]
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
 def row(name: str, settings: list[str], summaries: list[dict]) -> dict:
-    """Return the figures of one guarantee; every unit takes part in every round, so nothing is amplified."""
-    privacy, rounds = summaries[0]["privacy"], summaries[0]["rounds"]
+    """Return the figures of one guarantee; every unit takes part in every round, so nothing is
+    amplified.
+    """
+    privacy = summaries[0]["privacy"]
+    rounds = summaries[0]["rounds"]
     own = dict(setting.split("=") for setting in settings)
     z = float(own.get("dp.noise_multiplier") or experiment(name)["dp"]["noise_multiplier"])
     at = {f"{delta:g}": epsilon([Event(z, 1.0, rounds)], delta) for delta in DELTAS}
     stated = at[f"{privacy['delta']:g}"]
     if abs(stated - privacy["epsilon_guarantee"]) > 1e-3 * stated:
-        raise SystemExit(f"{name}: the run's epsilon {privacy['epsilon_guarantee']} is not {stated}")
+        raise SystemExit(
+            f"{name}: the run's epsilon {privacy['epsilon_guarantee']} is not {stated}"
+        )
     return {
         "experiment": name,
         "settings": settings,

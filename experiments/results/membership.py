@@ -1,9 +1,9 @@
 """Membership against epsilon on MASSIVE: `python experiments/results/membership.py --data-dir DIR`.
 
-`experiments/membership_massive.toml` without DP, and with example-level DP-SGD and micro-batches (after
-eDP-SGD) at the same true epsilon: AUC, true positive rate and utility, over the run and its shadow
-federations as targets, two pools. Finished runs are not repeated. Prints the table; writes membership.json
-and membership.png beside this file.
+`experiments/membership_massive.toml` without DP, and with example-level DP-SGD and micro-batches
+(after eDP-SGD) at the same true epsilon: AUC, true positive rate and utility, over the run and its
+shadow federations as targets, two pools. Finished runs are not repeated. Prints the table; writes
+membership.json and membership.png beside this file.
 """
 
 import argparse
@@ -20,7 +20,9 @@ from matplotlib import pyplot
 HERE = Path(__file__).parent
 EXPERIMENT = HERE.parent / "membership_massive.toml"
 NOISE = {1: 2.1426, 2: 1.3452, 8: 0.69626, 32: 0.40044}
-"""Noise multipliers that `fedsim calibrate EXPERIMENT --epsilon E` found, with the settings of `DP`."""
+"""Noise multipliers that `fedsim calibrate EXPERIMENT --epsilon E` found, with the settings of
+`DP`.
+"""
 RATES = {1: 10.0, 2: 20.0, 8: 40.0, 32: 60.0}
 """Learning rates, chosen roughly on test accuracy: no epsilon covers that."""
 DP = {"dp.unit": "example", "dp.trust": "local", "dp.delta": 1e-5, "dp.sampling_rate": 0.05}
@@ -65,15 +67,17 @@ def measured(method: str, epsilon: int, seed: int, options: argparse.Namespace) 
         "epsilon": summary["privacy"].get("epsilon_max"),
         "accuracy": summary["metrics"]["accuracy"],
         "attacks": {row["attack"]: row for row in summary["attacks"]["membership"]},
-        "mislabelled": {name: wrong[name] for name in ("attack", "records", "auc", "auc_low", "auc_high")},
+        "mislabelled": {
+            name: wrong[name] for name in ("attack", "records", "auc", "auc_low", "auc_high")
+        },
     }
 
 
 def table(found: list[dict]) -> list[str]:
     """Markdown: a line a run, each with its targets' interval."""
     lines = [
-        "| training | epsilon | pool | accuracy | loss AUC | strongest AUC (95 %) | allowed AUC | TPR at 1 % "
-        "| AUC, mislabelled | over the region | blind AUC |",
+        "| training | epsilon | pool | accuracy | loss AUC | strongest AUC (95 %) | allowed AUC | "
+        "TPR at 1 % | AUC, mislabelled | over the region | blind AUC |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found:
@@ -84,9 +88,10 @@ def table(found: list[dict]) -> list[str]:
         epsilon = f"{row['epsilon']:.2f}" if row["epsilon"] else "none"
         lines.append(
             f"| {row['method']} | {epsilon} | {row['seed']} | {100 * row['accuracy']:.1f} % | "
-            f"{row['attacks']['loss']['auc']:.3f} | {name} {best['auc']:.3f} ({best['auc_low']:.3f} to "
-            f"{best['auc_high']:.3f}) | {allowed} | {100 * best['tpr_at_1pct']:.1f} % | {wrong['auc']:.3f} | "
-            f"{over} | {best['blind_auc']:.3f} |"
+            f"{row['attacks']['loss']['auc']:.3f} | {name} {best['auc']:.3f} "
+            f"({best['auc_low']:.3f} to {best['auc_high']:.3f}) | {allowed} | "
+            f"{100 * best['tpr_at_1pct']:.1f} % | {wrong['auc']:.3f} | {over} | "
+            f"{best['blind_auc']:.3f} |"
         )
     return lines
 
@@ -99,22 +104,42 @@ def draw(found: list[dict]) -> None:
     ):
         axis.set(title=title, xlabel="epsilon of one example (delta 1e-5)", xscale="log")
     for method, colour in {"none": "#555555", **COLOURS}.items():
-        rows = sorted((r for r in found if r["method"] == method), key=lambda r: r["epsilon"] or 0.0)
+        rows = sorted(
+            (r for r in found if r["method"] == method), key=lambda r: r["epsilon"] or 0.0
+        )
         best = [list(r["attacks"].values())[-1] for r in rows]
-        series = ([b["auc"] for b in best], [b["tpr_at_1pct"] for b in best], [r["accuracy"] for r in rows])
+        series = (
+            [b["auc"] for b in best],
+            [b["tpr_at_1pct"] for b in best],
+            [r["accuracy"] for r in rows],
+        )
         for axis, values in zip(axes, series, strict=True):
             if method == "none":
                 for value in values:
                     axis.axhline(
-                        value, color=colour, linestyle=":", label="no DP" if value == values[0] else None
+                        value,
+                        color=colour,
+                        linestyle=":",
+                        label="no DP" if value == values[0] else None,
                     )
             else:
-                axis.plot([r["epsilon"] for r in rows], values, "o", color=colour, label=f"{method}")
+                axis.plot(
+                    [r["epsilon"] for r in rows], values, "o", color=colour, label=f"{method}"
+                )
         if method != "none":
-            bars = [[b["auc"] - b["auc_low"] for b in best], [b["auc_high"] - b["auc"] for b in best]]
-            axes[0].errorbar([r["epsilon"] for r in rows], series[0], yerr=bars, fmt="none", color=colour)
+            bars = [
+                [b["auc"] - b["auc_low"] for b in best],
+                [b["auc_high"] - b["auc"] for b in best],
+            ]
+            axes[0].errorbar(
+                [r["epsilon"] for r in rows], series[0], yerr=bars, fmt="none", color=colour
+            )
     allowed = sorted(
-        {(r["epsilon"], list(r["attacks"].values())[-1]["allowed_auc"]) for r in found if r["epsilon"]}
+        {
+            (r["epsilon"], list(r["attacks"].values())[-1]["allowed_auc"])
+            for r in found
+            if r["epsilon"]
+        }
     )
     axes[0].plot(*zip(*allowed, strict=True), "--", color="#999999", label="allowed by the profile")
     axes[0].axhline(0.5, color="#cccccc", linewidth=0.8)

@@ -1,7 +1,9 @@
-"""Robust rules where a fifth of the devices lies: `python experiments/results/robust.py [--out runs]`.
+"""Robust rules where a fifth of the devices lies: `python experiments/results/robust.py [--out
+runs]`.
 
-Runs `experiments/robust.toml` honestly and with a fifth of the devices sending five times the opposite of
-what they learned, seeds 1 to 3, with every rule; prints the table and puts the curves beside this file.
+Runs `experiments/robust.toml` honestly and with a fifth of the devices sending five times the
+opposite of what they learned, seeds 1 to 3, with every rule; prints the table and puts the curves
+beside this file.
 """
 
 import argparse
@@ -48,7 +50,9 @@ def main() -> None:
         for share in (0.0, BAD):
             runs = [run(settings, share, seed, out) for seed in SEEDS]
             cells.append(cell([final(r) for r in runs]))
-            curves[rule, share] = [[row["accuracy"] for row in r.rows() if "accuracy" in row] for r in runs]
+            curves[rule, share] = [
+                [row["accuracy"] for row in r.rows() if "accuracy" in row] for r in runs
+            ]
         print(f"| {rule} | {' | '.join(cells)} |", flush=True)
     draw(curves).savefig(HERE / "robust.png", dpi=150, facecolor="white")
 

@@ -1,9 +1,10 @@
 """Selection x weights x stream x seeds: `python experiments/results/selection.py --data-dir DIR`.
 
-Runs `experiments/selection_massive.toml` (ten seeds) and `selection_star.toml` (five) with every selection
-rule, every weight, statically and in five periods; two processes of one thread each unless `--workers` says
-otherwise. Finished runs are left as they are, so that a repeated command goes on. Then it writes what it
-measured to `selection_runs.jsonl` beside this file, of which `selection_table.py` makes tables and figures.
+Runs `experiments/selection_massive.toml` (ten seeds) and `selection_star.toml` (five) with every
+selection rule, every weight, statically and in five periods; two processes of one thread each
+unless `--workers` says otherwise. Finished runs are left as they are, so that a repeated command
+goes on. Then it writes what it measured to `selection_runs.jsonl` beside this file, of which
+`selection_table.py` makes tables and figures.
 """
 
 import argparse
@@ -71,7 +72,9 @@ def main() -> None:
     parser.add_argument("--out", default="runs")
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--share", help="I/N: only run each N-th cell from the I-th, measure nothing")
+    parser.add_argument(
+        "--share", help="I/N: only run each N-th cell from the I-th, measure nothing"
+    )
     options = parser.parse_args()
     cells = list(grid(options.sets.split(",")))
     if options.share or options.workers == 1:
@@ -83,7 +86,9 @@ def main() -> None:
 
 
 def grid(sets: list[str]) -> Iterator[Cell]:
-    """Yield the cells, all of one seed before the next, so that an interrupted grid compares fairly."""
+    """Yield the cells, all of one seed before the next, so that an interrupted grid compares
+    fairly.
+    """
     for seed in range(1, 1 + max(max(SETS[name]) for name in sets)):
         for name in sets:
             for mode in MODES if seed in SETS[name] else ():
@@ -111,7 +116,9 @@ def run_workers(count: int) -> None:
 
 
 def write(cells: list[Cell], data_dir: str, out: str) -> None:
-    """Measure the finished runs and write one line each; lines of sets that were not asked for stay."""
+    """Measure the finished runs and write one line each; lines of sets that were not asked for
+    stay.
+    """
     asked = {cell.set for cell in cells}
     lines = RAW.read_text(encoding="utf-8").splitlines() if RAW.exists() else []
     kept = [line for line in lines if json.loads(line)["set"] not in asked]
@@ -124,7 +131,8 @@ def measure(cell: Cell, data_dir: str, out: str) -> dict:
     """Return what the experiment asks of a run; null where a run never got there."""
     config = cell.config(data_dir, out)
     run = RunDir.of(config)
-    summary, rows = run.summary, run.rows()
+    summary = run.summary
+    rows = run.rows()
     assert summary is not None, f"{run.path} is not finished"
     metrics = summary["metrics"]
     there = [row["round"] for row in rows if row.get("accuracy", 0.0) >= TARGETS[cell.set]]
@@ -135,16 +143,20 @@ def measure(cell: Cell, data_dir: str, out: str) -> dict:
         "prequential": metrics.get("prequential_accuracy"),
         "rounds_to_target": min(there, default=None),
         "curve": [row["accuracy"] for row in rows if "accuracy" in row],
-        "steps": [sum(r["steps"] for r in rows[: row["round"]]) for row in rows if "accuracy" in row],
+        "steps": [
+            sum(r["steps"] for r in rows[: row["round"]]) for row in rows if "accuracy" in row
+        ],
         "deciles": [metrics[f"device_accuracy_decile_{i:02d}"] for i in range(1, 11)],
     }
     return vars(cell) | {k: rounded(v) for k, v in (figures | participation(config, run)).items()}
 
 
 def participation(config: Config, run: RunDir) -> dict[str, float]:
-    """Return how evenly devices took part, and the weight of the 1 % with the most training examples.
+    """Return how evenly devices took part, and the weight of the 1 % with the most training
+    examples.
 
-    Selection is a pure function of seed, round and roster, so the run's cohorts are drawn once more.
+    Selection is a pure function of seed, round and roster, so the run's cohorts are drawn once
+    more.
     """
     holdings = load_holdings(config, Path(config.place.data_dir))
     dataset = holdings.dataset
@@ -156,13 +168,17 @@ def participation(config: Config, run: RunDir) -> dict[str, float]:
         cohort = strategy.select(round)
         members = np.searchsorted(dataset.devices, cohort.devices)
         constant = config.aggregation.weights == "inverse_probability"
-        weight[members] += cohort.weights / (config.selection.cohort if constant else cohort.weights.sum())
+        weight[members] += cohort.weights / (
+            config.selection.cohort if constant else cohort.weights.sum()
+        )
         seen = strategy.state.participation.copy()
         seen[members] += 1
         strategy.state = replace(strategy.state, round=round, participation=seen)
     checkpoint = run.last_checkpoint()
     assert checkpoint is not None
-    assert (checkpoint.participation == strategy.state.participation).all(), "the cohorts are others"
+    assert (checkpoint.participation == strategy.state.participation).all(), (
+        "the cohorts are others"
+    )
     held = dataset.activity > 0
     top = np.argsort(-dataset.activity, kind="stable")[: int(np.ceil(held.sum() / 100))]
     return {
@@ -175,7 +191,9 @@ def participation(config: Config, run: RunDir) -> dict[str, float]:
 
 def roster(config: Config, period: int) -> Roster:
     holdings = load_holdings(config, Path(config.place.data_dir))
-    activity: NDArray[np.int64] = public_activity(holdings.activity(period), config.data.activity_public)
+    activity: NDArray[np.int64] = public_activity(
+        holdings.activity(period), config.data.activity_public
+    )
     return Roster(holdings.dataset.devices, activity, np.zeros(len(activity), dtype=np.uint64))
 
 

@@ -1,8 +1,10 @@
-"""Tables and figures of the experiment `selection`: `python experiments/results/selection_table.py`.
+"""Tables and figures of the experiment `selection`: `python
+experiments/results/selection_table.py`.
 
-Reads `selection_runs.jsonl` beside this file; prints the differences and writes all tables to `selection.md`,
-figures to `selection_accuracy.png` and `selection_deciles.png`. Intervals are 95 % t-intervals over seeds.
-Differences are paired by seed: the same seed gives the same first model, and batches by device and round.
+Reads `selection_runs.jsonl` beside this file; prints the differences and writes all tables to
+`selection.md`, figures to `selection_accuracy.png` and `selection_deciles.png`. Intervals are 95 %
+t-intervals over seeds. Differences are paired by seed: the same seed gives the same first model,
+and batches by device and round.
 """
 
 import json
@@ -53,7 +55,9 @@ def read() -> Runs:
     found: Runs = {}
     for line in (HERE / "selection_runs.jsonl").read_text(encoding="utf-8").splitlines():
         run = json.loads(line)
-        found.setdefault((run["set"], run["mode"], run["selection"], run["weights"]), []).append(run)
+        found.setdefault((run["set"], run["mode"], run["selection"], run["weights"]), []).append(
+            run
+        )
     for cell in found.values():
         cell.sort(key=lambda run: run["seed"])
     return found
@@ -61,12 +65,13 @@ def read() -> Runs:
 
 def table(runs: Runs, name: str, mode: str) -> list[str]:
     """Every cell of one set and mode: what the experiment was asked for."""
-    seeds, static = len(runs[name, mode, "uniform", "equal"]), mode == "static"
+    seeds = len(runs[name, mode, "uniform", "equal"])
+    static = mode == "static"
     lines = [
         f"## {name}, {mode}, {seeds} seeds",
         "",
-        "| selection | weights | accuracy, % | rounds to target | at uniform's steps, % | least active tenth "
-        "| most active tenth | weight of the top 1 %, % | participation Gini |",
+        "| selection | weights | accuracy, % | rounds to target | at uniform's steps, % | least "
+        "active tenth | most active tenth | weight of the top 1 %, % | participation Gini |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for selection in SELECTIONS:
@@ -75,7 +80,9 @@ def table(runs: Runs, name: str, mode: str) -> list[str]:
             columns = [
                 percent([run["accuracy"] for run in cell]),
                 rounds_to_target(cell, ROUNDS[name]),
-                percent(at_equal_steps(cell, runs[name, mode, "uniform", weights])) if static else "",
+                percent(at_equal_steps(cell, runs[name, mode, "uniform", weights]))
+                if static
+                else "",
                 percent([run["deciles"][0] for run in cell]),
                 percent([run["deciles"][-1] for run in cell]),
                 percent([run["top_1_weight"] for run in cell]),
@@ -83,7 +90,11 @@ def table(runs: Runs, name: str, mode: str) -> list[str]:
             ]
             lines.append(f"| {selection} | {weights.replace('_', ' ')} | {' | '.join(columns)} |")
     top = runs[name, mode, "uniform", "equal"][0]["top_1_examples"]
-    return [*lines, "", f"The top 1 % of the devices hold {100 * top:.1f} % of the training examples."]
+    return [
+        *lines,
+        "",
+        f"The top 1 % of the devices hold {100 * top:.1f} % of the training examples.",
+    ]
 
 
 def deciles(cell: list[Run]) -> list[tuple[float, float]]:
@@ -99,15 +110,21 @@ def decile_table(runs: Runs, name: str, mode: str) -> list[str]:
         f"|---|{'---|' * 10}",
     ]
     for selection in SELECTIONS:
-        cells = [f"{100 * m:.1f} ± {100 * h:.1f}" for m, h in deciles(runs[name, mode, selection, "equal"])]
+        cells = [
+            f"{100 * m:.1f} ± {100 * h:.1f}"
+            for m, h in deciles(runs[name, mode, selection, "equal"])
+        ]
         lines.append(f"| {selection} | {' | '.join(cells)} |")
     return lines
 
 
 def differences(runs: Runs) -> list[str]:
-    """Activity less uniform for every weight, statically and continually, and how much more continually."""
+    """Activity less uniform for every weight, statically and continually, and how much more
+    continually.
+    """
     lines = [
-        "| set | weights | rule | static | continual | continual less static | static, equal steps |",
+        "| set | weights | rule | static | continual | continual less static | static, equal "
+        "steps |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in SETS:
@@ -117,7 +134,9 @@ def differences(runs: Runs) -> list[str]:
                 steps = gap_at_equal_steps(runs, name, rule, weights)
                 more = [b - a for a, b in zip(*gaps, strict=True)]
                 cells = [interval(values, 1, 100, "+") for values in (*gaps, more, steps)]
-                lines.append(f"| {name} | {weights.replace('_', ' ')} | {rule} | {' | '.join(cells)} |")
+                lines.append(
+                    f"| {name} | {weights.replace('_', ' ')} | {rule} | {' | '.join(cells)} |"
+                )
     return lines
 
 
@@ -184,7 +203,9 @@ def draw(runs: Runs, panel: Callable[[Axes, Runs, str, str], None], name: str) -
 def accuracy_panel(axes: Axes, runs: Runs, name: str, mode: str) -> None:
     """Final accuracy by selection, one colour a weight."""
     for i, weights in enumerate(WEIGHTS):
-        found = [t_interval([r["accuracy"] for r in runs[name, mode, s, weights]]) for s in SELECTIONS]
+        found = [
+            t_interval([r["accuracy"] for r in runs[name, mode, s, weights]]) for s in SELECTIONS
+        ]
         mean, half = np.array(found).T * 100
         x = np.arange(len(SELECTIONS)) + (i - 1) * 0.18
         label = f"weights: {weights.replace('_', ' ')}"
@@ -198,7 +219,9 @@ def decile_panel(axes: Axes, runs: Runs, name: str, mode: str) -> None:
     for i, selection in enumerate(SELECTIONS):
         mean, half = 100 * np.array(deciles(runs[name, mode, selection, "equal"])).T
         x = np.arange(1, 11) + (i - 2) * 0.08
-        axes.errorbar(x, mean, half, fmt="o-", color=SERIES[i], label=selection, markersize=4, elinewidth=0.8)
+        axes.errorbar(
+            x, mean, half, fmt="o-", color=SERIES[i], label=selection, markersize=4, elinewidth=0.8
+        )
     axes.set_xticks(range(1, 11))
     axes.set_xlabel("tenth of the devices, least active first")
     axes.set_ylabel("accuracy on devices, %")

@@ -1,9 +1,10 @@
-"""The ladder of membership attacks on Snips: `python experiments/results/snips_membership.py --data-dir DIR`.
+"""The ladder of membership attacks on Snips: `python experiments/results/snips_membership.py
+--data-dir DIR`.
 
-A binary bag of the 2,000 commonest words, an MLP 2000-32-7, 5,000 utterances of which 5 % get a random
-label, each utterance in half of the models: mean AUC and true positive rate at 0.1 % false positives over 8
-targets, by the number of reference models. The targets of a pool share records and models, so the table
-gives the range over three pools, each with its own records, coins and models.
+A binary bag of the 2,000 commonest words, an MLP 2000-32-7, 5,000 utterances of which 5 % get a
+random label, each utterance in half of the models: mean AUC and true positive rate at 0.1 % false
+positives over 8 targets, by the number of reference models. The targets of a pool share records and
+models, so the table gives the range over three pools, each with its own records, coins and models.
 """
 
 import argparse
@@ -28,8 +29,12 @@ from fedsim.errors import WrongInput
 from fedsim.models.layers import Embedding, Linear
 from fedsim.seeds import generator
 
-RECORDS, WORDS, HIDDEN, MISLABELLED = 5000, 2000, 32, 0.05
-TARGETS, REFERENCES = 8, (2, 4, 8, 16)
+RECORDS = 5000
+WORDS = 2000
+HIDDEN = 32
+MISLABELLED = 0.05
+TARGETS = 8
+REFERENCES = (2, 4, 8, 16)
 SHOWN = (
     "loss", "gap", "modified_entropy", "calibrated_loss", "ratio_offline", "ratio", "lira_offline", "lira",
 )  # fmt: skip
@@ -45,7 +50,9 @@ PUBLISHED = {
 
 
 class WordMlp(nn.Module):
-    """2000-32-7 with ReLU over a binary bag, given as ids of its words: the first layer's rows, summed."""
+    """2000-32-7 with ReLU over a binary bag, given as ids of its words: the first layer's rows,
+    summed.
+    """
 
     def __init__(self, labels: int) -> None:
         super().__init__()
@@ -86,7 +93,9 @@ def snips(data_dir: Path, seed: int) -> tuple[Tensor, Tensor, np.ndarray]:
     """Return word ids [5000, T], labels [5000] and which of them are random."""
     rows = []
     for split in ("train", "dev", "test"):
-        with gzip.open(data_dir / "snips" / f"slotgated_{split}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        with gzip.open(
+            data_dir / "snips" / f"slotgated_{split}.jsonl.gz", "rt", encoding="utf-8"
+        ) as lines:
             rows += [json.loads(line) for line in lines]
     distinct = list({row["text"]: row for row in rows}.values())
     rng = generator(seed, "snips")
@@ -120,8 +129,13 @@ def accuracy(scores: Scores) -> str:
 
 
 def table(pools: list[tuple[Scores, np.ndarray]], columns: tuple[int, ...]) -> list[str]:
-    """Markdown: mean AUC (lowest to highest pool) / mean true positive rate at 0.1 %, by references."""
-    lines = ["| references | " + " | ".join(map(str, columns)) + " |", "|---" * (len(columns) + 1) + "|"]
+    """Markdown: mean AUC (lowest to highest pool) / mean true positive rate at 0.1 %, by
+    references.
+    """
+    lines = [
+        "| references | " + " | ".join(map(str, columns)) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
     for name in SHOWN:
         cells = [cell(pools, name, references) for references in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -138,10 +152,12 @@ def cell(pools: list[tuple[Scores, np.ndarray]], name: str, references: int) -> 
 
 def measured(scores: Scores, judged: np.ndarray, name: str, references: int) -> tuple[float, float]:
     """Return the mean AUC and the mean true positive rate at 0.1 % over the targets."""
-    areas, rates = [], []
+    areas = []
+    rates = []
     for model in range(TARGETS):
         target = scores.target(model, references)
-        found, member = ATTACKS[name](target)[judged], target.member[judged]
+        found = ATTACKS[name](target)[judged]
+        member = target.member[judged]
         areas.append(auc(found, member))
         rates.append(rate(found, member, 0.001))
     return float(np.mean(areas)), float(np.mean(rates))
@@ -151,7 +167,10 @@ def distance(pools: list[tuple[Scores, np.ndarray]]) -> float:
     """Return the largest distance of the mean AUCs from the published ones, over all records."""
     everyone = np.ones(RECORDS, dtype=bool)
     return max(
-        abs(float(np.mean([measured(scores, everyone, name, references)[0] for scores, _ in pools])) - area)
+        abs(
+            float(np.mean([measured(scores, everyone, name, references)[0] for scores, _ in pools]))
+            - area
+        )
         for name, row in PUBLISHED.items()
         for references, area in row.items()
     )

@@ -1,7 +1,7 @@
 """The application: the only place that composes data, strategies, clients and evaluation.
 
-For notebooks and scripts: `run(config) -> RunDir`, `load_runs(path) -> pandas.DataFrame` and, of a finished
-run, `RunDir.model() -> torch.nn.Module`.
+For notebooks and scripts: `run(config) -> RunDir`, `load_runs(path) -> pandas.DataFrame` and, of a
+finished run, `RunDir.model() -> torch.nn.Module`.
 """
 
 from importlib import import_module
@@ -19,7 +19,9 @@ OFFERED = {
     "load_runs": "fedsim.app.rundir.runs_table",
     "RunDir": "fedsim.app.rundir.run_dir",
 }
-"""What the application offers, by the module that has it; imported when it is asked for: torch is heavy."""
+"""What the application offers, by the module that has it; imported when it is asked for: torch is
+heavy.
+"""
 
 
 def __getattr__(name: str) -> Any:
@@ -40,9 +42,9 @@ def check_side_by_side() -> None:
         found = Path(str(spec.origin)).parents[1] if spec and spec.origin else None
         if found != ours:
             raise ImportError(
-                f"the package {name!r} of this project should lie in {ours} beside fedsim, but Python "
-                f"finds {spec.origin if spec else 'none'}; uninstall the other one (pip uninstall {name}) "
-                "and start in the project's folder"
+                f"the package {name!r} of this project should lie in {ours} beside fedsim, but "
+                f"Python finds {spec.origin if spec else 'none'}; uninstall the other one (pip "
+                f"uninstall {name}) and start in the project's folder"
             )
 
 

@@ -17,10 +17,10 @@ def run(
 ) -> RunDir:
     """Do a run in this process, or go on with an unfinished one; return its folder.
 
-    `config` is a `Config`, dotted keys such as `{"train.rounds": 5}`, or the path of an experiment's TOML;
-    `settings` are dotted keys on top. A finished run is returned as it is, unless `fresh` starts it over and
-    keeps the old one aside. `watch` sees each round's row. Raises WrongInput before anything is written,
-    RunFailed later.
+    `config` is a `Config`, dotted keys such as `{"train.rounds": 5}`, or the path of an
+    experiment's TOML; `settings` are dotted keys on top. A finished run is returned as it is,
+    unless `fresh` starts it over and keeps the old one aside. `watch` sees each round's row. Raises
+    WrongInput before anything is written, RunFailed later.
 
     >>> from fedsim import run
     >>> small = {"data.devices": 20, "data.examples": 200, "model.embedding": 8, "selection.cohort": 5}
@@ -30,7 +30,9 @@ def run(
     >>> done.summary["status"]
     'completed'
     """
-    return run_local(from_flat(to_flat(as_config(config)) | dict(settings or {})), fresh=fresh, watch=watch)
+    return run_local(
+        from_flat(to_flat(as_config(config)) | dict(settings or {})), fresh=fresh, watch=watch
+    )
 
 
 def as_config(config: Config | Mapping[str, Scalar] | str | Path) -> Config:

@@ -14,7 +14,9 @@ DATA_VARIABLE = "FEDSIM_DATA"
 GIB = 2**30
 CUDA_GIB = 0.25
 CACHED_GIB = 1 / 16
-"""What pays for each thread of a CPU: small enough for its caches, large enough to fill its vector units."""
+"""What pays for each thread of a CPU: small enough for its caches, large enough to fill its vector
+units.
+"""
 FEWEST_IN_PROCESSES = 5000
 """Devices that a run trains, below which starting processes takes longer than they save."""
 
@@ -54,7 +56,8 @@ def lanes(config: Config, nodes: int) -> Literal["threads", "processes"]:
 def chunk_bytes(place: Place) -> int:
     """Return the memory that the chunks of stacked devices that train at a time may take.
 
-    On a CPU small chunks are faster: what a step leaves is still in the cache when the next one needs it.
+    On a CPU small chunks are faster: what a step leaves is still in the cache when the next one
+    needs it.
     """
     default = CACHED_GIB * threads(place) if torch_device(place).type == "cpu" else CUDA_GIB
     return int((place.memory_gib or default) * GIB)

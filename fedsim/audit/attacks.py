@@ -1,4 +1,5 @@
-"""The attack ladder: from one model's predictions, and those of references, to a score for each record.
+"""The attack ladder: from one model's predictions, and those of references, to a score for each
+record.
 
 Every attack is a pure function of a Target; larger means "rather a member".
 """
@@ -14,9 +15,12 @@ from fedsim.audit.scores import Bools, Floats, Target
 from fedsim.errors import WrongInput
 
 Attack = Callable[[Target], Floats]
-RATIO_FROM, POOLED_FROM, PER_EXAMPLE_FROM = 1, 8, 64
-"""From how many references the automatic choice takes the ratio, LiRA with one sigma for all, and LiRA
-with a sigma an example. LiRA runs from 4 on; on Snips its AUC there was the ratio's, its rate at 0.1 % lower.
+RATIO_FROM = 1
+POOLED_FROM = 8
+PER_EXAMPLE_FROM = 64
+"""From how many references the automatic choice takes the ratio, LiRA with one sigma for all, and
+LiRA with a sigma an example. LiRA runs from 4 on; on Snips its AUC there was the ratio's, its
+rate at 0.1 % lower.
 """
 
 
@@ -59,7 +63,8 @@ def ratio(target: Target) -> Floats:
 
     BASE: Lassila et al., 2025; RMIA: Zarifzadeh et al., 2024.
 
-    The model gives both labels 3/4. The reference finds the second as easy, so that only the first tells:
+    The model gives both labels 3/4. The reference finds the second as easy, so that only the first
+    tells:
 
     >>> import numpy as np
     >>> import torch
@@ -86,11 +91,12 @@ def ratio_offline(target: Target, a: float = 0.0) -> Floats:
 def lira(target: Target, sigma: str = "pooled") -> Floats:
     """Return log N(phi; in) - log N(phi; out) (Carlini et al., 2022).
 
-    sigma: "pooled" takes one standard deviation for all records a side, from the residuals about each
-    record's mean; "example" takes each record's own. Raises WrongInput where no deviation can be known.
+    sigma: "pooled" takes one standard deviation for all records a side, from the residuals about
+    each record's mean; "example" takes each record's own. Raises WrongInput where no deviation can
+    be known.
 
-    phi is 3 and 5 with the record, -1 and 1 without it, and 4 in the target: two normals of variance 2 about
-    4 and 0, whose log densities at 4 differ by 16 / 4:
+    phi is 3 and 5 with the record, -1 and 1 without it, and 4 in the target: two normals of
+    variance 2 about 4 and 0, whose log densities at 4 differ by 16 / 4:
 
     >>> import numpy as np
     >>> import torch
@@ -115,7 +121,8 @@ def lira_per_example(target: Target) -> Floats:
 
 
 def lira_offline(target: Target, sigma: str = "pooled") -> Floats:
-    """Return log P(Z <= phi), Z ~ N(out), from models without the record (Carlini et al., 2022, one-sided).
+    """Return log P(Z <= phi), Z ~ N(out), from models without the record (Carlini et al., 2022,
+    one-sided).
 
     With one sigma for all records it orders them as `calibrated_loss` does.
     """
@@ -136,7 +143,9 @@ ATTACKS: dict[str, Attack] = {
 
 
 def choose(references: int, online: bool = True) -> str:
-    """Return the attack that this many references carry; not `online`: none of them saw the records."""
+    """Return the attack that this many references carry; not `online`: none of them saw the
+    records.
+    """
     if references < RATIO_FROM:
         return "loss"
     if references < POOLED_FROM:
@@ -149,8 +158,8 @@ def choose(references: int, online: bool = True) -> str:
 def relative(own: Floats, population: Floats, gamma: float = 1.0) -> Floats:
     """RMIA's score: the share of population records z with ratio(x) >= gamma * ratio(z).
 
-    `own` [N] and `population` [Z] are log ratios of one target. The share rises with the ratio, so the
-    population only lowers the resolution (Zarifzadeh et al., 2024).
+    `own` [N] and `population` [Z] are log ratios of one target. The share rises with the ratio, so
+    the population only lowers the resolution (Zarifzadeh et al., 2024).
     """
     ranked = np.sort(population)
     return np.searchsorted(ranked, own - np.log(gamma), side="right") / len(ranked)
@@ -170,21 +179,25 @@ def _fitted(target: Target, members: bool, sigma: str, attack: str) -> tuple[Flo
         raise WrongInput(f"sigma = {sigma!r} is not known; choose pooled or example")
     if not (spread > 0).all():
         raise WrongInput(
-            f"attack {attack!r}: {int((spread <= 0).sum())} records have the same phi in all references, "
-            "so that no deviation is known; use 'ratio'"
+            f"attack {attack!r}: {int((spread <= 0).sum())} records have the same phi in all "
+            "references, so that no deviation is known; use 'ratio'"
         )
     return mean, spread
 
 
 def _only(target: Target, members: bool, at_least: int, attack: str) -> Bools:
-    """Return keep or its complement [R, N]. Raises WrongInput where a record has too few such references."""
+    """Return keep or its complement [R, N].
+
+    Raises WrongInput where a record has too few such references.
+    """
     side = target.keep if members else ~target.keep
     fewest = int(side.sum(0).min()) if len(side) else 0
     if fewest < at_least:
         word = "IN" if members else "OUT"
         raise WrongInput(
-            f"attack {attack!r} needs at least {at_least} {word} reference(s) for each record; one has "
-            f"{fewest} of {target.references}; use {choose(min(target.references, POOLED_FROM - 1))!r}"
+            f"attack {attack!r} needs at least {at_least} {word} reference(s) for each record; "
+            f"one has {fewest} of {target.references}; use "
+            f"{choose(min(target.references, POOLED_FROM - 1))!r}"
         )
     return side
 

@@ -32,20 +32,28 @@ class Bound:
 
 @dataclass(frozen=True)
 class Errors:
-    """Upper bounds on both error rates of one test, which hold together with the bound's confidence."""
+    """Upper bounds on both error rates of one test, which hold together with the bound's
+    confidence.
+    """
 
     false_positive: float
     false_negative: float
 
 
 def two_worlds(
-    without: Floats, within: Floats, delta: float, rng: np.random.Generator, confidence: float = 0.95
+    without: Floats,
+    within: Floats,
+    delta: float,
+    rng: np.random.Generator,
+    confidence: float = 0.95,
 ) -> Bound:
-    """Return the bound max(0, ln((1 - delta - FNR)/FPR), ln((1 - delta - FPR)/FNR)) (Jagielski et al., 2020).
+    """Return the bound max(0, ln((1 - delta - FNR)/FPR), ln((1 - delta - FPR)/FNR)) (Jagielski et
+    al., 2020).
 
-    without, within: an attack's score of independently seeded runs without and with the canary, larger
-    for "within". The threshold comes from one half of the runs, the error rates' upper bounds
-    (Clopper-Pearson at alpha/2 each) from the other, so the confidence holds for any mechanism.
+    without, within: an attack's score of independently seeded runs without and with the canary,
+    larger for "within". The threshold comes from one half of the runs, the error rates' upper
+    bounds (Clopper-Pearson at alpha/2 each) from the other, so the confidence holds for any
+    mechanism.
 
     A perfect attack on 100 runs a world certifies 2.57 and no more, whatever the mechanism leaks:
 
@@ -70,9 +78,14 @@ def two_worlds(
 
 
 def gaussian_worlds(
-    without: Floats, within: Floats, delta: float, rng: np.random.Generator, confidence: float = 0.95
+    without: Floats,
+    within: Floats,
+    delta: float,
+    rng: np.random.Generator,
+    confidence: float = 0.95,
 ) -> Bound:
-    """Return the bound by mu = Phi^-1(1 - FPR) - Phi^-1(FNR) of a Gaussian mechanism (Nasr et al., 2023).
+    """Return the bound by mu = Phi^-1(1 - FPR) - Phi^-1(FNR) of a Gaussian mechanism (Nasr et al.,
+    2023).
 
     As `two_worlds`, but tighter, and a bound ONLY where the trade-off curve is that of one Gaussian
     mechanism; for a subsampled or composed one use `profile_worlds`.
@@ -82,7 +95,9 @@ def gaussian_worlds(
     perfect = proportion_high(0, judged, alpha / 2)
     return Bound(
         method="gaussian",
-        epsilon_low=gaussian_epsilon(float(_mu(errors.false_positive, errors.false_negative)), delta),
+        epsilon_low=gaussian_epsilon(
+            float(_mu(errors.false_positive, errors.false_negative)), delta
+        ),
         ceiling=gaussian_epsilon(float(_mu(perfect, perfect)), delta),
         confidence=confidence,
         delta=delta,
@@ -100,7 +115,8 @@ def profile_worlds(
     between: tuple[float, float],
     confidence: float = 0.95,
 ) -> Bound:
-    """Return the bound from the least leaky member of a family that allows what was seen (Nasr et al., 2023).
+    """Return the bound from the least leaky member of a family that allows what was seen (Nasr et
+    al., 2023).
 
     profile: strength (as 1 / noise multiplier) -> the accountant's trade-off curve, rising with it;
     epsilon: strength -> epsilon at `delta`; between: the strengths to search.
@@ -127,31 +143,43 @@ def _held_out(
     alpha: float,
     worth: Callable[[Floats, Floats], Floats],
 ) -> tuple[Errors, int]:
-    """Return the error rates' bounds on one half of the runs, and its size, at the other half's threshold."""
+    """Return the error rates' bounds on one half of the runs, and its size, at the other half's
+    threshold.
+    """
     if len(without) != len(within) or len(without) < FEWEST_RUNS:
         raise WrongInput(
             f"an audit in two worlds wants equally many runs in both, at least {FEWEST_RUNS}; "
             f"got {len(without)} without and {len(within)} with the canary"
         )
-    out, inside = rng.permutation(without), rng.permutation(within)
+    out = rng.permutation(without)
+    inside = rng.permutation(within)
     half = len(out) // 2
     grid = np.unique(np.concatenate([out[:half], inside[:half]]))
     # as strict as if all thresholds were certified: else luck in the tails makes the choice
-    false_positive, false_negative = _error_bounds(out[:half], inside[:half], grid, alpha / len(grid))
+    false_positive, false_negative = _error_bounds(
+        out[:half], inside[:half], grid, alpha / len(grid)
+    )
     threshold = grid[[int(np.argmax(worth(false_positive, false_negative)))]]
     judged = _error_bounds(out[half:], inside[half:], threshold, alpha)
     return Errors(*(float(bound[0]) for bound in judged)), len(out) - half
 
 
-def _error_bounds(out: Floats, inside: Floats, thresholds: Floats, alpha: float) -> tuple[Floats, Floats]:
+def _error_bounds(
+    out: Floats, inside: Floats, thresholds: Floats, alpha: float
+) -> tuple[Floats, Floats]:
     """Return upper bounds of P(out > t) and P(inside <= t) for each threshold, alpha/2 each."""
     alarms = len(out) - np.searchsorted(np.sort(out), thresholds, side="right")
     misses = np.searchsorted(np.sort(inside), thresholds, side="right")
-    return proportion_high(alarms, len(out), alpha / 2), proportion_high(misses, len(inside), alpha / 2)
+    return proportion_high(alarms, len(out), alpha / 2), proportion_high(
+        misses, len(inside), alpha / 2
+    )
 
 
-def _epsilon(false_positive: Floats | float, false_negative: Floats | float, delta: float) -> Floats:
-    f, n = np.asarray(false_positive), np.asarray(false_negative)
+def _epsilon(
+    false_positive: Floats | float, false_negative: Floats | float, delta: float
+) -> Floats:
+    f = np.asarray(false_positive)
+    n = np.asarray(false_negative)
     tiny = np.finfo(np.float64).tiny
     one = np.log(np.maximum(1 - delta - n, tiny) / f)
     other = np.log(np.maximum(1 - delta - f, tiny) / n)
@@ -162,7 +190,9 @@ def _mu(false_positive: Floats | float, false_negative: Floats | float) -> Float
     return np.asarray(norm.isf(false_positive) - norm.ppf(false_negative))
 
 
-def _least(profile: Callable[[float], Profile], errors: Errors, between: tuple[float, float]) -> float:
+def _least(
+    profile: Callable[[float], Profile], errors: Errors, between: tuple[float, float]
+) -> float:
     """Return the smallest strength whose profile allows a test with these errors."""
     point = np.array([errors.false_positive])
 

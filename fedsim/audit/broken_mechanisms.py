@@ -1,7 +1,7 @@
 """Small Gaussian mechanisms, one right and several broken in known ways, for audits to find.
 
-Each sums gradients of norm at most CLIP and should add noise of STDDEV = CLIP · noise multiplier. The
-neighbour is the worst case: the canary's gradient alone along one axis, and few other records.
+Each sums gradients of norm at most CLIP and should add noise of STDDEV = CLIP · noise multiplier.
+The neighbour is the worst case: the canary's gradient alone along one axis, and few other records.
 """
 
 from collections.abc import Callable
@@ -11,11 +11,13 @@ import numpy as np
 from fedsim.audit.region import gaussian_mu
 from fedsim.audit.scores import Bools, Floats
 
-EPSILON, DELTA = 1.0, 1e-5
+EPSILON = 1.0
+DELTA = 1e-5
 """What every build claims."""
 CLIP = 1.0
 STDDEV = CLIP / gaussian_mu(EPSILON, DELTA)
-OTHERS, DIMENSIONS = 4, 1000
+OTHERS = 4
+DIMENSIONS = 1000
 
 Build = Callable[[bool, int, np.random.Generator], Floats]
 """(with the canary?, runs, rng) -> an attacker's score of each run's release, larger for "with"."""
@@ -38,7 +40,9 @@ def clipped_sum(within: bool, runs: int, rng: np.random.Generator) -> Floats:
 
 
 def noise_on_one_part(within: bool, runs: int, rng: np.random.Generator) -> Floats:
-    """The noise reaches the first layer only; the canary's gradient has half its norm in the second."""
+    """The noise reaches the first layer only; the canary's gradient has half its norm in the
+    second.
+    """
     first = CLIP * np.sqrt(0.5) * within + STDDEV * rng.normal(size=runs)
     second = np.full(runs, CLIP * np.sqrt(0.5) * within)
     return second + 1e-6 * first

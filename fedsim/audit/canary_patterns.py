@@ -11,7 +11,8 @@ from fedsim.names import suggestion
 from fedsim.seeds import generator
 
 Tokens = tuple[str, ...]
-CODE, JOINED = "{code}", "{joined}"
+CODE = "{code}"
+JOINED = "{joined}"
 DIGITS = tuple("0123456789")
 COLOURS = ("red", "blue", "green", "yellow", "black", "white", "orange", "purple", "brown", "pink")
 TEMPLATES: dict[str, tuple[str, Tokens]] = {
@@ -29,7 +30,8 @@ suitcase backpack drawer shelf mirror piano guitar violin chess poker tennis gol
 skating climbing cycling pottery painting knitting cooking baking fishing camping hiking"""
 WORDS = tuple(_CARRIERS.split())
 """What tells canaries of one pattern apart: each carries another word, as long as there are some."""
-SHORTEST, LONGEST = 4, 10
+SHORTEST = 4
+LONGEST = 10
 ENUMERABLE = 10_000
 """Spaces up to here are ranked completely, and every completion's input is compared."""
 
@@ -67,7 +69,11 @@ class Pattern:
         """Return the tokens with this carrier word and the candidates at these indices."""
         filled = [word if token == "{word}" else token for token in self.template]
         parts = tuple(self.candidates[i] for i in code)
-        return (*filled[: self.gap], *(("".join(parts),) if self.joined else parts), *filled[self.gap + 1 :])
+        return (
+            *filled[: self.gap],
+            *(("".join(parts),) if self.joined else parts),
+            *filled[self.gap + 1 :],
+        )
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,8 @@ class Canary:
 
 
 def make_pattern(name: str, length: int = 4, candidates: Tokens = ()) -> Pattern:
-    """Return the pattern of a name ("pin", "call"), or that of a template such as "open {word} with {code}".
+    """Return the pattern of a name ("pin", "call"), or that of a template such as "open {word} with
+    {code}".
 
     candidates: the words that may stand at each place of the code; the pattern's own, or digits.
     Raises WrongInput.
@@ -95,9 +102,9 @@ def make_pattern(name: str, length: int = 4, candidates: Tokens = ()) -> Pattern
     tokens = tuple(template.split())
     if tokens.count(CODE) + tokens.count(JOINED) != 1 or tokens.count("{word}") > 1:
         raise WrongInput(
-            f"canary.pattern = {name!r} is not known; choose one of {', '.join(TEMPLATES)} or a template "
-            f"with {{code}} (a token a digit) or {{joined}} (all in one) once and {{word}} at most once"
-            f"{suggestion(name, TEMPLATES)}"
+            f"canary.pattern = {name!r} is not known; choose one of {', '.join(TEMPLATES)} or a "
+            "template with {code} (a token a digit) or {joined} (all in one) once and {word} at "
+            f"most once{suggestion(name, TEMPLATES)}"
         )
     chosen = candidates or usual
     if len(set(chosen)) != len(chosen) or len(chosen) < 2:
@@ -106,18 +113,28 @@ def make_pattern(name: str, length: int = 4, candidates: Tokens = ()) -> Pattern
 
 
 def draw_canaries(pattern: Pattern, count: int, seed: int) -> list[Canary]:
-    """Return canaries whose codes are drawn uniformly and independently, with carrier words in turn."""
+    """Return canaries whose codes are drawn uniformly and independently, with carrier words in
+    turn.
+    """
     return [
-        Canary(pattern, WORDS[i % len(WORDS)], _code(pattern, generator(seed, "canary", pattern.name, i)))
+        Canary(
+            pattern,
+            WORDS[i % len(WORDS)],
+            _code(pattern, generator(seed, "canary", pattern.name, i)),
+        )
         for i in range(count)
     ]
 
 
 def completions(pattern: Pattern) -> NDArray[np.int64]:
-    """Return all codes [|R|, length] in the order of `position`. Raises WrongInput for a space too large."""
+    """Return all codes [|R|, length] in the order of `position`.
+
+    Raises WrongInput for a space too large.
+    """
     if pattern.space > ENUMERABLE:
         raise WrongInput(
-            f"{pattern.space:,} completions are not listed, only up to {ENUMERABLE:,}; rank among references"
+            f"{pattern.space:,} completions are not listed, only up to {ENUMERABLE:,}; rank among "
+            "references"
         )
     shape = (len(pattern.candidates),) * pattern.length
     return np.stack(np.unravel_index(np.arange(pattern.space), shape), axis=1)
@@ -135,11 +152,12 @@ def reference_codes(pattern: Pattern, count: int, rng: np.random.Generator) -> N
 
 
 def check_inputs(pattern: Pattern, encode: Callable[[Sequence[str]], Sequence[int]]) -> None:
-    """Raise WrongInput where two codes become the same model input, whose exposure would mean nothing.
+    """Raise WrongInput where two codes become the same model input, whose exposure would mean
+    nothing.
 
-    encode: tokens -> what the model reads, cut to its length and, for a model that reads a set of words,
-    without order. Small spaces are compared completely; in larger ones every code that differs from a
-    base code at one place, or by two swapped neighbours.
+    encode: tokens -> what the model reads, cut to its length and, for a model that reads a set of
+    words, without order. Small spaces are compared completely; in larger ones every code that
+    differs from a base code at one place, or by two swapped neighbours.
     """
     codes = completions(pattern) if pattern.space <= ENUMERABLE else _neighbours(pattern)
     seen: dict[tuple[int, ...], Tokens] = {}
@@ -149,8 +167,8 @@ def check_inputs(pattern: Pattern, encode: Callable[[Sequence[str]], Sequence[in
         if twin != sentence:
             raise WrongInput(
                 f"canary.pattern = {pattern.name!r}: the model reads {' '.join(twin)!r} and "
-                f"{' '.join(sentence)!r} as the same input; give its vocabulary the candidates, raise "
-                "data.max_length, or choose a model that sees order"
+                f"{' '.join(sentence)!r} as the same input; give its vocabulary the candidates, "
+                "raise data.max_length, or choose a model that sees order"
             )
 
 
@@ -159,7 +177,9 @@ def _code(pattern: Pattern, rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def _neighbours(pattern: Pattern) -> NDArray[np.int64]:
-    """Return different codes: a base, those one place away from it, and those with two neighbours swapped."""
+    """Return different codes: a base, those one place away from it, and those with two neighbours
+    swapped.
+    """
     base = np.arange(pattern.length) % len(pattern.candidates)
     codes = [base]
     for place in range(pattern.length):

@@ -37,10 +37,12 @@ def plan(
     period: int,
     seed: int,
 ) -> list[Planting]:
-    """Return `each` different devices for every canary, drawn among the light, median or heavy tenth.
+    """Return `each` different devices for every canary, drawn among the light, median or heavy
+    tenth.
 
-    devices: [D] sorted by id, activity: [D] examples; devices without examples hold nothing. The devices
-    of a canary are named by (seed, canary), so adding canaries moves none. Raises WrongInput.
+    devices: [D] sorted by id, activity: [D] examples; devices without examples hold nothing. The
+    devices of a canary are named by (seed, canary), so adding canaries moves none. Raises
+    WrongInput.
     """
     if holders not in HOLDERS:
         raise WrongInput(
@@ -51,7 +53,9 @@ def plan(
     return [
         Planting(number, str(device), copies, period)
         for number in range(len(canaries))
-        for device in np.sort(generator(seed, "canary", "holders", number).choice(pool, each, replace=False))
+        for device in np.sort(
+            generator(seed, "canary", "holders", number).choice(pool, each, replace=False)
+        )
     ]
 
 
@@ -59,7 +63,10 @@ def plan_rows(canaries: Sequence[Canary], plantings: Sequence[Planting]) -> list
     """Return the plan as flat rows for the run directory: the secrets stand in them."""
     return [
         asdict(p)
-        | {"pattern": canaries[p.canary].pattern.name, "sentence": " ".join(canaries[p.canary].sentence)}
+        | {
+            "pattern": canaries[p.canary].pattern.name,
+            "sentence": " ".join(canaries[p.canary].sentence),
+        }
         for p in plantings
     ]
 
@@ -72,6 +79,8 @@ def _tenth(
     order = order[np.argsort(activity[order], kind="stable")]
     size = max(each, -(-len(order) // 10))
     if each > len(order) or each < 1:
-        raise WrongInput(f"canary.devices = {each}: choose 1 to {len(order)}, the devices with examples")
+        raise WrongInput(
+            f"canary.devices = {each}: choose 1 to {len(order)}, the devices with examples"
+        )
     first = min(int(start * len(order)), len(order) - size)
     return devices[order[first : first + size]]

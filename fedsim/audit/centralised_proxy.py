@@ -1,4 +1,5 @@
-"""The centralised proxy: shadow models trained on pooled records, all of a group as one stacked model.
+"""The centralised proxy: shadow models trained on pooled records, all of a group as one stacked
+model.
 
 Its own threat model: an attacker who cannot repeat the federation and trains plain models instead.
 """
@@ -79,8 +80,11 @@ class CentralisedProxy:
         return torch.cat(parts, dim=1)
 
     def _order(self, kept: Bools, number: int) -> NDArray[np.int64]:
-        """Return [steps, batch] kept records: shuffled epochs one after another, or independent draws."""
-        records, rng = np.flatnonzero(kept), generator(self.seed, "shadow", "batches", number)
+        """Return [steps, batch] kept records: shuffled epochs one after another, or independent
+        draws.
+        """
+        records = np.flatnonzero(kept)
+        rng = generator(self.seed, "shadow", "batches", number)
         if self.draws == "independent":
             return rng.choice(records, (self.steps, self.batch))
         epochs = max(1, -(-self.steps * self.batch // max(1, len(records))))

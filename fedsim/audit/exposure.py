@@ -1,4 +1,6 @@
-"""Exposure: how far up a canary's code stands among all codes that could have been (Carlini et al., 2019)."""
+"""Exposure: how far up a canary's code stands among all codes that could have been (Carlini et al.,
+2019).
+"""
 
 import numpy as np
 from scipy import stats
@@ -14,7 +16,8 @@ LARGE = 10**6
 
 
 def rank(losses: Floats, own: int, rng: np.random.Generator) -> int:
-    """Return the place of losses[own] from the smallest, from 1; equal losses stand in random order.
+    """Return the place of losses[own] from the smallest, from 1; equal losses stand in random
+    order.
 
     >>> import numpy as np
     >>> from fedsim import rank
@@ -22,7 +25,9 @@ def rank(losses: Floats, own: int, rng: np.random.Generator) -> int:
     2
     """
     if not np.isfinite(losses).all():
-        raise WrongInput(f"{int((~np.isfinite(losses)).sum())} completions have a loss that is not finite")
+        raise WrongInput(
+            f"{int((~np.isfinite(losses)).sum())} completions have a loss that is not finite"
+        )
     before = int((losses < losses[own]).sum())
     ties = int((losses == losses[own]).sum()) - 1
     return 1 + before + int(rng.integers(ties + 1))
@@ -34,7 +39,8 @@ def rank_among(own: float, others: Floats, rng: np.random.Generator) -> int:
 
 
 def exposure(rank: int, space: int) -> float:
-    """Return log2 |R| - log2 rank, in bits; for a rank among n references, `space` is n + 1 and the cap.
+    """Return log2 |R| - log2 rank, in bits; for a rank among n references, `space` is n + 1 and the
+    cap.
 
     The canary's code has the lowest loss of 1024, or stands in the middle:
 
@@ -46,15 +52,18 @@ def exposure(rank: int, space: int) -> float:
 
 
 def exposure_by_fit(own: float, others: Floats, space: int) -> float:
-    """Return -log2 P(loss <= own) under a skew-normal fitted to references' losses (Carlini et al., 2019).
+    """Return -log2 P(loss <= own) under a skew-normal fitted to references' losses (Carlini et al.,
+    2019).
 
-    An extrapolation: it has no exact p-value. Raises WrongInput for a space that can be ranked exactly,
-    and below 200 references.
+    An extrapolation: it has no exact p-value. Raises WrongInput for a space that can be ranked
+    exactly, and below 200 references.
     """
     if space <= ENUMERABLE:
         raise WrongInput(f"{space:,} completions are ranked exactly; nothing is extrapolated there")
     if len(others) < FEWEST_REFERENCES:
-        raise WrongInput(f"a skew-normal fit wants {FEWEST_REFERENCES} references, got {len(others)}")
+        raise WrongInput(
+            f"a skew-normal fit wants {FEWEST_REFERENCES} references, got {len(others)}"
+        )
     centred = (others - others.mean()) / others.std()
     fitted = stats.skewnorm.fit(centred)
     log_tail = stats.skewnorm.logcdf((own - others.mean()) / others.std(), *fitted)
@@ -69,27 +78,32 @@ def p_value(rank: int, space: int) -> float:
 def joint_p_value(exposures: Floats) -> float:
     """Return P(a sum of exposures this large) without leakage, for independent codes.
 
-    An upper bound: exposure · ln 2 = -ln(rank/|R|) is at most -ln U, whose sum over c codes is Gamma(c).
+    An upper bound: exposure · ln 2 = -ln(rank/|R|) is at most -ln U, whose sum over c codes is
+    Gamma(c).
     """
     return float(stats.gamma.sf(np.sum(exposures) * np.log(2), len(exposures)))
 
 
 def null_mean(space: int) -> float:
-    """Return the mean exposure without leakage: 1/ln 2 = 1.44 for large spaces, 1.396 at 100, 1.143 at 10."""
+    """Return the mean exposure without leakage: 1/ln 2 = 1.44 for large spaces, 1.396 at 100, 1.143
+    at 10.
+    """
     if space > LARGE:
         return 1 / float(np.log(2))
     return float(np.log2(space) - np.log2(np.arange(1, space + 1)).mean())
 
 
 def exposure_standard_error(canaries: int) -> float:
-    """Return the standard error of the mean exposure of so many canaries without leakage: 1.44 / sqrt(c)."""
+    """Return the standard error of the mean exposure of so many canaries without leakage: 1.44 /
+    sqrt(c).
+    """
     return 1 / float(np.log(2) * np.sqrt(canaries))
 
 
 def largest_mean(epsilon: float) -> float:
     """Return (1 + eps)/ln 2, which the mean stays under.
 
-    Guarantee: under epsilon-DP whose unit covers all copies of a canary, P(rank <= r) <= e^eps r/|R|, so
-    the exposure's mean is at most that of (eps + an exponential variable)/ln 2.
+    Guarantee: under epsilon-DP whose unit covers all copies of a canary, P(rank <= r) <= e^eps
+    r/|R|, so the exposure's mean is at most that of (eps + an exponential variable)/ln 2.
     """
     return (1 + epsilon) / float(np.log(2))

@@ -13,7 +13,9 @@ from fedsim.errors import WrongInput
 Loss = Callable[[Tensor], Tensor]
 """Mixtures of candidates [B, length, candidates], rows summing to 1 -> the target's loss [B]."""
 NextLogProbs = Callable[[Tensor], Tensor]
-"""The first tokens of codes, [B, k] candidate indices -> log odds of the next candidate [B, candidates]."""
+"""The first tokens of codes, [B, k] candidate indices -> log odds of the next candidate [B,
+candidates].
+"""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,10 @@ def success(guess: Guess, code: Sequence[int], candidates: int) -> Success:
 
 
 def exhaustive(loss: Loss, length: int, candidates: int, batch: int = 1000) -> Guess:
-    """Return the code with the lowest loss of all: the ceiling of any search. Up to 10,000 codes."""
+    """Return the code with the lowest loss of all: the ceiling of any search.
+
+    Up to 10,000 codes.
+    """
     if candidates**length > ENUMERABLE:
         raise WrongInput(
             f"an exhaustive search covers up to {ENUMERABLE:,} codes, not {candidates**length:,}"
@@ -65,7 +70,8 @@ def exhaustive(loss: Loss, length: int, candidates: int, batch: int = 1000) -> G
 
 
 def beam(next_log_probs: NextLogProbs, length: int, width: int) -> list[Guess]:
-    """Return up to `width` codes by a beam search from left to right, the likeliest first; 1 is greedy.
+    """Return up to `width` codes by a beam search from left to right, the likeliest first; 1 is
+    greedy.
 
     A guess's loss is minus the log odds of the whole code.
     """
@@ -76,7 +82,8 @@ def beam(next_log_probs: NextLogProbs, length: int, width: int) -> list[Guess]:
     for _ in range(length):
         each = total[:, None] + next_log_probs(codes)
         total, flat = each.flatten().topk(min(width, each.numel()))
-        row, token = flat // each.shape[1], flat % each.shape[1]
+        row = flat // each.shape[1]
+        token = flat % each.shape[1]
         codes = torch.cat([codes[row], token[:, None]], dim=1)
     return [Guess(tuple(c.tolist()), -float(t)) for c, t in zip(codes, total, strict=True)]
 

@@ -1,8 +1,8 @@
 """What audits find: one frozen type a kind, and the only place that turns them into rows and back.
 
-A part (`Threat`, `Area`) groups fields that come together; in a row all fields lie flat. What is None or
-empty takes no key. Metadata says which fields tell one threat model from another, and which ones the
-summary leaves out.
+A part (`Threat`, `Area`) groups fields that come together; in a row all fields lie flat. What is
+None or empty takes no key. Metadata says which fields tell one threat model from another, and which
+ones the summary leaves out.
 """
 
 from collections.abc import Iterator, Mapping
@@ -255,7 +255,9 @@ class CanarySlice(Slice):
 
 @dataclass(frozen=True)
 class SanityCheck(Finding):
-    """A check of attacks and audits on a known case: what should be seen, what was, whether they agree."""
+    """A check of attacks and audits on a known case: what should be seen, what was, whether they
+    agree.
+    """
 
     kind = "sanity"
     name: str = field(metadata=IDENTITY)
@@ -272,15 +274,19 @@ SUMMED: tuple[type[Finding], ...] = (Membership, Canary, LowerBound, Leak)
 def to_row(finding: Finding) -> dict[str, Any]:
     """Return a finding as a flat row of JSON values; a field that is None or empty has no key."""
     head: dict[str, Any] = {"kind": finding.kind} | ({"of": finding.of} if finding.of else {})
-    values = {name: value for name, value, _ in _leaves(finding) if value is not None and value != ()}
+    values = {
+        name: value for name, value, _ in _leaves(finding) if value is not None and value != ()
+    }
     return head | {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
 def from_row(row: Mapping[str, Any], kind: str = "") -> Finding | None:
-    """Return the finding that a row tells, of this version or an older one; None for an unknown kind.
+    """Return the finding that a row tells, of this version or an older one; None for an unknown
+    kind.
 
-    `kind` is that of a summary's row, which does not say it. Unknown keys are passed over; a text that is
-    missing is empty. Raises WrongInput where a number is missing without which there is no finding.
+    `kind` is that of a summary's row, which does not say it. Unknown keys are passed over; a text
+    that is missing is empty. Raises WrongInput where a number is missing without which there is no
+    finding.
     """
     named = (row.get("kind", kind), row.get("of", ""))
     found = next((each for each in TYPES if (each.kind, each.of) == named), None)
@@ -295,12 +301,16 @@ def identity(finding: Finding) -> tuple[Any, ...]:
 
 def unsummed(finding: type[Finding]) -> frozenset[str]:
     """Return the keys of a finding's row that the summary leaves out."""
-    return frozenset({"kind"} | {name for name, metadata in _keys(finding) if "unsummed" in metadata})
+    return frozenset(
+        {"kind"} | {name for name, metadata in _keys(finding) if "unsummed" in metadata}
+    )
 
 
 def smallest_is_best() -> frozenset[str]:
     """Return the keys of which the smallest value is the best that an attack did."""
-    return frozenset(name for kind in TYPES for name, metadata in _keys(kind) if "smallest" in metadata)
+    return frozenset(
+        name for kind in TYPES for name, metadata in _keys(kind) if "smallest" in metadata
+    )
 
 
 def _leaves(of: Any) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
@@ -326,7 +336,8 @@ def _keys(kind: type[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _read(kind: type[T], row: Mapping[str, Any]) -> T:
     values: dict[str, Any] = {}
     for each in fields(kind):  # type: ignore[arg-type]
-        part, needed = _part(kind, each.name), each.default is MISSING
+        part = _part(kind, each.name)
+        needed = each.default is MISSING
         if part is not None:
             if needed or any(name in row for name, _ in _keys(part)):
                 values[each.name] = _read(part, row)
@@ -339,18 +350,25 @@ def _read(kind: type[T], row: Mapping[str, Any]) -> T:
 
 
 def _nothing(name: str, wanted: Any, row: Mapping[str, Any]) -> str:
-    """Return what a needed field without a key holds: an empty text. Raises WrongInput for a number."""
+    """Return what a needed field without a key holds: an empty text.
+
+    Raises WrongInput for a number.
+    """
     if wanted is str:
         return ""
-    told = ", ".join(f"{key} {row[key]!r}" for key in ("kind", "attack", "method", "round") if key in row)
+    told = ", ".join(
+        f"{key} {row[key]!r}" for key in ("kind", "attack", "method", "round") if key in row
+    )
     raise WrongInput(
-        f"a finding ({told}) lacks the number {name!r}; take its row out of audit.jsonl or summary.json, or "
-        "audit the run again"
+        f"a finding ({told}) lacks the number {name!r}; take its row out of audit.jsonl or "
+        "summary.json, or audit the run again"
     )
 
 
 def _part(kind: type[Any], name: str) -> type[Any] | None:
     """Return the type of the part that a field holds, None where it holds a value."""
     hint = get_type_hints(kind)[name]
-    parts = (each for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each))
+    parts = (
+        each for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each)
+    )
     return next(parts, None)

@@ -9,8 +9,11 @@ from scipy import stats
 from fedsim.audit.scores import Floats
 from fedsim.errors import WrongInput
 
-FEWEST_TARGETS, BOOTSTRAP_FROM = 5, 20
-"""A percentile bootstrap covers 84 % with 5 targets and 92 % with 20, so below 20 it is Student's t."""
+FEWEST_TARGETS = 5
+BOOTSTRAP_FROM = 20
+"""A percentile bootstrap covers 84 % with 5 targets and 92 % with 20, so below 20 it is Student's
+t.
+"""
 RESAMPLES = 2000
 
 
@@ -26,15 +29,17 @@ class Interval:
 
 
 def over_targets(values: Floats, rng: np.random.Generator, confidence: float = 0.95) -> Interval:
-    """Return the mean over targets: a t-interval below 20 targets, a percentile bootstrap from there on.
+    """Return the mean over targets: a t-interval below 20 targets, a percentile bootstrap from
+    there on.
 
-    Targets of one pool of models share their records and are dependent; repeat the pool with another
-    seed for a headline figure. Raises WrongInput below 5 targets.
+    Targets of one pool of models share their records and are dependent; repeat the pool with
+    another seed for a headline figure. Raises WrongInput below 5 targets.
     """
     targets = len(values)
     if targets < FEWEST_TARGETS:
         raise WrongInput(f"an interval is over at least {FEWEST_TARGETS} targets, got {targets}")
-    mean, tail = float(values.mean()), (1 - confidence) / 2
+    mean = float(values.mean())
+    tail = (1 - confidence) / 2
     if targets < BOOTSTRAP_FROM:
         half = float(stats.t.ppf(1 - tail, targets - 1) * values.std(ddof=1) / np.sqrt(targets))
         return Interval(mean, mean - half, mean + half, f"t over {targets} targets")
@@ -44,12 +49,17 @@ def over_targets(values: Floats, rng: np.random.Generator, confidence: float = 0
 
 
 def proportion_high(count: ArrayLike, trials: ArrayLike, alpha: float) -> NDArray[np.float64]:
-    """Return the one-sided upper bound of a proportion at level 1 - alpha (Clopper and Pearson, 1934)."""
-    count, trials = np.asarray(count), np.asarray(trials)
+    """Return the one-sided upper bound of a proportion at level 1 - alpha (Clopper and Pearson,
+    1934).
+    """
+    count = np.asarray(count)
+    trials = np.asarray(trials)
     inner = np.minimum(count, trials - 1)  # where all are hits the bound is 1
     return np.where(count < trials, stats.beta.ppf(1 - alpha, inner + 1, trials - inner), 1.0)
 
 
 def proportion_low(count: ArrayLike, trials: ArrayLike, alpha: float) -> NDArray[np.float64]:
-    """Return the one-sided lower bound of a proportion at level 1 - alpha (Clopper and Pearson, 1934)."""
+    """Return the one-sided lower bound of a proportion at level 1 - alpha (Clopper and Pearson,
+    1934).
+    """
     return 1.0 - proportion_high(np.asarray(trials) - np.asarray(count), trials, alpha)

@@ -1,7 +1,8 @@
-"""ModIvA: an open-box search for a canary's code by gradients (after Parikh et al., 2022, arXiv 2203.13920).
+"""ModIvA: an open-box search for a canary's code by gradients (after Parikh et al., 2022, arXiv
+2203.13920).
 
-The unknown tokens are relaxed to mixtures of candidates; the target's loss is minimised over the mixtures
-while a temperature turns them into choices. Many restarts run as one batch.
+The unknown tokens are relaxed to mixtures of candidates; the target's loss is minimised over the
+mixtures while a temperature turns them into choices. Many restarts run as one batch.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ class Search:
     cold: float = 0.1
     """The temperature falls geometrically from warm to cold."""
     gumbel: bool = False
-    """Whether each step adds Gumbel noise to the logits (Jang et al., 2017), so that a mixture is a draw."""
+    """Whether each step adds Gumbel noise to the logits (Jang et al., 2017), so that a mixture is a
+    draw.
+    """
     check: int = 10
     """After so many steps the choices that the logits make, with and without noise, are scored."""
     spread: float = 1.0
@@ -34,7 +37,8 @@ class Search:
 def modiva(loss: Loss, length: int, candidates: int, search: Search, rng: torch.Generator) -> Guess:
     """Return the code with the lowest loss that any restart's logits chose on the way.
 
-    loss: mixtures [B, length, candidates] -> the target's loss [B], differentiable; rows share nothing.
+    loss: mixtures [B, length, candidates] -> the target's loss [B], differentiable; rows share
+    nothing.
     """
     return modiva_each(loss, length, candidates, search, rng, 1)[0]
 
@@ -42,9 +46,13 @@ def modiva(loss: Loss, length: int, candidates: int, search: Search, rng: torch.
 def modiva_each(
     loss: Loss, length: int, candidates: int, search: Search, rng: torch.Generator, targets: int
 ) -> list[Guess]:
-    """Return the same for several targets, whose restarts run as one batch: all of the first come first."""
+    """Return the same for several targets, whose restarts run as one batch: all of the first come
+    first.
+    """
     if search.restarts < 1 or search.steps < 1:
-        raise WrongInput(f"a search wants restarts and steps, got {search.restarts} and {search.steps}")
+        raise WrongInput(
+            f"a search wants restarts and steps, got {search.restarts} and {search.steps}"
+        )
     shape = (targets * search.restarts, length, candidates)
     logits = (search.spread * torch.randn(shape, generator=rng)).requires_grad_()
     optimizer = torch.optim.Adam([logits], lr=search.lr)
@@ -52,13 +60,16 @@ def modiva_each(
     for step in range(1, search.steps + 1):
         temperature = search.warm * (search.cold / search.warm) ** (step / search.steps)
         noise = _gumbel(shape, rng) if search.gumbel else 0.0
-        (grad,) = torch.autograd.grad(loss(((logits + noise) / temperature).softmax(-1)).sum(), logits)
+        (grad,) = torch.autograd.grad(
+            loss(((logits + noise) / temperature).softmax(-1)).sum(), logits
+        )
         logits.grad = torch.where(grad.isfinite(), grad, 0.0)
         optimizer.step()
         if step % search.check == 0 or step == search.steps:
             for z in [logits, logits + noise] if search.gumbel else [logits]:
                 best = [
-                    min(pair, key=_loss) for pair in zip(best, score_choice(loss, z, targets), strict=True)
+                    min(pair, key=_loss)
+                    for pair in zip(best, score_choice(loss, z, targets), strict=True)
                 ]
     return best
 

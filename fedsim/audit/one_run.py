@@ -14,12 +14,18 @@ LARGEST = 100.0
 
 
 def one_run(
-    scores: Floats, included: Bools, delta: float, rng: np.random.Generator, confidence: float = 0.95
+    scores: Floats,
+    included: Bools,
+    delta: float,
+    rng: np.random.Generator,
+    confidence: float = 0.95,
 ) -> Bound:
-    """Return the bound of Steinke et al. (2023): m canaries, the top m/20 guessed in, the bottom m/20 out.
+    """Return the bound of Steinke et al.
 
-    scores: [m], larger for "included"; included: [m], the coins, independent and fair. Abstentions count
-    in m. Equal scores are ordered by `rng`. Raises WrongInput below 20 canaries.
+    (2023): m canaries, the top m/20 guessed in, the bottom m/20 out.
+
+    scores: [m], larger for "included"; included: [m], the coins, independent and fair. Abstentions
+    count in m. Equal scores are ordered by `rng`. Raises WrongInput below 20 canaries.
 
     >>> import numpy as np
     >>> from fedsim import one_run
@@ -33,7 +39,9 @@ def one_run(
     canaries = len(scores)
     side = canaries // GUESSES_A_SIDE
     if side < 1 or included.shape != scores.shape:
-        raise WrongInput(f"an audit in one run wants at least {GUESSES_A_SIDE} canaries, got {canaries}")
+        raise WrongInput(
+            f"an audit in one run wants at least {GUESSES_A_SIDE} canaries, got {canaries}"
+        )
     shuffled = rng.permutation(canaries)
     order = shuffled[np.argsort(scores[shuffled], kind="stable")]
     right = int(included[order[-side:]].sum() + (~included[order[:side]]).sum())
@@ -47,7 +55,9 @@ def one_run(
     )
 
 
-def certified(right: int, guesses: int, canaries: int, delta: float, confidence: float = 0.95) -> float:
+def certified(
+    right: int, guesses: int, canaries: int, delta: float, confidence: float = 0.95
+) -> float:
     """Return sup{epsilon: p(epsilon) < 1 - confidence} for so many right guesses."""
     alpha = 1 - confidence
 
@@ -60,7 +70,8 @@ def certified(right: int, guesses: int, canaries: int, delta: float, confidence:
 
 
 def guesses_p_value(right: int, guesses: int, canaries: int, epsilon: float, delta: float) -> float:
-    """Return the chance of that many right guesses under (epsilon, delta)-DP (Steinke et al., 2023).
+    """Return the chance of that many right guesses under (epsilon, delta)-DP (Steinke et al.,
+    2023).
 
     beta + 2 m delta alpha with W ~ Bin(r, e^eps / (1 + e^eps)), beta = P(W >= v) and
     alpha = max_i P(v > W >= v - i) / i.

@@ -13,7 +13,9 @@ from fedsim.errors import WrongInput
 
 FEWEST_CANARIES = 10
 GRID = np.linspace(-40, 40, 8001)
-"""Where two normals are compared, in units of the narrower one's deviation about both means' middle."""
+"""Where two normals are compared, in units of the narrower one's deviation about both means'
+middle.
+"""
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class OneShot:
 
 
 def one_shot(cosines: Floats, dimensions: int, delta: float, confidence: float = 0.95) -> OneShot:
-    """Return the estimate of Andrew et al. (2024), and a version of it that is calibrated on the null.
+    """Return the estimate of Andrew et al.
 
-    cosines: [k], of each canary device's random unit direction with the aggregate of d `dimensions`;
-    without the canary they are N(0, 1/d). The estimate compares N(mean, var) with the null.
-    Raises WrongInput below 10 canaries.
+    (2024), and a version of it that is calibrated on the null.
+
+    cosines: [k], of each canary device's random unit direction with the aggregate of d
+    `dimensions`; without the canary they are N(0, 1/d). The estimate compares N(mean, var) with the
+    null. Raises WrongInput below 10 canaries.
 
     Cosines of standard deviation 1/√d about a mean of 0, as without the canaries, and about 4/√d:
 
@@ -44,23 +48,31 @@ def one_shot(cosines: Floats, dimensions: int, delta: float, confidence: float =
     """
     bound = one_shot_bound(cosines, dimensions, delta, confidence)
     standard = cosines * np.sqrt(dimensions)
-    return OneShot(epsilon_of_normals(float(standard.mean()), float(standard.std(ddof=1)), delta), bound)
+    return OneShot(
+        epsilon_of_normals(float(standard.mean()), float(standard.std(ddof=1)), delta), bound
+    )
 
 
-def one_shot_bound(cosines: Floats, dimensions: int, delta: float, confidence: float = 0.95) -> Bound:
-    """Return epsilon at the mean's lower confidence limit, by the larger of the observed and the null's
-    deviation.
+def one_shot_bound(
+    cosines: Floats, dimensions: int, delta: float, confidence: float = 0.95
+) -> Bound:
+    """Return epsilon at the mean's lower confidence limit, by the larger of the observed and the
+    null's deviation.
 
-    Exceeds 0 on noise in at most 1 - confidence, but is an estimate all the same: that canary devices
-    answer as a normal of the null's width is an approximation.
+    Exceeds 0 on noise in at most 1 - confidence, but is an estimate all the same: that canary
+    devices answer as a normal of the null's width is an approximation.
     """
     canaries = len(cosines)
     if canaries < FEWEST_CANARIES:
-        raise WrongInput(f"one-shot auditing wants at least {FEWEST_CANARIES} canary devices, got {canaries}")
+        raise WrongInput(
+            f"one-shot auditing wants at least {FEWEST_CANARIES} canary devices, got {canaries}"
+        )
     standard = cosines * np.sqrt(dimensions)  # N(0, 1) without the canary
     margin = t.ppf(confidence, canaries - 1) / np.sqrt(canaries)
     low = float(standard.mean() - margin * max(1.0, standard.std(ddof=1)))
-    most = float(np.sqrt(dimensions / canaries) - margin)  # the aggregate is the canaries' sum alone
+    most = float(
+        np.sqrt(dimensions / canaries) - margin
+    )  # the aggregate is the canaries' sum alone
     return Bound(
         method="one shot",
         epsilon_low=gaussian_epsilon(low, delta),
@@ -78,13 +90,16 @@ def epsilon_of_normals(mean: float, deviation: float, delta: float) -> float:
     delta(eps) = integral of max(0, p - e^eps q), by quadrature (Andrew et al., 2024).
     """
     x = mean / 2 + GRID * max(1.0, abs(mean), deviation) / 2
-    p, q = norm.logpdf(x, mean, deviation), norm.logpdf(x)
+    p = norm.logpdf(x, mean, deviation)
+    q = norm.logpdf(x)
     return max(_epsilon(p, q, x, delta), _epsilon(q, p, x, delta))
 
 
 def _epsilon(p: Floats, q: Floats, x: Floats, delta: float) -> float:
     def excess(epsilon: float) -> float:
-        density = np.where(p > q + epsilon, np.exp(p) * -np.expm1(np.minimum(q + epsilon - p, 0)), 0)
+        density = np.where(
+            p > q + epsilon, np.exp(p) * -np.expm1(np.minimum(q + epsilon - p, 0)), 0
+        )
         return float(np.trapezoid(density, x)) - delta
 
     if excess(0.0) <= 0:

@@ -16,8 +16,8 @@ TINY = float(np.finfo(np.float64).tiny)
 def predict(module: nn.Module, task: Task, params: Params, examples: Examples) -> Predictions:
     """Return the predictions [N] of one model.
 
-    With one label an example they are exact. Of other tasks p is exp(-loss), the loss being the one that is
-    trained: an example's tags or next words count by the mean of their log-likelihoods.
+    With one label an example they are exact. Of other tasks p is exp(-loss), the loss being the one
+    that is trained: an example's tags or next words count by the mean of their log-likelihoods.
     """
     parts = []
     for _, outputs, fields in batches(module, task, params, examples):
@@ -39,7 +39,9 @@ def of_losses(losses: torch.Tensor, correct: NDArray[np.bool_]) -> Predictions:
     return Predictions(logp, logp - rest, entropy, correct)
 
 
-def by_group(found: Predictions, owner: NDArray[np.int64], groups: NDArray[np.int64]) -> Predictions:
+def by_group(
+    found: Predictions, owner: NDArray[np.int64], groups: NDArray[np.int64]
+) -> Predictions:
     """Return the mean predictions of each group's records: [..., N] -> [..., G]."""
     which = (owner[:, None] == groups[None, :]).astype(np.float64)
     which /= which.sum(0)

@@ -13,21 +13,27 @@ FEWEST = 20
 def quantile_regression(
     features: Floats, phi: Floats, pool_features: Floats, pool_phi: Floats, fpr: float = 0.01
 ) -> Floats:
-    """Phi - its predicted (1 - fpr) quantile among non-members like this record (Bertran et al., 2023).
+    """Phi - its predicted (1 - fpr) quantile among non-members like this record (Bertran et al.,
+    2023).
 
-    features: [N, F] and phi: [N] of the records, and of a public pool [P, F], [P] that the model never
-    saw. One half of the pool fits the quantile, the other shifts it so that it holds beyond the fit
-    (Romano et al., 2019). Above 0 is "member" at the false positive rate `fpr`, on average over records
-    that come from where the pool comes from. Raises WrongInput for a pool too small.
+    features: [N, F] and phi: [N] of the records, and of a public pool [P, F], [P] that the model
+    never saw. One half of the pool fits the quantile, the other shifts it so that it holds beyond
+    the fit (Romano et al., 2019). Above 0 is "member" at the false positive rate `fpr`, on average
+    over records that come from where the pool comes from. Raises WrongInput for a pool too small.
     """
     if len(pool_phi) * fpr < 2 * FEWEST:
         raise WrongInput(
-            f"quantile regression at a false positive rate of {fpr:g} wants {2 * FEWEST / fpr:,.0f} pool "
-            f"records that the model never saw, got {len(pool_phi):,}; raise the rate or the pool"
+            f"quantile regression at a false positive rate of {fpr:g} wants "
+            f"{2 * FEWEST / fpr:,.0f} pool records that the model never saw, got "
+            f"{len(pool_phi):,}; raise the rate or the pool"
         )
-    from sklearn.ensemble import HistGradientBoostingRegressor  # a second that only this attack waits for
+    from sklearn.ensemble import (
+        HistGradientBoostingRegressor,
+    )  # a second that only this attack waits for
 
-    model = HistGradientBoostingRegressor(loss="quantile", quantile=1 - fpr, min_samples_leaf=FEWEST)
+    model = HistGradientBoostingRegressor(
+        loss="quantile", quantile=1 - fpr, min_samples_leaf=FEWEST
+    )
     model.fit(pool_features[::2], pool_phi[::2])
     left = np.sort(pool_phi[1::2] - model.predict(pool_features[1::2]))
     shift = left[int(np.ceil((len(left) + 1) * (1 - fpr))) - 1]

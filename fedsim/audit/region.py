@@ -16,8 +16,9 @@ LEVELS = (0.001, 0.01, 0.05, 0.2, 0.5)
 
 
 def polygon(epsilon: float, delta: float) -> Profile:
-    """Return what one (epsilon, delta) pair allows: min(e^eps f + delta, 1 - e^-eps (1 - delta - f))
-    (Kairouz et al., 2015). Drawn apart from the full profile, which allows less."""
+    """Return what one (epsilon, delta) pair allows: min(e^eps f + delta, 1 - e^-eps (1 - delta -
+    f)) (Kairouz et al., 2015). Drawn apart from the full profile, which allows less.
+    """
 
     def largest(fpr: Floats) -> Floats:
         steep = np.exp(epsilon) * fpr + delta
@@ -28,8 +29,10 @@ def polygon(epsilon: float, delta: float) -> Profile:
 
 
 def gaussian(mu: float) -> Profile:
-    """Return what ONE Gaussian mechanism allows: Phi(Phi^-1(f) + mu) (Dong et al., 2022); mu is sensitivity
-    over noise stddev. Not for subsampled or adaptively composed mechanisms of other shapes."""
+    """Return what ONE Gaussian mechanism allows: Phi(Phi^-1(f) + mu) (Dong et al., 2022); mu is
+    sensitivity over noise stddev. Not for subsampled or adaptively composed mechanisms of other
+    shapes.
+    """
     return lambda fpr: norm.cdf(norm.ppf(fpr) + mu)
 
 
@@ -43,17 +46,26 @@ def gaussian_delta_of_mu(epsilon: float, mu: float) -> float:
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Return the epsilon of a Gaussian mechanism with this mu, the inverse of `gaussian_delta_of_mu`."""
+    """Return the epsilon of a Gaussian mechanism with this mu, the inverse of
+    `gaussian_delta_of_mu`.
+    """
     if gaussian_delta_of_mu(0.0, mu) <= delta:
         return 0.0
     return float(
-        brentq(lambda e: gaussian_delta_of_mu(e, mu) - delta, 0.0, mu * mu / 2 + mu * 40 + 1, xtol=1e-10)
+        brentq(
+            lambda e: gaussian_delta_of_mu(e, mu) - delta,
+            0.0,
+            mu * mu / 2 + mu * 40 + 1,
+            xtol=1e-10,
+        )
     )
 
 
 def gaussian_mu(epsilon: float, delta: float) -> float:
     """Return the mu at which a Gaussian mechanism has exactly (epsilon, delta)."""
-    return float(brentq(lambda mu: gaussian_delta_of_mu(epsilon, mu) - delta, 1e-9, 1e3, xtol=1e-12))
+    return float(
+        brentq(lambda mu: gaussian_delta_of_mu(epsilon, mu) - delta, 1e-9, 1e3, xtol=1e-12)
+    )
 
 
 def largest_auc(profile: Profile, points: int = 20_001) -> float:
@@ -65,17 +77,23 @@ def largest_auc(profile: Profile, points: int = 20_001) -> float:
 
 
 def excess(
-    scores: Floats, member: Bools, profile: Profile, rng: np.random.Generator, confidence: float = 0.95
+    scores: Floats,
+    member: Bools,
+    profile: Profile,
+    rng: np.random.Generator,
+    confidence: float = 0.95,
 ) -> float:
-    """Return by how much the attack's true positive rate surely exceeds the profile; at most 0: it does not.
+    """Return by how much the attack's true positive rate surely exceeds the profile; at most 0: it
+    does not.
 
-    Thresholds come from one half of the non-members, at five false positive rates fixed in advance; on
-    the other half and all members the rates are bounded by Clopper-Pearson, Bonferroni over the five.
-    Guarantee: records that answer independently and obey the profile give more than 0 with probability
-    at most 1 - confidence.
+    Thresholds come from one half of the non-members, at five false positive rates fixed in advance;
+    on the other half and all members the rates are bounded by Clopper-Pearson, Bonferroni over the
+    five. Guarantee: records that answer independently and obey the profile give more than 0 with
+    probability at most 1 - confidence.
     """
     outside = rng.permutation(scores[~member])
-    chosen, judged = np.sort(outside[::2]), outside[1::2]
+    chosen = np.sort(outside[::2])
+    judged = outside[1::2]
     alpha = (1 - confidence) / (2 * len(LEVELS))
     ranks = [int(np.ceil(len(chosen) * (1 - level))) - 1 for level in LEVELS]
     thresholds = chosen[np.clip(ranks, 0, None)]
@@ -90,5 +108,7 @@ def _checked(profile: Profile, fpr: Floats) -> Floats:
     """Return the profile's values. Raises WrongInput where it is no trade-off curve."""
     allowed = np.asarray(profile(fpr), dtype=np.float64)
     if (allowed < fpr - 1e-6).any() or (allowed > 1 + 1e-6).any():
-        raise WrongInput("a privacy profile gives true positive rates between the false positive rate and 1")
+        raise WrongInput(
+            "a privacy profile gives true positive rates between the false positive rate and 1"
+        )
     return allowed

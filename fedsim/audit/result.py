@@ -1,4 +1,6 @@
-"""What a membership attack amounts to over its targets: areas, rates, precision and ROC, with intervals."""
+"""What a membership attack amounts to over its targets: areas, rates, precision and ROC, with
+intervals.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -50,10 +52,12 @@ class Group:
 def attack_figures(trials: Sequence[Trial], rng: np.random.Generator) -> AttackFigures:
     """Return the figures of an attack, each a mean over its targets.
 
-    From 5 targets on intervals are over targets, below that over the records of the first (DeLong et al.,
-    1988), which says less and is told in `interval`. A rate that too few non-members stand for is left out.
+    From 5 targets on intervals are over targets, below that over the records of the first (DeLong
+    et al., 1988), which says less and is told in `interval`. A rate that too few non-members stand
+    for is left out.
     """
-    members, others = int(trials[0].member.sum()), int((~trials[0].member).sum())
+    members = int(trials[0].member.sum())
+    others = int((~trials[0].member).sum())
     found = AttackFigures(
         area=area(trials, rng),
         balanced_accuracy=float(np.mean([balanced_accuracy(t.scores, t.member) for t in trials])),
@@ -66,8 +70,8 @@ def attack_figures(trials: Sequence[Trial], rng: np.random.Generator) -> AttackF
     )
     if found.tpr_at_1pct is None:
         why = (
-            f"{others:,} non-members in each of {len(trials)} target(s) are too few for a rate at 1 % false "
-            "positives, which wants 1,000 in all"
+            f"{others:,} non-members in each of {len(trials)} target(s) are too few for a rate at "
+            "1 % false positives, which wants 1,000 in all"
         )
         return replace(found, too_few=why)
     return replace(
@@ -87,7 +91,8 @@ def area(trials: Sequence[Trial], rng: np.random.Generator) -> Area:
     error = float(np.mean([auc_standard_error(t.scores, t.member) for t in trials]))
     mean = float(values.mean())
     over = "one target" if len(trials) == 1 else f"{len(trials)} targets"
-    low, high = max(0.0, mean - Z * error), min(1.0, mean + Z * error)
+    low = max(0.0, mean - Z * error)
+    high = min(1.0, mean + Z * error)
     return Area(mean, low, high, f"records of {over} (DeLong)")
 
 
@@ -98,11 +103,13 @@ def curve(trials: Sequence[Trial], rng: np.random.Generator) -> Curve:
     each = np.stack([_at(grid, t) for t in trials])
     if len(trials) >= FEWEST_TARGETS:
         band = [over_targets(column, rng) for column in each.T]
-        low, high = np.array([b.low for b in band]), np.array([b.high for b in band])
+        low = np.array([b.low for b in band])
+        high = np.array([b.high for b in band])
     else:
         members = int(trials[0].member.sum())
         hits = np.round(each[0] * members)
-        low, high = proportion_low(hits, members, 0.025), proportion_high(hits, members, 0.025)
+        low = proportion_low(hits, members, 0.025)
+        high = proportion_high(hits, members, 0.025)
     lists = (grid, each.mean(0), low.clip(0, 1), high.clip(0, 1))
     return Curve(*(tuple(values.tolist()) for values in lists))
 

@@ -11,7 +11,8 @@ EXPECTED_ALARMS = 10
 
 
 def auc(scores: Floats, member: Bools) -> float:
-    """Return P(a member scores higher than a non-member), ties counting half (Mann and Whitney, 1947).
+    """Return P(a member scores higher than a non-member), ties counting half (Mann and Whitney,
+    1947).
 
     Three of the four pairs of a member and a non-member are in order:
 
@@ -34,7 +35,9 @@ def auc_standard_error(scores: Floats, member: Bools) -> float:
     """Return the standard error of the AUC over records of one target (DeLong et al., 1988)."""
     inside, outside = _counts(scores, member)
     if min(inside, outside) < 2:
-        raise WrongInput("a standard error of the AUC wants two members and two non-members at least")
+        raise WrongInput(
+            "a standard error of the AUC wants two members and two non-members at least"
+        )
     all_ranks = rankdata(scores)
     above = (all_ranks[member] - rankdata(scores[member])) / outside
     below = 1 - (all_ranks[~member] - rankdata(scores[~member])) / inside
@@ -44,8 +47,8 @@ def auc_standard_error(scores: Floats, member: Bools) -> float:
 def balanced_accuracy(scores: Floats, member: Bools) -> float:
     """Return the mean of true positive and true negative rate, with thresholds from other records.
 
-    Records take turns: the best threshold of the even ones judges the odd ones and the reverse, so that
-    scores that know nothing give .5 and not the best of many.
+    Records take turns: the best threshold of the even ones judges the odd ones and the reverse, so
+    that scores that know nothing give .5 and not the best of many.
     """
     _counts(scores, member)
     even = np.zeros(len(scores), dtype=bool)
@@ -60,7 +63,9 @@ def balanced_accuracy(scores: Floats, member: Bools) -> float:
 
 
 def enough_non_members(fpr: float, non_members: int) -> bool:
-    """Whether a true positive rate at `fpr` stands on 10 false positives: 10,000 non-members at 0.1 %."""
+    """Whether a true positive rate at `fpr` stands on 10 false positives: 10,000 non-members at 0.1
+    %.
+    """
     return non_members * fpr >= EXPECTED_ALARMS * (1 - 1e-9)
 
 
@@ -80,21 +85,25 @@ def tpr_at(fpr: float, scores: Floats, member: Bools) -> float:
     _, outside = _counts(scores, member)
     if not enough_non_members(fpr, outside):
         raise WrongInput(
-            f"the true positive rate at {fpr:.1%} false positives wants {EXPECTED_ALARMS / fpr:,.0f} "
-            f"non-members, got {outside:,}"
+            f"the true positive rate at {fpr:.1%} false positives wants "
+            f"{EXPECTED_ALARMS / fpr:,.0f} non-members, got {outside:,}"
         )
     false, true = roc(scores, member)
     return float(true[np.searchsorted(false, fpr * (1 + 1e-9), side="right") - 1])
 
 
 def precision(tpr: float, fpr: float, prior: float) -> float:
-    """Return the share of members among those called members, where `prior` of all records are (Bayes)."""
+    """Return the share of members among those called members, where `prior` of all records are
+    (Bayes).
+    """
     called = prior * tpr + (1 - prior) * fpr
     return prior * tpr / called if called else 0.0
 
 
 def roc(scores: Floats, member: Bools) -> tuple[Floats, Floats]:
-    """Return false and true positive rates, rising from (0, 0) to (1, 1), one point a distinct score."""
+    """Return false and true positive rates, rising from (0, 0) to (1, 1), one point a distinct
+    score.
+    """
     inside, outside = _counts(scores, member)
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.diff(scores[order]) != 0, True)  # equal scores cross the threshold together
@@ -124,8 +133,9 @@ def _counts(scores: Floats, member: Bools) -> tuple[int, int]:
     """Return the numbers of members and of non-members. Raises WrongInput for nonsense."""
     if scores.shape != member.shape or not np.isfinite(scores).all():
         raise WrongInput(
-            f"scores and members want one finite value a record each, got shapes {scores.shape} and "
-            f"{member.shape} and {int((~np.isfinite(scores)).sum())} scores that are not finite"
+            f"scores and members want one finite value a record each, got shapes {scores.shape} "
+            f"and {member.shape} and {int((~np.isfinite(scores)).sum())} scores that are not "
+            "finite"
         )
     inside = int(member.sum())
     if inside in (0, len(member)):

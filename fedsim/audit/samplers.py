@@ -8,9 +8,9 @@ from fedsim.audit.scores import Bools, Floats
 def poisson_p_value(inclusions: Bools, rate: float) -> float:
     """Return the chance of counts this far from those of independent coins, either way.
 
-    inclusions: [steps, records]. Batch sizes and each record's batches should both vary as binomials:
-    sums of squares over their variance are chi-squared (nearly, for counts of 5 and more), as is
-    the total; two-sided, Bonferroni over the three.
+    inclusions: [steps, records]. Batch sizes and each record's batches should both vary as
+    binomials: sums of squares over their variance are chi-squared (nearly, for counts of 5 and
+    more), as is the total; two-sided, Bonferroni over the three.
     """
     steps, records = inclusions.shape
     return min(

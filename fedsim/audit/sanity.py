@@ -1,7 +1,7 @@
 """The sanity battery: attacks and bounds on cases whose answer is known; `fedsim audit --sanity`.
 
-Needs no run. Nulls must stay null, planted leaks and broken builds must be seen. With the seed fixed the
-outcome is fixed; over seeds each row's chance of a false alarm is told beside it.
+Needs no run. Nulls must stay null, planted leaks and broken builds must be seen. With the seed
+fixed the outcome is fixed; over seeds each row's chance of a false alarm is told beside it.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,9 +29,14 @@ from fedsim.audit.shadow_scores import score_shadows
 from fedsim.models.layers import Linear
 from fedsim.seeds import generator
 
-RECORDS, FEATURES, LABELS, MISLABELLED = 400, 40, 4, 0.1
-MODELS, TARGETS = 24, 8
-TRIALS, CANARIES = 1000, 1000
+RECORDS = 400
+FEATURES = 40
+LABELS = 4
+MISLABELLED = 0.1
+MODELS = 24
+TARGETS = 8
+TRIALS = 1000
+CANARIES = 1000
 RUNS = {two_worlds: 1000, gaussian_worlds: 10_000}
 """Runs in each world that the audits of builds take: enough for the stated power."""
 ALARM = 1e-4
@@ -40,7 +45,13 @@ ALARM = 1e-4
 
 def sanity(seed: int = 0) -> list[SanityCheck]:
     """Return the rows of the whole battery; about 20 seconds."""
-    return [*membership_rows(seed), *dp_rows(seed), *null_rows(seed), *broken_rows(seed), *sampler_rows(seed)]
+    return [
+        *membership_rows(seed),
+        *dp_rows(seed),
+        *null_rows(seed),
+        *broken_rows(seed),
+        *sampler_rows(seed),
+    ]
 
 
 def membership_rows(seed: int) -> Iterator[SanityCheck]:
@@ -59,11 +70,15 @@ def membership_rows(seed: int) -> Iterator[SanityCheck]:
     everyone = np.ones(RECORDS, dtype=bool)
     yield at_least("memorising model, loss", 0.75, _mean_auc(trained, loss, everyone))
     yield at_least("memorising model, LiRA", 0.9, _mean_auc(trained, lira, everyone))
-    yield at_least("memorising model, LiRA on mislabelled", 0.95, _mean_auc(trained, lira, mislabelled))
+    yield at_least(
+        "memorising model, LiRA on mislabelled", 0.95, _mean_auc(trained, lira, mislabelled)
+    )
 
 
 def dp_rows(seed: int) -> Iterator[SanityCheck]:
-    """The best attack on a right mechanism stays within what its epsilon allows; that on another does not."""
+    """The best attack on a right mechanism stays within what its epsilon allows; that on another
+    does not.
+    """
     mu = gaussian_mu(EPSILON, DELTA)
     for name, strength, allowed in (("right build", mu, True), ("thrice the leak", 3 * mu, False)):
         rng = generator(seed, "sanity", "curve", name)
@@ -95,7 +110,10 @@ def broken_rows(seed: int) -> Iterator[SanityCheck]:
     for name, audit in (("two worlds", two_worlds), ("gaussian", gaussian_worlds)):
         low = audited(builds.right, audit, seed).epsilon_low
         yield SanityCheck(
-            f"right build, {name}", f"at most {EPSILON:g} (false alarm 5 %)", f"{low:.2f}", low <= EPSILON
+            f"right build, {name}",
+            f"at most {EPSILON:g} (false alarm 5 %)",
+            f"{low:.2f}",
+            low <= EPSILON,
         )
 
 
@@ -134,7 +152,9 @@ def at_least(name: str, floor: float, area: float) -> SanityCheck:
     return SanityCheck(name, f"AUC at least {floor:g}", f"{area:.3f}", area >= floor)
 
 
-def rate_row(name: str, method: Callable[[int, int], Bound], limit: float, seed: int) -> SanityCheck:
+def rate_row(
+    name: str, method: Callable[[int, int], Bound], limit: float, seed: int
+) -> SanityCheck:
     """A bound exceeds the truth in at most 5 % + 2 standard errors of independent trials."""
     allowed = 0.05 + 2 * np.sqrt(0.05 * 0.95 / TRIALS)
     share = float(np.mean([method(seed, trial).epsilon_low > limit for trial in range(TRIALS)]))
@@ -181,7 +201,12 @@ def _one_shot(mu: float, seed: int, trial: int) -> Bound:
     return one_shot_bound(rng.normal(mu, size=100) / 100, 10_000, DELTA)
 
 
-_METHODS = {"two worlds": _two_worlds, "gaussian": _gaussian, "one run": _one_run, "one shot": _one_shot}
+_METHODS = {
+    "two worlds": _two_worlds,
+    "gaussian": _gaussian,
+    "one run": _one_run,
+    "one shot": _one_shot,
+}
 
 
 class _Mlp(nn.Module):
@@ -213,4 +238,6 @@ def _memoriser(seed: int) -> tuple[CentralisedProxy, Bools]:
 
 def _mean_auc(scores: Scores, attack: Callable[..., Floats], judged: Bools) -> float:
     targets = [scores.target(model) for model in range(TARGETS)]
-    return float(np.mean([auc(attack(target)[judged], target.member[judged]) for target in targets]))
+    return float(
+        np.mean([auc(attack(target)[judged], target.member[judged]) for target in targets])
+    )

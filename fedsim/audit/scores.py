@@ -30,7 +30,9 @@ class Predictions:
     correct: Bools
 
     def __getitem__(self, models: int | NDArray[np.int64]) -> "Predictions":
-        return Predictions(self.logp[models], self.phi[models], self.entropy[models], self.correct[models])
+        return Predictions(
+            self.logp[models], self.phi[models], self.entropy[models], self.correct[models]
+        )
 
 
 @dataclass(frozen=True)
@@ -79,23 +81,32 @@ class Scores:
     def __post_init__(self) -> None:
         models, records = self.keep.shape
         if self.predictions.phi.shape != (models, records):
-            raise WrongInput(f"keep is {self.keep.shape} and the scores are {self.predictions.phi.shape}")
+            raise WrongInput(
+                f"keep is {self.keep.shape} and the scores are {self.predictions.phi.shape}"
+            )
         if models % 2 or (self.keep[0::2] == self.keep[1::2]).any():
-            raise WrongInput("models want complementary pairs: each record in exactly one of 2i and 2i + 1")
+            raise WrongInput(
+                "models want complementary pairs: each record in exactly one of 2i and 2i + 1"
+            )
 
     def target(self, model: int, references: int | None = None) -> Target:
-        """Return `model` as the target; its references are the pairs that follow its own, cyclically.
+        """Return `model` as the target; its references are the pairs that follow its own,
+        cyclically.
 
-        The pair's other half is excluded: it is the complement of the answer. Raises WrongInput for an
-        odd number of references, or more than there are.
+        The pair's other half is excluded: it is the complement of the answer. Raises WrongInput for
+        an odd number of references, or more than there are.
         """
         models = len(self.keep)
         wanted = models - 2 if references is None else references
         if wanted % 2 or not 0 <= wanted <= models - 2:
-            raise WrongInput(f"{wanted} references are not to be had: an even number up to {models - 2}")
+            raise WrongInput(
+                f"{wanted} references are not to be had: an even number up to {models - 2}"
+            )
         first = model - model % 2 + 2
         chosen = (first + np.arange(wanted)) % models
-        return Target(self.keep[model], self.predictions[model], self.keep[chosen], self.predictions[chosen])
+        return Target(
+            self.keep[model], self.predictions[model], self.keep[chosen], self.predictions[chosen]
+        )
 
     def save(self, path: Path) -> None:
         """Write the store as npz, whole or not at all."""
@@ -114,12 +125,15 @@ def load_scores(path: Path) -> Scores:
 
 
 def fair_coins(models: int, records: int, seed: int) -> Bools:
-    """Return keep [models, records]: a fair coin for each record and pair, the pair's second half flipped.
+    """Return keep [models, records]: a fair coin for each record and pair, the pair's second half
+    flipped.
 
     Raises WrongInput for an odd number of models.
     """
     if models < 2 or models % 2:
-        raise WrongInput(f"shadow models come in complementary pairs; want an even number, got {models}")
+        raise WrongInput(
+            f"shadow models come in complementary pairs; want an even number, got {models}"
+        )
     first = [generator(seed, "coins", pair).random(records) < 0.5 for pair in range(models // 2)]
     return np.stack([half for coins in first for half in (coins, ~coins)])
 
@@ -127,8 +141,8 @@ def fair_coins(models: int, records: int, seed: int) -> Bools:
 def predictions(logits: Tensor, labels: Tensor) -> Predictions:
     """Return what logits [..., N, C] say of the labels [N].
 
-    phi is z_y - log sum_{y' != y} exp z_{y'} (Carlini et al., 2022, stable form); modified entropy is
-    -(1 - p_y) log p_y - sum_{y' != y} p_{y'} log(1 - p_{y'}) (Song and Mittal, 2021).
+    phi is z_y - log sum_{y' != y} exp z_{y'} (Carlini et al., 2022, stable form); modified entropy
+    is -(1 - p_y) log p_y - sum_{y' != y} p_{y'} log(1 - p_{y'}) (Song and Mittal, 2021).
 
     >>> import torch
     >>> from fedsim import predictions
@@ -147,7 +161,9 @@ def predictions(logits: Tensor, labels: Tensor) -> Predictions:
     logp = log_p.gather(-1, at).squeeze(-1)
     phi = z.gather(-1, at).squeeze(-1) - others.logsumexp(-1)
     right = z.argmax(-1) == at.squeeze(-1)
-    return Predictions(logp.numpy(), phi.numpy(), _modified_entropy(log_p, at).numpy(), right.numpy())
+    return Predictions(
+        logp.numpy(), phi.numpy(), _modified_entropy(log_p, at).numpy(), right.numpy()
+    )
 
 
 def side_by_side(models: Sequence[Predictions]) -> Predictions:

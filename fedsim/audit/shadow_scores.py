@@ -11,7 +11,8 @@ from fedsim.audit.scores import Bools, Scores, load_scores, predictions, stack
 from fedsim.errors import WrongInput
 
 TrainShadows = Callable[[Bools, Sequence[int]], Tensor]
-"""(keep [m, N], the models' numbers) -> logits [m, N, C] on ALL records of m models, each trained on its own.
+"""(keep [m, N], the models' numbers) -> logits [m, N, C] on ALL records of m models, each trained
+on its own.
 
 A model's randomness is named by its number, so groups of another size give the same models.
 """

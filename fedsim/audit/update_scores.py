@@ -1,7 +1,8 @@
 """Attacks on updates: what the change of a device, or of a sum of them, tells of single records.
 
 Scores are arrays [K, N] of K updates and N records; larger means "rather a member". An update is
-delta = local - global, so that training on a record moves along its descent direction, minus its gradient.
+delta = local - global, so that training on a record moves along its descent direction, minus its
+gradient.
 """
 
 from collections.abc import Callable, Iterable
@@ -99,11 +100,15 @@ def observe(losses: Losses, norms: Floats, params: Params, changes: Iterable[Par
 
 
 def directional(losses: Losses, params: Params, change: Params) -> Floats:
-    """Return the product of each record's gradient with a change [N], by a central difference in float64."""
+    """Return the product of each record's gradient with a change [N], by a central difference in
+    float64.
+    """
     length = norm_of(change)
     if length == 0.0:
         return np.zeros_like(losses(params))
-    ahead, behind = (losses(moved_along(params, change, sign * STEP / length)) for sign in (1.0, -1.0))
+    ahead, behind = (
+        losses(moved_along(params, change, sign * STEP / length)) for sign in (1.0, -1.0)
+    )
     return (ahead - behind) / (2 * STEP) * length
 
 
@@ -125,8 +130,8 @@ def standing(scores: Floats, attack: str = "FedMIA") -> Floats:
     count = len(scores)
     if count < FEWEST_DEVICES:
         raise WrongInput(
-            f"attack {attack!r} compares a device with at least {FEWEST_DEVICES - 1} others of its round, "
-            f"got {max(0, count - 1)}; raise selection.cohort, or look at other rounds"
+            f"attack {attack!r} compares a device with at least {FEWEST_DEVICES - 1} others of "
+            f"its round, got {max(0, count - 1)}; raise selection.cohort, or look at other rounds"
         )
     centred = scores - scores.mean(0)
     others = -centred / (count - 1)  # the mean of the others, centred alike
@@ -140,11 +145,15 @@ def standing(scores: Floats, attack: str = "FedMIA") -> Floats:
 
 
 def record_losses(module: nn.Module, task: Task, examples: Examples) -> Losses:
-    """Return the function that gives each record's loss for a model's parameters, in their precision."""
+    """Return the function that gives each record's loss for a model's parameters, in their
+    precision.
+    """
 
     def of(params: Params) -> Floats:
         precision = next(iter(params.values())).dtype
-        fields = {n: t.to(precision) if t.is_floating_point() else t for n, t in examples.fields.items()}
+        fields = {
+            n: t.to(precision) if t.is_floating_point() else t for n, t in examples.fields.items()
+        }
         found = [
             task.losses(outputs, batch).double().cpu()
             for _, outputs, batch in batches(module, task, params, Examples(fields))
@@ -155,16 +164,20 @@ def record_losses(module: nn.Module, task: Task, examples: Examples) -> Losses:
 
 
 def leaked_tokens(table: Tensor) -> Bools:
-    """Return which token ids a plain update gives away: the rows of its embedding table that moved, [V]."""
+    """Return which token ids a plain update gives away: the rows of its embedding table that moved,
+    [V].
+    """
     found: Bools = (table != 0).any(-1).cpu().numpy()
     found[PAD] = False
     return found
 
 
 def leaked_labels(bias: Tensor) -> Bools:
-    """Return the labels whose bias rose: exact for one plain step in which no label is predicted well.
+    """Return the labels whose bias rose: exact for one plain step in which no label is predicted
+    well.
 
-    A label's bias moves by lr · (its share of the batch - its mean probability) (after Zhao et al., 2020).
+    A label's bias moves by lr · (its share of the batch - its mean probability) (after Zhao et al.,
+    2020).
     """
     found: Bools = (bias > 0).cpu().numpy()
     return found

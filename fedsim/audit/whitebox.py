@@ -21,16 +21,23 @@ def relaxed_loss(
     gap: int,
     candidates: Tensor,
 ) -> Loss:
-    """Return mixtures [B, length, candidates] -> losses [B] of the sentence with mixed embeddings in its gap.
+    """Return mixtures [B, length, candidates] -> losses [B] of the sentence with mixed embeddings
+    in its gap.
 
-    tokens: [T] ids, anything in the gap, which begins at `gap`, or [S, T] of several sentences, to which
-    the mixtures then belong in S equal parts, one after another; candidates: [V'] ids. The sentences get a
-    table of their own, one row a token, so any model that reads its ids through one embedding table works
-    unchanged. losses: (outputs, ids [B, T]) -> [B]; of the ids only PAD means anything.
+    tokens: [T] ids, anything in the gap, which begins at `gap`, or [S, T] of several sentences, to
+    which the mixtures then belong in S equal parts, one after another; candidates: [V'] ids. The
+    sentences get a table of their own, one row a token, so any model that reads its ids through one
+    embedding table works unchanged. losses: (outputs, ids [B, T]) -> [B]; of the ids only PAD means
+    anything.
     """
     name = _table(module)
-    table, sentences = params[name], torch.atleast_2d(tokens)
-    places = torch.arange(1, sentences.numel() + 1).view(sentences.shape).masked_fill(sentences == PAD, PAD)
+    table = params[name]
+    sentences = torch.atleast_2d(tokens)
+    places = (
+        torch.arange(1, sentences.numel() + 1)
+        .view(sentences.shape)
+        .masked_fill(sentences == PAD, PAD)
+    )
 
     def of(mixtures: Tensor) -> Tensor:
         batch, length, _ = mixtures.shape
@@ -44,7 +51,9 @@ def relaxed_loss(
     return of
 
 
-def next_log_probs(module: nn.Module, params: Params, prefix: Tensor, candidates: Tensor) -> NextLogProbs:
+def next_log_probs(
+    module: nn.Module, params: Params, prefix: Tensor, candidates: Tensor
+) -> NextLogProbs:
     """Return the log odds of each candidate behind prefix [T] and the first tokens of a code.
 
     For a language model, whose outputs have `next` [B, T, vocabulary].
@@ -63,7 +72,7 @@ def _table(module: nn.Module) -> str:
     tables: Mapping[str, str] = getattr(module, "tables", {})
     if list(tables.values()) != ["tokens"]:
         raise WrongInput(
-            f"ModIvA mixes the rows of one embedding table over tokens; {type(module).__name__}.tables "
-            f"names {dict(tables) or 'none'}"
+            "ModIvA mixes the rows of one embedding table over tokens; "
+            f"{type(module).__name__}.tables names {dict(tables) or 'none'}"
         )
     return next(iter(tables))

@@ -13,8 +13,8 @@ Counts = NDArray[np.int64]
 def make_activity(data: Data) -> Counts:
     """Return examples per device [devices], at least 1 each and `data.examples` in all.
 
-    Sizes follow the named law and are handed to devices in a seeded order, so that a device's id says
-    nothing of its size. Raises WrongInput when there are fewer examples than devices.
+    Sizes follow the named law and are handed to devices in a seeded order, so that a device's id
+    says nothing of its size. Raises WrongInput when there are fewer examples than devices.
     """
     if data.examples < data.devices:
         raise WrongInput(
@@ -33,7 +33,9 @@ def make_activity(data: Data) -> Counts:
 
 
 def public_activity(activity: Counts, rule: str) -> Counts:
-    """Return activity as others see it: `exact`, or `power2` (the largest power of two not above it)."""
+    """Return activity as others see it: `exact`, or `power2` (the largest power of two not above
+    it).
+    """
     if rule == "exact":
         return activity
     exponent = np.floor(np.log2(np.maximum(activity, 1))).astype(np.int64)
@@ -41,9 +43,12 @@ def public_activity(activity: Counts, rule: str) -> Counts:
 
 
 def gini(activity: Counts) -> float:
-    """Return the Gini coefficient of activity: 0 when all devices are alike, near 1 when one has all."""
+    """Return the Gini coefficient of activity: 0 when all devices are alike, near 1 when one has
+    all.
+    """
     ordered = np.sort(activity).astype(np.float64)
-    n, total = len(ordered), ordered.sum()
+    n = len(ordered)
+    total = ordered.sum()
     if total == 0:
         return 0.0
     return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total))
@@ -59,7 +64,9 @@ def apportion(share: NDArray[np.float64], total: int) -> Counts:
 
 
 def deciles(activity: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return each device's tenth by activity, from 1 to 10; equal devices stand in the order of their ids."""
+    """Return each device's tenth by activity, from 1 to 10; equal devices stand in the order of
+    their ids.
+    """
     order = np.argsort(activity, kind="stable")
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))

@@ -1,4 +1,6 @@
-"""A federation whose examples stay on its devices: what nodes announce, and what the server may test on."""
+"""A federation whose examples stay on its devices: what nodes announce, and what the server may
+test on.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,9 @@ class Announced:
     test_time: NDArray[np.float64] | None = None
     """Seconds of each test record."""
     dev: Examples | None = None
-    notes: tuple[str, ...] = ("The examples stay on the nodes; sizes are those that they announce.",)
+    notes: tuple[str, ...] = (
+        "The examples stay on the nodes; sizes are those that they announce.",
+    )
 
     def train(self, device: DeviceId) -> Examples:
         raise WrongInput(f"the examples of device {device!r} are on its node and nowhere else")
@@ -36,15 +40,18 @@ class Announced:
 def announced_federation(
     data: Data, data_dir: Path | None, devices: NDArray[np.str_], activity: NDArray[np.int64]
 ) -> Announced:
-    """Return the federation as the server sees it; its own test files are those of `data.test`, if any.
+    """Return the federation as the server sees it; its own test files are those of `data.test`, if
+    any.
 
     Raises WrongInput where names and ids would differ from node to node.
     """
     check_public(data)
-    records, fingerprint = None, {}
+    records = None
+    fingerprint = {}
     if data.test:
         own = files(data.model_copy(update={"train": data.test, "dev": "", "test": ""}), data_dir)
-        records, fingerprint = own.records["train"], own.fingerprint
+        records = own.records["train"]
+        fingerprint = own.fingerprint
     spec, test, test_time = public_part(data, records)
     return Announced(spec, devices, activity, test, fingerprint, test_time)
 
@@ -52,11 +59,16 @@ def announced_federation(
 def possible_activity(announced: Announced) -> NDArray[np.int64]:
     """Return all public activities ("power2") that devices may have in a period, one after another."""
     most = announced.activity
-    return np.concatenate([most >> halved for halved in range(int(most.max(initial=1)).bit_length())])
+    return np.concatenate(
+        [most >> halved for halved in range(int(most.max(initial=1)).bit_length())]
+    )
 
 
 def own_part(data: Data) -> Data:
-    """Return what a real node reads: its training files. Raises WrongInput as `announced_federation` does."""
+    """Return what a real node reads: its training files.
+
+    Raises WrongInput as `announced_federation` does.
+    """
     check_public(data)
     return data.model_copy(update={"dev": "", "test": ""})
 
@@ -66,12 +78,12 @@ def check_public(data: Data) -> None:
     wanted = COLUMNS[data.task]
     if "tokens" in wanted and data.vocabulary != "hashed":
         raise WrongInput(
-            'data.vocabulary = "training" would make other ids of the words of each node; real nodes want '
-            'data.vocabulary = "hashed"'
+            'data.vocabulary = "training" would make other ids of the words of each node; real '
+            'nodes want data.vocabulary = "hashed"'
         )
     for role, key in (("label", "labels"), ("tags", "tags")):
         if role in wanted and not getattr(data, key):
             raise WrongInput(
-                f"real nodes want data.{key}, the names that all of them share, with commas between; a node "
-                "knows only its own"
+                f"real nodes want data.{key}, the names that all of them share, with commas "
+                "between; a node knows only its own"
             )

@@ -1,6 +1,7 @@
 """Which devices can be reached in a round, which answer, and how long the round takes.
 
-All of it is simulated from names, on a virtual clock that starts at midnight: the same on any machine.
+All of it is simulated from names, on a virtual clock that starts at midnight: the same on any
+machine.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from fedsim.config import Availability
 from fedsim.seeds import generator
 
 HOURS = 24
-USUAL_BEGIN, SPREAD = 22.0, 3.0
+USUAL_BEGIN = 22.0
+SPREAD = 3.0
 """day_cycle: devices come in reach (idle, charging) around 22:00, give or take three hours."""
 
 

@@ -1,4 +1,6 @@
-"""Devices added to a federation for an audit: they send a random direction instead of what they learned."""
+"""Devices added to a federation for an audit: they send a random direction instead of what they
+learned.
+"""
 
 from dataclasses import replace
 
@@ -12,7 +14,9 @@ from fedsim.types import Examples, Params
 
 PREFIX = "canary-device-"
 FILLING = -2
-"""The canary number of a canary device's records: copies that stand for its activity and teach nothing."""
+"""The canary number of a canary device's records: copies that stand for its activity and teach
+nothing.
+"""
 
 
 def canary_names(count: int) -> list[str]:
@@ -25,7 +29,8 @@ def is_canary_device(device: str) -> bool:
 
 
 def with_canary_devices(pool: Pool, count: int) -> Pool:
-    """Return the federation with so many canary devices, each as active as the median device with records.
+    """Return the federation with so many canary devices, each as active as the median device with
+    records.
 
     Raises WrongInput where a device bears such a name already.
     """
@@ -41,7 +46,9 @@ def with_canary_devices(pool: Pool, count: int) -> Pool:
     starts = np.concatenate([pool.start, np.zeros(count, dtype=np.int64)])
     is_new = np.arange(len(devices)) >= len(pool.devices)
     # a canary device holds the federation's first record, again and again
-    spans = [np.zeros(each, np.int64) if is_new[i] else starts[i] + np.arange(activity[i]) for i in order]
+    spans = [
+        np.zeros(each, np.int64) if is_new[i] else starts[i] + np.arange(activity[i]) for i in order
+    ]
     rows = np.concatenate(spans)
     filling = np.repeat(is_new[order], activity[order])
     return replace(

@@ -20,10 +20,11 @@ COLUMNS = {
 
 
 def clean_records(data: Data, records: Records, notes: list[str], owned: bool) -> Records:
-    """Return the records that the task can use, with lower-case tokens; what is left out goes to `notes`.
+    """Return the records that the task can use, with lower-case tokens; what is left out goes to
+    `notes`.
 
-    `owned` records must each name their device. Raises WrongInput for missing columns and for tokens and
-    tags of different length.
+    `owned` records must each name their device. Raises WrongInput for missing columns and for
+    tokens and tags of different length.
     """
     wanted = COLUMNS[data.task]
     for role in wanted:
@@ -51,12 +52,16 @@ def _drop_short(records: Records, notes: list[str]) -> Records:
     keep = np.array([i for i, row in enumerate(records.columns["tokens"]) if len(row) > 1], int)
     if len(keep) == records.size:
         return records
-    notes.append(f"{records.size - len(keep)} records of {records.origin} have no next word: left out")
+    notes.append(
+        f"{records.size - len(keep)} records of {records.origin} have no next word: left out"
+    )
     return records.rows(keep)
 
 
 def _drop_gaps(records: Records, role: str, notes: list[str]) -> Records:
-    keep = np.array([i for i, x in enumerate(records.columns[role]) if x is not None and x != ""], int)
+    keep = np.array(
+        [i for i, x in enumerate(records.columns[role]) if x is not None and x != ""], int
+    )
     if len(keep) == records.size:
         return records
     notes.append(f"{records.size - len(keep)} records of {records.origin} have no {role}: left out")
@@ -66,23 +71,26 @@ def _drop_gaps(records: Records, role: str, notes: list[str]) -> Records:
 def _require(records: Records, role: str, data: Data) -> None:
     if role not in records.columns:
         raise WrongInput(
-            f"{records.origin} has no column for {role!r}, which data.task = {data.task!r} needs; it has "
-            f'{", ".join(records.available)}: name one as in data.columns = "{role}=COLUMN"'
+            f"{records.origin} has no column for {role!r}, which data.task = {data.task!r} needs; "
+            f'it has {", ".join(records.available)}: name one as in data.columns = "{role}=COLUMN"'
         )
 
 
 def _require_device(records: Records) -> None:
     if "device" not in records.columns:
         raise WrongInput(
-            f"{records.origin} has no column for 'device'; it has {', '.join(records.available)}: name one "
-            'as in data.columns = "device=COLUMN", or make devices as with partition.name = "fednlp_label"'
+            f"{records.origin} has no column for 'device'; it has {', '.join(records.available)}: "
+            'name one as in data.columns = "device=COLUMN", or make devices as with '
+            'partition.name = "fednlp_label"'
         )
 
 
 def _refuse_gaps(records: Records, role: str) -> None:
     for i, value in enumerate(records.columns[role]):
         if value is None:
-            raise WrongInput(f"record {i + 1} of {records.origin} has no {role}; fill it in or drop it")
+            raise WrongInput(
+                f"record {i + 1} of {records.origin} has no {role}; fill it in or drop it"
+            )
 
 
 def _tokens(records: Records, data: Data) -> list[list[str]]:
@@ -102,12 +110,16 @@ def _lists(records: Records, role: str) -> list[list[str]]:
     for i, value in enumerate(records.columns[role]):
         row = value.split() if isinstance(value, str) else value
         if not isinstance(row, list | tuple | np.ndarray) or any(part is None for part in row):
-            raise WrongInput(f"record {i + 1} of {records.origin} has {role} that are no list of words")
+            raise WrongInput(
+                f"record {i + 1} of {records.origin} has {role} that are no list of words"
+            )
         rows.append([str(part) for part in row])
     return rows
 
 
-def _check_tags(tokens: Sequence[Sequence[str]], tags: Sequence[Sequence[str]], origin: str) -> None:
+def _check_tags(
+    tokens: Sequence[Sequence[str]], tags: Sequence[Sequence[str]], origin: str
+) -> None:
     for i, (words, names) in enumerate(zip(tokens, tags, strict=True)):
         if len(words) != len(names):
             raise WrongInput(

@@ -21,9 +21,13 @@ class Coins:
     def toss(self, owner: NDArray[np.int64], devices: int) -> NDArray[np.bool_]:
         """Return which of the records are trained on; `owner` [N] numbers their devices.
 
-        One independent fair coin a record, or one a device that all of its records share. The draw is named
-        by seed and pair alone, so that no choice of a run can look at it.
+        One independent fair coin a record, or one a device that all of its records share. The draw
+        is named by seed and pair alone, so that no choice of a run can look at it.
         """
         rng = generator(self.seed, "coins", self.of, (self.shadow + 1) // 2)
-        heads = rng.random(len(owner)) < 0.5 if self.of == "record" else (rng.random(devices) < 0.5)[owner]
+        heads = (
+            rng.random(len(owner)) < 0.5
+            if self.of == "record"
+            else (rng.random(devices) < 0.5)[owner]
+        )
         return heads ^ (self.shadow > 0 and self.shadow % 2 == 0)

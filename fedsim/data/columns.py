@@ -39,8 +39,9 @@ def _refuse_other_splits(train: Records) -> None:
     others = sorted({str(x) for x in train.columns.get("split", [])} - {"train"})
     if others:
         raise WrongInput(
-            f"{train.origin} has rows of the split {', '.join(others)}; name no data.test and data.dev, so "
-            'that the split column divides them, or pass the column over with data.columns = "split="'
+            f"{train.origin} has rows of the split {', '.join(others)}; name no data.test and "
+            "data.dev, so that the split column divides them, or pass the column over with "
+            'data.columns = "split="'
         )
 
 

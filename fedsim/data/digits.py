@@ -22,7 +22,9 @@ def digits(data: Data, data_dir: Path | None) -> Splits:
     Raises WrongInput for a task other than `image`.
     """
     if data.task != "image":
-        raise WrongInput(f"data.source = 'digits' has images, got data.task = {data.task!r}; want image")
+        raise WrongInput(
+            f"data.source = 'digits' has images, got data.task = {data.task!r}; want image"
+        )
     from sklearn.datasets import load_digits  # seconds that only this source waits for
 
     found = load_digits()
@@ -30,5 +32,9 @@ def digits(data: Data, data_dir: Path | None) -> Splits:
         "image": (found.images / LARGEST_PIXEL).astype(np.float32),
         "label": found.target.astype(str),
     }
-    fingerprint = {"digits": hashlib.sha256(found.data.tobytes() + found.target.tobytes()).hexdigest()}
-    return Splits({"train": Records(columns, len(found.target), "digits", ("image", "label"))}, fingerprint)
+    fingerprint = {
+        "digits": hashlib.sha256(found.data.tobytes() + found.target.tobytes()).hexdigest()
+    }
+    return Splits(
+        {"train": Records(columns, len(found.target), "digits", ("image", "label"))}, fingerprint
+    )

@@ -50,8 +50,8 @@ class Vocabulary:
 def make_vocabulary(data: Data, texts: Iterable[Tokens]) -> Vocabulary:
     """Return hashed buckets, or the words of `texts` in alphabetical order.
 
-    With `data.vocabulary_size` only that many words: the most frequent, of equally frequent ones the
-    alphabetically first. All others then are UNKNOWN.
+    With `data.vocabulary_size` only that many words: the most frequent, of equally frequent ones
+    the alphabetically first. All others then are UNKNOWN.
     """
     if data.vocabulary == "hashed":
         return Vocabulary({}, data.buckets, ngram_lengths(data))
@@ -72,9 +72,9 @@ def ngram_lengths(data: Data) -> tuple[int, ...]:
     lengths = tuple(int(part) for part in data.ngrams.split(",") if part.strip())
     if lengths and (data.vocabulary != "hashed" or data.task != "classification"):
         raise WrongInput(
-            f"data.ngrams = {data.ngrams!r} puts hashed pieces behind the words of a text; it needs "
-            f'data.vocabulary = "hashed" and data.task = "classification", got {data.vocabulary!r} and '
-            f"{data.task!r}"
+            f"data.ngrams = {data.ngrams!r} puts hashed pieces behind the words of a text; it "
+            'needs data.vocabulary = "hashed" and data.task = "classification", got '
+            f"{data.vocabulary!r} and {data.task!r}"
         )
     return lengths
 
@@ -110,7 +110,9 @@ def next_tokens(tokens: Tensor) -> dict[str, Tensor]:
     """
     if tokens.shape[1] == 1:
         if len(tokens):
-            raise WrongInput("next words need at least two tokens an example; raise data.max_length")
+            raise WrongInput(
+                "next words need at least two tokens an example; raise data.max_length"
+            )
         tokens = torch.nn.functional.pad(tokens, (0, 1), value=PAD)
     return {"tokens": tokens[:, :-1], "next": tokens[:, 1:]}
 

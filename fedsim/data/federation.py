@@ -1,4 +1,6 @@
-"""A federation of devices: who they are, how active, what they hold, and what the server may test on."""
+"""A federation of devices: who they are, how active, what they hold, and what the server may test
+on.
+"""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -21,7 +23,10 @@ from fedsim.types import DeviceId, Examples, Spec
 
 
 class FederatedDataset(Protocol):
-    """Devices and their examples. A device's examples are made or viewed when they are asked for."""
+    """Devices and their examples.
+
+    A device's examples are made or viewed when they are asked for.
+    """
 
     spec: Spec
     devices: NDArray[np.str_]
@@ -54,7 +59,9 @@ NATURAL = Partition()
 
 
 @lru_cache(maxsize=2)
-def load_federation(data: Data, data_dir: Path | None, partition: Partition = NATURAL) -> FederatedDataset:
+def load_federation(
+    data: Data, data_dir: Path | None, partition: Partition = NATURAL
+) -> FederatedDataset:
     """Return the federation that the config names; the same object for the same arguments.
 
     `data_dir` is the folder that holds `data.path`, None where none was named; `partition` divides
@@ -68,8 +75,9 @@ def load_federation(data: Data, data_dir: Path | None, partition: Partition = NA
         federation = found
     else:
         raise WrongInput(
-            f"data.source = {data.source!r} makes devices of its own, so partition.name = {partition.name!r} "
-            'has nothing to divide; leave partition.name = "natural", or read data.source = "files"'
+            f"data.source = {data.source!r} makes devices of its own, so partition.name = "
+            f'{partition.name!r} has nothing to divide; leave partition.name = "natural", or read '
+            'data.source = "files"'
         )
     _check(data.source, federation)
     if not len(federation.devices) or federation.activity.sum() == 0:
@@ -93,10 +101,11 @@ def _check(source: str, federation: FederatedDataset) -> None:
     lacking = [name for name in wanted if not hasattr(federation, name)]
     if lacking:
         raise WrongInput(
-            f"data.source = {source!r} gave a {type(federation).__name__} without {', '.join(lacking)}; "
-            "see FederatedDataset in fedsim/data/federation.py"
+            f"data.source = {source!r} gave a {type(federation).__name__} without "
+            f"{', '.join(lacking)}; see FederatedDataset in fedsim/data/federation.py"
         )
-    devices, activity = federation.devices, federation.activity
+    devices = federation.devices
+    activity = federation.activity
     for name, value, kind in (
         ("spec", federation.spec, Spec),
         ("devices", devices, np.ndarray),
@@ -104,10 +113,11 @@ def _check(source: str, federation: FederatedDataset) -> None:
     ):
         if not isinstance(value, kind):
             raise WrongInput(
-                f"data.source = {source!r}: {name} must be a {kind.__name__}, got a {type(value).__name__}"
+                f"data.source = {source!r}: {name} must be a {kind.__name__}, got a "
+                f"{type(value).__name__}"
             )
     if len(activity) != len(devices) or (devices[1:] <= devices[:-1]).any():
         raise WrongInput(
-            f"data.source = {source!r}: devices must be sorted, each once, with one activity each; got "
-            f"{len(devices)} devices and {len(activity)} activities"
+            f"data.source = {source!r}: devices must be sorted, each once, with one activity "
+            f"each; got {len(devices)} devices and {len(activity)} activities"
         )

@@ -1,4 +1,6 @@
-"""What each device holds in each period: its examples that arrived and were kept, less the held-out ones."""
+"""What each device holds in each period: its examples that arrived and were kept, less the held-out
+ones.
+"""
 
 from functools import lru_cache
 
@@ -23,10 +25,10 @@ NAME_THEM = 'the data have none: name their column as in data.columns = "time=CO
 class Holdings:
     """A federation's examples by device and period.
 
-    Static and without held-out parts, it hands out the data set's own views and costs nothing; else it
-    keeps a few numbers for each record. Everything is a pure function of (data set, stream, seed). Of only a
-    `part` of the federation, as on one of several nodes, a period may hold nothing. Of announced devices it
-    knows sizes and the test examples.
+    Static and without held-out parts, it hands out the data set's own views and costs nothing; else
+    it keeps a few numbers for each record. Everything is a pure function of (data set, stream,
+    seed). Of only a `part` of the federation, as on one of several nodes, a period may hold
+    nothing. Of announced devices it knows sizes and the test examples.
     """
 
     def __init__(
@@ -43,14 +45,17 @@ class Holdings:
         self._holdout = holdout
         _check_deletions(dataset, stream)
         self._announced = isinstance(dataset, Announced)
-        self._plain = self._announced or (stream.mode == "static" and holdout == 0.0 and coins is None)
+        self._plain = self._announced or (
+            stream.mode == "static" and holdout == 0.0 and coins is None
+        )
         self.arrivals: Arrivals | None = None
         if not self._plain:
             self._divide(seed, coins, part)
         self.test_period = self._divide_test(seed) if stream.mode == "continual" else None
 
     def _divide(self, seed: int, coins: Coins | None, part: bool) -> None:
-        dataset, stream = self.dataset, self.stream
+        dataset = self.dataset
+        stream = self.stream
         self._start = np.concatenate([[0], np.cumsum(dataset.activity)])
         self._owner = np.repeat(np.arange(len(dataset.devices)), dataset.activity)
         natural = ~planted(dataset)
@@ -64,8 +69,8 @@ class Holdings:
         for period in range(1, 1 if part else stream.periods + 1):
             if not self._kept_in(period).any():
                 raise WrongInput(
-                    f"no device holds a training example in period {period} of {stream.periods}; use fewer "
-                    "periods or a longer memory"
+                    f"no device holds a training example in period {period} of {stream.periods}; "
+                    "use fewer periods or a longer memory"
                 )
 
     @property
@@ -103,8 +108,13 @@ class Holdings:
         return self._choose(device, self._eligible & ~never)
 
     def active_hours(self) -> Flags:
-        """Return [devices, 24]: the hours of the day in which devices have records. Raises WrongInput."""
-        time = self.arrivals.time if self.arrivals is not None else getattr(self.dataset, "time", None)
+        """Return [devices, 24]: the hours of the day in which devices have records.
+
+        Raises WrongInput.
+        """
+        time = (
+            self.arrivals.time if self.arrivals is not None else getattr(self.dataset, "time", None)
+        )
         if time is None:
             raise WrongInput(f'availability.rule = "clock" needs timestamps; {NAME_THEM}')
         owner = np.repeat(np.arange(len(self.dataset.devices)), self.dataset.activity)
@@ -120,16 +130,24 @@ class Holdings:
         """Return how many examples each device holds out and has in a period."""
         if self._plain:
             return np.zeros(len(self.dataset.devices), dtype=np.int64)
-        return np.bincount(self._owner[self._held_out_in(period)], minlength=len(self.dataset.devices))
+        return np.bincount(
+            self._owner[self._held_out_in(period)], minlength=len(self.dataset.devices)
+        )
 
     @property
     def held_out_flags(self) -> Flags:
         """Return which of all training records devices hold out for evaluation."""
-        return np.zeros(int(self.dataset.activity.sum()), dtype=bool) if self._plain else self._held_out
+        return (
+            np.zeros(int(self.dataset.activity.sum()), dtype=bool)
+            if self._plain
+            else self._held_out
+        )
 
     @property
     def holds_out(self) -> bool:
-        """Whether any device holds an example out, in any period; of announced devices, whether they may."""
+        """Whether any device holds an example out, in any period; of announced devices, whether
+        they may.
+        """
         if self._announced:
             return self._holdout > 0
         return not self._plain and bool(self._held_out.any())
@@ -158,7 +176,9 @@ class Holdings:
         return self.dataset.train(device)[torch.from_numpy(np.flatnonzero(mine))]
 
     def _divide_test(self, seed: int) -> NDArray[np.int64] | None:
-        """Return the period of each test example: by its time, or at random where arrivals are made up."""
+        """Return the period of each test example: by its time, or at random where arrivals are made
+        up.
+        """
         if self.dataset.test is None:
             return None
         size = len(self.dataset.test)
@@ -208,7 +228,8 @@ def _natural_arrivals(
     time = getattr(dataset, "time", None)
     if time is None:
         raise WrongInput(
-            f'stream.arrivals = "time" needs timestamps; {NAME_THEM}, or set stream.arrivals = "poisson"'
+            f'stream.arrivals = "time" needs timestamps; {NAME_THEM}, or set stream.arrivals = '
+            '"poisson"'
         )
     return by_time(stream, owner, time, seed, getattr(dataset, "deleted_time", None), part)
 
@@ -218,13 +239,18 @@ def _check_deletions(dataset: FederatedDataset, stream: Stream) -> None:
     by_time = stream.mode == "continual" and stream.arrivals == "time"
     if getattr(dataset, "deleted_time", None) is not None and not by_time:
         raise WrongInput(
-            'data.columns names times of deletion requests, which only stream.mode = "continual" with '
-            'stream.arrivals = "time" can honour; set these, or drop the deleted records and the column'
+            'data.columns names times of deletion requests, which only stream.mode = "continual" '
+            'with stream.arrivals = "time" can honour; set these, or drop the deleted records and '
+            "the column"
         )
 
 
-def _smallest(owner: NDArray[np.int64], activity: NDArray[np.int64], share: float, seed: int) -> Flags:
-    """Return flags that hold the given share (rounded down) of each device's records out, by a keyed hash."""
+def _smallest(
+    owner: NDArray[np.int64], activity: NDArray[np.int64], share: float, seed: int
+) -> Flags:
+    """Return flags that hold the given share (rounded down) of each device's records out, by a
+    keyed hash.
+    """
     rank = generator(seed, "holdout").random(len(owner))
     order = np.lexsort((rank, owner))
     position = np.empty(len(owner), dtype=np.int64)

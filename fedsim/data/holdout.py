@@ -15,13 +15,13 @@ def hold_out(data: Data, splits: Mapping[str, Records]) -> dict[str, Records]:
     """Return `train` without, and `test` with, `data.test_share` of each device's records.
 
     A device's number is rounded down and leaves it at least one record. The draw is named by
-    (data.seed, device) and the order of the device's records. Records whose deletion is asked for are never
-    held out. Raises WrongInput where there is a test split.
+    (data.seed, device) and the order of the device's records. Records whose deletion is asked for
+    are never held out. Raises WrongInput where there is a test split.
     """
     if "test" in splits:
         raise WrongInput(
-            f"data.test_share = {data.test_share} would hold out a second test split; the data bring one "
-            f"({splits['test'].origin}): set data.test_share = 0"
+            f"data.test_share = {data.test_share} would hold out a second test split; the data "
+            f"bring one ({splits['test'].origin}): set data.test_share = 0"
         )
     train = splits["train"]
     owners = np.array([str(owner) for owner in train.columns["device"]], dtype=np.str_)

@@ -17,16 +17,21 @@ def hub(data: Data, data_dir: Path | None) -> Splits:
     A local folder in the hub's layout does as well. Raises WrongInput when it cannot be had.
     """
     if not data.path:
-        raise WrongInput('data.source = "hub" needs the name in data.path, as in "AmazonScience/massive"')
+        raise WrongInput(
+            'data.source = "hub" needs the name in data.path, as in "AmazonScience/massive"'
+        )
     import datasets  # a second that only this source waits for
 
     datasets.disable_progress_bars()
     try:
         found = datasets.load_dataset(data.path)
     except Exception as error:  # the hub's client has dozens of error types
-        raise WrongInput(f"the data set {data.path!r} could not be loaded: {first_line(error)}") from error
+        raise WrongInput(
+            f"the data set {data.path!r} could not be loaded: {first_line(error)}"
+        ) from error
     wanted = {"train": data.train, "dev": data.dev, "test": data.test}
-    columns, origins = {}, {}
+    columns = {}
+    origins = {}
     for split, name in wanted.items():
         names = (name,) if name else SPLITS[split]
         chosen = next((n for n in names if n in found), None)

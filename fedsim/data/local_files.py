@@ -1,4 +1,6 @@
-"""Records from local files: JSON lines (also gzip), CSV and Parquet through `datasets`, images as npz."""
+"""Records from local files: JSON lines (also gzip), CSV and Parquet through `datasets`, images as
+npz.
+"""
 
 import gzip
 import hashlib
@@ -72,7 +74,8 @@ def _expand(folder: Path, split: str, globs: str) -> list[Path]:
         matches = sorted(p for p in folder.glob(pattern) if p.is_file())
         if not matches:
             raise WrongInput(
-                f"data.{split} = {globs!r}: no file {pattern!r} in {str(folder)!r}; {_contents(folder)}"
+                f"data.{split} = {globs!r}: no file {pattern!r} in {str(folder)!r}; "
+                f"{_contents(folder)}"
             )
         found += [match for match in matches if match not in found]
     return found
@@ -116,7 +119,8 @@ def _read_table(kind: str, paths: Sequence[Path]) -> dict[str, Any]:
     if empty:
         raise WrongInput(f"{', '.join(empty)} is empty")
     try:
-        # a cache of its own: the library's would outlive the run, and misses changes that keep the mtime
+        # a cache of its own: the library's would outlive the run, and misses changes that keep the
+        # mtime
         with tempfile.TemporaryDirectory() as cache:
             options = CSV if kind == "csv" else {}
             table = datasets.load_dataset(
@@ -135,7 +139,9 @@ def _read_npz(paths: Sequence[Path]) -> dict[str, Any]:
             with np.load(path, allow_pickle=False) as arrays:
                 loaded.append({name: arrays[name] for name in arrays.files})
         except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-            raise WrongInput(f"{path.name} could not be read as npz: {first_line(error)}") from error
+            raise WrongInput(
+                f"{path.name} could not be read as npz: {first_line(error)}"
+            ) from error
         if loaded[-1].keys() != loaded[0].keys():
             raise WrongInput(f"{path.name} and {paths[0].name} have different arrays")
     try:

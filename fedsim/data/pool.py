@@ -1,4 +1,6 @@
-"""All training records of a federation in one table: what audits hold out, relabel, plant and attack."""
+"""All training records of a federation in one table: what audits hold out, relabel, plant and
+attack.
+"""
 
 from dataclasses import dataclass, field, replace
 
@@ -33,8 +35,9 @@ class Pool:
     mislabelled: Flags = field(default_factory=lambda: np.zeros(0, dtype=bool))
     """[N]: records that were given a random label."""
     canary: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """[N]: the number of the canary that a record is a copy of, -1 for natural records, -2 for those of
-    canary devices."""
+    """[N]: the number of the canary that a record is a copy of, -1 for natural records, -2 for
+    those of canary devices.
+    """
     arrival: int = 1
     """The period in which canaries arrive."""
 
@@ -81,20 +84,24 @@ def pooled(dataset: FederatedDataset) -> Pool:
 
 
 def relabelled(pool: Pool, share: float, seed: int) -> Pool:
-    """Return the pool with a random label on a share of its records, each drawn by a coin of its own.
+    """Return the pool with a random label on a share of its records, each drawn by a coin of its
+    own.
 
     A model can only learn such a record by heart. Raises WrongInput where records have no label.
     """
     if "label" not in pool.records.fields or len(pool.spec.labels) < 2:
         raise WrongInput(
-            f"audit.mislabelled = {share} draws labels, and data.task = {pool.spec.task!r} has none to draw"
+            f"audit.mislabelled = {share} draws labels, and data.task = {pool.spec.task!r} has "
+            "none to draw"
         )
     rng = generator(seed, "mislabelled")
     chosen = rng.random(len(pool.records)) < share
     labels = pool.records.fields["label"].clone()
     drawn = rng.integers(len(pool.spec.labels), size=len(labels))
     labels[torch.from_numpy(chosen)] = torch.from_numpy(drawn[chosen])
-    return replace(pool, records=Examples({**pool.records.fields, "label": labels}), mislabelled=chosen)
+    return replace(
+        pool, records=Examples({**pool.records.fields, "label": labels}), mislabelled=chosen
+    )
 
 
 def repeated(records: Examples) -> Flags:

@@ -72,13 +72,17 @@ def divergence_matrix(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def jensen_shannon(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the Jensen-Shannon divergence (bits) of shares along the last axis; the others broadcast."""
+    """Return the Jensen-Shannon divergence (bits) of shares along the last axis; the others
+    broadcast.
+    """
     between = _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2
     return np.maximum(between, 0.0)
 
 
 def _entropy(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the entropy in bits along the last axis; scipy's `xlogy` would cost half a second of imports."""
+    """Return the entropy in bits along the last axis; scipy's `xlogy` would cost half a second of
+    imports.
+    """
     logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
     total: NDArray[np.float64] = -(shares * logs).sum(-1)
     return total
@@ -92,7 +96,8 @@ def label_skew(federation: FederatedDataset, seed: int) -> Skew | None:
     pool = found.counts.sum(0) / found.counts.sum()
     rng = generator(seed, "statistics", "chance")
     random = np.array([rng.multinomial(n, pool) for n in found.counts.sum(1)])
-    measured, by_chance = _divergence(found.counts, pool), _divergence(random, pool)
+    measured = _divergence(found.counts, pool)
+    by_chance = _divergence(random, pool)
     return Skew(measured, by_chance, len(found.devices), found.sampled)
 
 

@@ -1,8 +1,8 @@
 """When a device's examples arrive and how long it keeps them.
 
-A stream gives each training record the period of its arrival and, for some, the period in which its owner
-had it deleted. What a device holds in a period is a pure function of (stream, period): nothing is stored
-on the side, and a resumed run holds what an undisturbed one does.
+A stream gives each training record the period of its arrival and, for some, the period in which its
+owner had it deleted. What a device holds in a period is a pure function of (stream, period):
+nothing is stored on the side, and a resumed run holds what an undisturbed one does.
 """
 
 from dataclasses import dataclass, replace
@@ -58,7 +58,8 @@ class Arrivals:
         arrived = self.period <= period
         alive = self.alive(period)
         if eligible is not None:
-            arrived, alive = arrived & eligible, alive & eligible
+            arrived = arrived & eligible
+            alive = alive & eligible
         settings = self.settings
         if settings.memory == "current":
             return alive & (self.period == period)
@@ -67,12 +68,15 @@ class Arrivals:
         if settings.memory == "age":
             return alive & (self.edges[period] - self.time <= settings.max_age_days * DAY)
         if settings.memory == "reservoir":
-            # by rank among all that arrived: what a deletion frees brings nothing back that was let go
+            # by rank among all that arrived: what a deletion frees brings nothing back that was let
+            # go
             return alive & (self._position(arrived) < settings.reservoir)
         return alive
 
     def moved(self, records: Flags, period: int) -> "Arrivals":
-        """Return the stream in which some records arrive at the start of a period and are never deleted."""
+        """Return the stream in which some records arrive at the start of a period and are never
+        deleted.
+        """
         return replace(
             self,
             period=np.where(records, period, self.period),
@@ -92,7 +96,9 @@ class Arrivals:
     @cached_property
     def sizes(self) -> Ids:
         """Return how many records arrive in each period."""
-        return np.bincount(self.period - 1, minlength=self.settings.periods)[: self.settings.periods]
+        return np.bincount(self.period - 1, minlength=self.settings.periods)[
+            : self.settings.periods
+        ]
 
 
 def by_time(
@@ -103,10 +109,11 @@ def by_time(
     deleted_time: NDArray[np.float64] | None = None,
     part: bool = False,
 ) -> Arrivals:
-    """Return the stream of records with timestamps (seconds), and with times of deletion requests if given.
+    """Return the stream of records with timestamps (seconds), and with times of deletion requests
+    if given.
 
-    A record is gone from the period in which its deletion is asked for on. Raises WrongInput for an empty
-    period, unless these records are only a `part` of the federation's.
+    A record is gone from the period in which its deletion is asked for on. Raises WrongInput for an
+    empty period, unless these records are only a `part` of the federation's.
     """
     edges = cut(settings, time)
     arrivals = _arrivals(settings, owner, time, edges, seed)
@@ -117,14 +124,15 @@ def by_time(
     empty = np.flatnonzero(arrivals.sizes == 0)
     if len(empty) and not part:
         raise WrongInput(
-            f"period {empty[0] + 1} of stream.periods = {settings.periods} has no training example; use "
-            'fewer periods, or stream.cut = "examples"'
+            f"period {empty[0] + 1} of stream.periods = {settings.periods} has no training "
+            'example; use fewer periods, or stream.cut = "examples"'
         )
     return arrivals
 
 
 def cut(settings: Stream, time: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Return the periods' edges in seconds: from `begin` to `end`, and from the records' `time` without.
+    """Return the periods' edges in seconds: from `begin` to `end`, and from the records' `time`
+    without.
 
     Raises WrongInput where nothing lies between them.
     """
@@ -134,8 +142,9 @@ def cut(settings: Stream, time: NDArray[np.float64] | None = None) -> NDArray[np
     end = instant("stream.end", settings.end) if settings.end else _known(time).max()
     if (settings.begin or settings.end) and begin >= end:
         raise WrongInput(
-            f"stream.begin = {settings.begin!r} and stream.end = {settings.end!r} leave no time between them "
-            '("" = that of the first, or last, record); name an earlier begin or a later end'
+            f"stream.begin = {settings.begin!r} and stream.end = {settings.end!r} leave no time "
+            'between them ("" = that of the first, or last, record); name an earlier begin or a '
+            "later end"
         )
     return np.linspace(begin, end, settings.periods + 1)
 
@@ -151,16 +160,18 @@ def check_edges(settings: Stream) -> None:
     by_edges = settings.arrivals == "time" and settings.cut == "duration"
     if (settings.begin or settings.end) and not by_edges:
         raise WrongInput(
-            'stream.begin and stream.end want stream.arrivals = "time" and stream.cut = "duration", got '
-            f"{settings.arrivals!r} and {settings.cut!r}; set these, or leave begin and end empty"
+            'stream.begin and stream.end want stream.arrivals = "time" and stream.cut = '
+            f'"duration", got {settings.arrivals!r} and {settings.cut!r}; set these, or leave '
+            "begin and end empty"
         )
 
 
 def by_poisson(settings: Stream, owner: Ids, seed: int) -> Arrivals:
     """Return a synthetic stream: each device's records arrive as a Poisson process of its own rate.
 
-    Given how many records a device has, the arrivals of a Poisson process are independent and uniform over
-    the device's stay, by day more than by night. Some devices join late or leave early. A period lasts a day.
+    Given how many records a device has, the arrivals of a Poisson process are independent and
+    uniform over the device's stay, by day more than by night. Some devices join late or leave
+    early. A period lasts a day.
     """
     rng = generator(seed, "stream")
     devices = int(owner.max()) + 1
@@ -189,19 +200,25 @@ def _arrivals(
 def arrival_of(settings: Stream, time: NDArray[np.float64], edges: NDArray[np.float64]) -> Ids:
     """Return the period in which each record arrives.
 
-    What is older than the first period is there from its begin on; from `stream.end` on nothing arrives.
+    What is older than the first period is there from its begin on; from `stream.end` on nothing
+    arrives.
     """
     period = period_of(time, edges)
     return np.where(time >= edges[-1], settings.periods + 1, period) if settings.end else period
 
 
 def period_of(time: NDArray[np.float64], edges: NDArray[np.float64]) -> Ids:
-    """Return the period, from 1, in which each time lies; times outside belong to the first or last."""
+    """Return the period, from 1, in which each time lies; times outside belong to the first or
+    last.
+    """
     return np.clip(np.searchsorted(edges, time, side="right"), 1, len(edges) - 1)
 
 
 def rounds_per_period(settings: Stream, rounds: int) -> int:
-    """Return how many rounds a period lasts. Raises WrongInput when they do not fill the periods."""
+    """Return how many rounds a period lasts.
+
+    Raises WrongInput when they do not fill the periods.
+    """
     if settings.mode == "static":
         return rounds
     each = settings.rounds_per_period or rounds // settings.periods

@@ -1,9 +1,9 @@
 """An embedded generator of voice-assistant requests: no download, any number of devices.
 
-A small grammar of intents, slots and synonyms makes the requests; each device has habits of its own: a
-few intents that it uses most, favourite slot values, a favourite wording and a degree of politeness.
-A device's requests are a pure function of (data.seed, device), made when they are asked for, so a
-federation of a million devices costs only its vector of activities.
+A small grammar of intents, slots and synonyms makes the requests; each device has habits of its
+own: a few intents that it uses most, favourite slot values, a favourite wording and a degree of
+politeness. A device's requests are a pure function of (data.seed, device), made when they are asked
+for, so a federation of a million devices costs only its vector of activities.
 """
 
 import re
@@ -93,7 +93,9 @@ def _templates(text: str) -> list[str]:
         if choice is None:
             out.append(part)
         else:
-            parts += [part[: choice.start()] + w + part[choice.end() :] for w in choice[1].split("|")]
+            parts += [
+                part[: choice.start()] + w + part[choice.end() :] for w in choice[1].split("|")
+            ]
     return sorted(out)
 
 
@@ -101,7 +103,10 @@ _INTENTS = tuple(sorted(INTENTS))
 _TEMPLATES = {intent: _templates(text) for intent, text in INTENTS.items()}
 _VALUES = {slot: text.split("|") for slot, text in SLOTS.items()}
 _SPOKEN = {
-    slot: [(words, [f"B-{slot}"] + [f"I-{slot}"] * (len(words) - 1)) for words in map(str.split, values)]
+    slot: [
+        (words, [f"B-{slot}"] + [f"I-{slot}"] * (len(words) - 1))
+        for words in map(str.split, values)
+    ]
     for slot, values in _VALUES.items()
 }
 """By slot the words and the tags of each value."""
@@ -110,11 +115,15 @@ _TAGS = ("O", *(f"{prefix}-{slot}" for slot in sorted(SLOTS) for prefix in "BI")
 
 def _all_words() -> list[str]:
     phrases = [*POLITE, *chain(*_TEMPLATES.values()), *chain(*_VALUES.values())]
-    return sorted({word for phrase in phrases for word in phrase.split() if not word.startswith("{")})
+    return sorted(
+        {word for phrase in phrases for word in phrase.split() if not word.startswith("{")}
+    )
 
 
 _WORDS = _all_words()
-_OPTIONS = {"intent": len(_INTENTS)} | {name: len(each) for name, each in (_TEMPLATES | _VALUES).items()}
+_OPTIONS = {"intent": len(_INTENTS)} | {
+    name: len(each) for name, each in (_TEMPLATES | _VALUES).items()
+}
 """What a device chooses among: intents, by intent its wordings, by slot its values."""
 _BOUNDS = dict(zip(_OPTIONS, pairwise(accumulate(_OPTIONS.values(), initial=0)), strict=True))
 FINGERPRINT = "1d209f384f0ab8803277cf6f8ae08ccb27275e483467ad0c477d2ba61f182983"
@@ -147,8 +156,9 @@ class Requests:
     def __init__(self, data: Data, data_dir: Path | None = None) -> None:
         if data.task == "image" or data.vocabulary_size:
             raise WrongInput(
-                f"data.source = 'requests' makes text from a grammar: neither images nor rare words; got "
-                f"data.task = {data.task!r}, data.vocabulary_size = {data.vocabulary_size}"
+                "data.source = 'requests' makes text from a grammar: neither images nor rare "
+                f"words; got data.task = {data.task!r}, data.vocabulary_size = "
+                f"{data.vocabulary_size}"
             )
         if data.test_share:
             raise WrongInput(
@@ -216,7 +226,8 @@ def _request(habits: _Habits, rng: np.random.Generator) -> tuple[str, list[str],
     intent = _INTENTS[habits.choose("intent", rng)]
     template = _TEMPLATES[intent][habits.choose(intent, rng)]
     polite = POLITE[rng.integers(len(POLITE))] if rng.random() < habits.politeness else ""
-    tokens, tags = polite.split(), ["O"] * len(polite.split())
+    tokens = polite.split()
+    tags = ["O"] * len(polite.split())
     for word in template.split():
         slot = word.strip("{}")
         if slot == word:

@@ -31,7 +31,9 @@ from fedsim.types import DeviceId, Examples, Spec
 class RecordTable:
     """A federation from the records of each split, under natural devices or those of `[partition]`."""
 
-    def __init__(self, data: Data, partition: Partition, splits: Splits, data_dir: Path | None) -> None:
+    def __init__(
+        self, data: Data, partition: Partition, splits: Splits, data_dir: Path | None
+    ) -> None:
         notes: list[str] = []
         owned = partition.name in ("natural", "grouped_natural")
         clean = {
@@ -80,12 +82,18 @@ class RecordTable:
 
     @cached_property
     def deleted_time(self) -> NDArray[np.float64] | None:
-        """Seconds at which each training record's owner asked for its deletion, infinity for never; None
-        without such a column."""
+        """Seconds at which each training record's owner asked for its deletion, infinity for never;
+        None without such a column.
+        """
         return None if self._deleted is None else seconds_or_never(self._deleted, "deleted")
 
     def _divide(
-        self, data: Data, partition: Partition, train: Records, data_dir: Path | None, notes: list[str]
+        self,
+        data: Data,
+        partition: Partition,
+        train: Records,
+        data_dir: Path | None,
+        notes: list[str],
     ) -> Records:
         """Return the training records under the devices that the partition gives them to."""
         # imported here because flwr_datasets takes a second that natural federations need not wait
@@ -109,7 +117,9 @@ def _owners(records: Records) -> NDArray[np.str_]:
     named = [str(owner) for owner in records.columns.get("device", []) if owner is not None]
     odd = next((name for name in named if any(unicodedata.category(c) == "Cc" for c in name)), None)
     if odd is not None:
-        raise WrongInput(f"{records.origin} has the device {odd!r}; control characters cannot be in an id")
+        raise WrongInput(
+            f"{records.origin} has the device {odd!r}; control characters cannot be in an id"
+        )
     return np.array(named, dtype=np.str_)
 
 
@@ -119,7 +129,8 @@ class _Encoding:
     def __init__(self, data: Data, splits: Mapping[str, Records]) -> None:
         self._data = data
         self.notes: list[str] = []
-        train, others = splits["train"], [r for n, r in splits.items() if n != "train"]
+        train = splits["train"]
+        others = [r for n, r in splits.items() if n != "train"]
         wanted = COLUMNS[data.task]
         labels, labels_unseen = _label_names(train, others) if "label" in wanted else ([], [])
         labels, labels_unseen = _fixed("labels", data.labels, labels, labels_unseen)
@@ -134,12 +145,15 @@ class _Encoding:
             for other in others:
                 if other.size and _image_tensor(other).shape[1:] != shape:
                     raise WrongInput(
-                        f"{other.origin} has images of the shape {list(_image_tensor(other).shape[1:])}, "
-                        f"{train.origin} of {list(shape)}; they must be alike"
+                        f"{other.origin} has images of the shape "
+                        f"{list(_image_tensor(other).shape[1:])}, {train.origin} of "
+                        f"{list(shape)}; they must be alike"
                     )
         else:
             vocabulary = make_vocabulary(data, train.columns["tokens"])
-            cut = sum(len(t) > data.max_length for r in splits.values() for t in r.columns["tokens"])
+            cut = sum(
+                len(t) > data.max_length for r in splits.values() for t in r.columns["tokens"]
+            )
             if cut:
                 self.notes.append(f"{cut} examples were cut to data.max_length = {data.max_length}")
         self._vocabulary = vocabulary
@@ -157,7 +171,8 @@ class _Encoding:
         )
 
     def examples(self, records: Records) -> Examples:
-        columns, length = records.columns, self._data.max_length
+        columns = records.columns
+        length = self._data.max_length
         wanted = COLUMNS[self._data.task]
         fields: dict[str, torch.Tensor] = {}
         if "image" in wanted:
@@ -186,7 +201,9 @@ def _tag_names(train: Records, others: Sequence[Records]) -> tuple[list[str], li
 
 
 def _fixed(key: str, named: str, seen: list[str], unseen: list[str]) -> tuple[list[str], list[str]]:
-    """Return the names that the config fixes, and what else only other splits hold; without any, as found."""
+    """Return the names that the config fixes, and what else only other splits hold; without any, as
+    found.
+    """
     fixed = [name.strip() for name in named.split(",") if name.strip()]
     if not fixed:
         return seen, unseen

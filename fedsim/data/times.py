@@ -14,13 +14,15 @@ from fedsim.errors import WrongInput
 def seconds(records: Records, role: str = "time") -> NDArray[np.float64]:
     """Return each record's time in seconds: numbers are Unix seconds, strings ISO 8601 (UTC).
 
-    The order of the records does not matter. Raises WrongInput where a time is missing or unreadable.
+    The order of the records does not matter. Raises WrongInput where a time is missing or
+    unreadable.
     """
     values = records.columns[role]
     gaps = [i for i, value in enumerate(values) if value is None or value == ""]
     if gaps:
         raise WrongInput(
-            f"{len(gaps)} records of {records.origin} have no {role}; fill it in, or drop these records"
+            f"{len(gaps)} records of {records.origin} have no {role}; fill it in, or drop these "
+            "records"
         )
     return _parse(values, records.origin, role)
 
@@ -33,18 +35,23 @@ def seconds_or_never(records: Records, role: str) -> NDArray[np.float64]:
     )  # NaN differs
     times = np.full(len(values), np.inf)
     if known.any():
-        times[known] = _parse([v for v, k in zip(values, known, strict=True) if k], records.origin, role)
+        times[known] = _parse(
+            [v for v, k in zip(values, known, strict=True) if k], records.origin, role
+        )
     return times
 
 
 def instant(key: str, text: str) -> float:
-    """Return a time that the config names under `key` in seconds, as in records. Raises WrongInput."""
+    """Return a time that the config names under `key` in seconds, as in records.
+
+    Raises WrongInput.
+    """
     try:
         return _seconds(datetime.fromisoformat(text))
     except ValueError:
         raise WrongInput(
-            f"{key} = {text!r} cannot be read; want ISO 8601, as in 2024-06-01 or 2024-06-01T09:14+02:00 "
-            "(UTC where no zone is named)"
+            f"{key} = {text!r} cannot be read; want ISO 8601, as in 2024-06-01 or "
+            "2024-06-01T09:14+02:00 (UTC where no zone is named)"
         ) from None
 
 

@@ -1,4 +1,7 @@
-"""Name -> torch module, with its first parameters. A model is a file of its own and one entry here."""
+"""Name -> torch module, with its first parameters.
+
+A model is a file of its own and one entry here.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,7 +74,9 @@ def build_model(spec: Spec, model: Model, seed: int) -> nn.Module:
 
 def parameters_of(module: nn.Module) -> Params:
     """Return a copy of the trainable parameters by name, on the CPU."""
-    return {name: p.detach().cpu().clone() for name, p in module.named_parameters() if p.requires_grad}
+    return {
+        name: p.detach().cpu().clone() for name, p in module.named_parameters() if p.requires_grad
+    }
 
 
 def _check_kind(model: Model, kind: Kind, spec: Spec) -> None:
@@ -84,7 +89,8 @@ def _check_kind(model: Model, kind: Kind, spec: Spec) -> None:
     if model.characters and not kind.letters:
         able = " or ".join(repr(name) for name, other in MODELS.items() if other.letters)
         raise WrongInput(
-            f"model.characters = true is for model.name = {able}, got {model.name!r}; set it to false"
+            f"model.characters = true is for model.name = {able}, got {model.name!r}; set it to "
+            "false"
         )
 
 
@@ -92,6 +98,6 @@ def _refuse_shared_statistics(module: nn.Module) -> None:
     for name, layer in module.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             raise WrongInput(
-                f"the model's layer {name!r} is a {type(layer).__name__}, which mixes the examples of a "
-                "batch; use GroupNorm or LayerNorm"
+                f"the model's layer {name!r} is a {type(layer).__name__}, which mixes the "
+                "examples of a batch; use GroupNorm or LayerNorm"
             )

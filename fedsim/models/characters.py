@@ -26,10 +26,13 @@ class Characters(nn.Module):
         super().__init__()
         if not spec.words:
             raise WrongInput(
-                "model.characters = true reads the letters of words, and the vocabulary names none; set "
-                'data.vocabulary = "training"'
+                "model.characters = true reads the letters of words, and the vocabulary names "
+                'none; set data.vocabulary = "training"'
             )
-        alphabet = {letter: i for i, letter in enumerate(sorted({c for w in spec.words for c in w}), start=1)}
+        alphabet = {
+            letter: i
+            for i, letter in enumerate(sorted({c for w in spec.words for c in w}), start=1)
+        }
         letters = torch.zeros(spec.vocabulary, LETTERS, dtype=torch.int64)
         for i, word in enumerate(spec.words):
             ids = [alphabet[letter] for letter in word[:LETTERS]]

@@ -8,9 +8,9 @@ class Dropout(nn.Module):
     """Dropout whose masks come from names: equal for any packing, any node and after a resume.
 
     In training `keys` [K] holds one int64 a model, set anew for every step; the mask of an element
-    is a hash of its key, its example and its position, so padding and neighbours cannot change it. `rows`
-    [K, B] name the examples; without them, their places in the batch do. One place in a model, one Dropout:
-    used twice in a step, it would drop the same units again.
+    is a hash of its key, its example and its position, so padding and neighbours cannot change it.
+    `rows` [K, B] name the examples; without them, their places in the batch do. One place in a
+    model, one Dropout: used twice in a step, it would drop the same units again.
     """
 
     def __init__(self, p: float) -> None:
@@ -21,8 +21,9 @@ class Dropout(nn.Module):
         self.stacked = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [K, B, ..., width], or [B, ..., width] of one model where not `stacked`; scaled by 1 / (1 - p)
-        where kept."""
+        """x: [K, B, ..., width], or [B, ..., width] of one model where not `stacked`; scaled by 1 /
+        (1 - p) where kept.
+        """
         if not self.training or self.p == 0.0:
             return x
         return self._drop(x) if self.stacked else self._drop(x.unsqueeze(0)).squeeze(0)
@@ -50,7 +51,9 @@ def set_dropout_keys(
     layers = [module for module in model.modules() if isinstance(module, Dropout)]
     for number, layer in enumerate(layers):
         if layer.p:
-            layer.keys, layer.stacked, layer.rows = _mix(_mix(keys + step) + number), stacked, rows
+            layer.keys = _mix(_mix(keys + step) + number)
+            layer.stacked = stacked
+            layer.rows = rows
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -33,14 +33,18 @@ def evaluate(
     more: Counter[str] = Counter()
     for _, outputs, fields in batches(module, task, params, examples, batch):
         sums.update(task.scores(outputs, fields))
-        more.update({name: float(each(outputs, fields).double().sum()) for name, each in metrics.items()})
+        more.update(
+            {name: float(each(outputs, fields).double().sum()) for name, each in metrics.items()}
+        )
     return task.metrics(sums) | {name: total / len(examples) for name, total in more.items()}
 
 
 def evaluate_each(
     module: nn.Module, task: Task, params: Params, parts: Sequence[Examples], batch: int = 512
 ) -> list[dict[str, float]]:
-    """Return the metrics of each part (a device's examples, at least one); the model runs on all at once."""
+    """Return the metrics of each part (a device's examples, at least one); the model runs on all at
+    once.
+    """
     if not parts:
         return []
     sums: list[Counter[str]] = [Counter() for _ in parts]

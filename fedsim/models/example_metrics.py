@@ -1,7 +1,7 @@
 """Metrics beside a task's own: each gives every example a value, whose mean is reported.
 
-A metric is a function `(outputs, fields) -> [N]` and one entry here, or somebody's own code. Values of
-examples add up over batches, so the mean does not depend on how they are cut.
+A metric is a function `(outputs, fields) -> [N]` and one entry here, or somebody's own code. Values
+of examples add up over batches, so the mean does not depend on how they are cut.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,11 +19,16 @@ Metric = Callable[[Fields, Fields], Tensor]
 
 def brier(outputs: Fields, fields: Fields) -> Tensor:
     """Squared distance of the labels' probabilities from the truth, in [0, 2] (Brier, 1950)."""
-    logits, label = outputs["label"], fields["label"]
-    classes = max(logits.shape[-1], int(label.max()) + 1)  # a label that training never saw is a miss
+    logits = outputs["label"]
+    label = fields["label"]
+    classes = max(
+        logits.shape[-1], int(label.max()) + 1
+    )  # a label that training never saw is a miss
     truth = one_hot(label, classes)
     chances = logits.softmax(-1)
-    return (chances - truth[:, : logits.shape[-1]]).square().sum(-1) + truth[:, logits.shape[-1] :].sum(-1)
+    return (chances - truth[:, : logits.shape[-1]]).square().sum(-1) + truth[
+        :, logits.shape[-1] :
+    ].sum(-1)
 
 
 def top5_accuracy(outputs: Fields, fields: Fields) -> Tensor:
@@ -45,6 +50,8 @@ def metrics_of(text: str) -> Mapping[str, Metric]:
     for listing in listed(text):
         name = listing.rpartition(":")[2] if is_own_code(listing) else listing
         if name in found:
-            raise WrongInput(f"evaluation.metrics names {name!r} twice; rename one of these functions")
+            raise WrongInput(
+                f"evaluation.metrics names {name!r} twice; rename one of these functions"
+            )
         found[name] = lookup("evaluation.metrics", listing, METRICS, takes="outputs, fields")
     return found

@@ -1,8 +1,8 @@
 """What a new release of a model gets wrong that the last one had right, and the other way round.
 
-Two models of the same accuracy can differ for every user. The negative flip rate (Yan et al., 2021) is the
-share of predictions that were right before and are wrong now; the positive one is the share that were wrong
-and are right. Their difference is the change of accuracy.
+Two models of the same accuracy can differ for every user. The negative flip rate (Yan et al., 2021)
+is the share of predictions that were right before and are wrong now; the positive one is the share
+that were wrong and are right. Their difference is the change of accuracy.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,9 @@ class Flips:
         }
 
 
-def count_flips(module: nn.Module, task: Task, before: Params, after: Params, examples: Examples) -> Flips:
+def count_flips(
+    module: nn.Module, task: Task, before: Params, after: Params, examples: Examples
+) -> Flips:
     """Compare two releases on the same examples."""
     return count_flips_each(module, task, before, after, [examples])[0]
 

@@ -37,14 +37,16 @@ class Cnn(nn.Module):
     Block i of `model.layers` has `16 · 2^i` channels in groups of 8 and halves height and width.
     """
 
-    FIRST, GROUP = 16, 8
+    FIRST = 16
+    GROUP = 8
 
     def __init__(self, spec: Spec, model: Model) -> None:
         super().__init__()
         channels, height, width = spec.image
         if min(height, width) >> model.layers == 0:
             raise WrongInput(
-                f"model.layers = {model.layers} halves an image of {height} x {width} away; lower it"
+                f"model.layers = {model.layers} halves an image of {height} x {width} away; lower "
+                "it"
             )
         self.channels = counts = [channels] + [self.FIRST << i for i in range(model.layers)]
         self.convolutions = nn.ModuleList(Conv2d(a, b, 3, padding=1) for a, b in pairwise(counts))
@@ -58,13 +60,16 @@ class Cnn(nn.Module):
         """image: [..., B, channels, height, width] -> label logits [..., B, labels]."""
         x = image
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = pool(norm(convolution(x))).relu()  # the same as behind ReLU, on a quarter of the values
+            x = pool(
+                norm(convolution(x))
+            ).relu()  # the same as behind ReLU, on a quarter of the values
         x = self.dropout(self.hidden(x.flatten(-3)).relu())
         return {"label": self.label(x)}
 
     def activations(self, image: Sequence[int]) -> int:
         """The unfolded patches and what each block keeps."""
-        pixels, channels = image[1] * image[2], self.channels
+        pixels = image[1] * image[2]
+        channels = self.channels
         return sum(
             (pixels >> 2 * i) * (9 * before + 4 * after)
             for i, (before, after) in enumerate(pairwise(channels))

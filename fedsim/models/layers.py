@@ -1,8 +1,8 @@
 """Layers whose weights may carry leading axes: one model, or a whole cohort of models at once.
 
-Weights are `[...]` as torch has them, or `[K, ...]` for K models side by side; inputs then start with
-the same K. `torch.func.functional_call` with stacked parameters turns any model that is made of these
-layers, and indexes its activations from the right, into K models that train as one batch.
+Weights are `[...]` as torch has them, or `[K, ...]` for K models side by side; inputs then start
+with the same K. `torch.func.functional_call` with stacked parameters turns any model that is made
+of these layers, and indexes its activations from the right, into K models that train as one batch.
 """
 
 from typing import Any, cast
@@ -30,7 +30,9 @@ class Embedding(nn.Embedding):
 
 
 class MeanEmbedding(Embedding):
-    """The mean of the rows of ids that are not PAD, zero where there are none. [..., T] -> [..., width]."""
+    """The mean of the rows of ids that are not PAD, zero where there are none. [..., T] -> [...,
+    width].
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         return weighted(input, shares(input, self.weight), self.weight)
@@ -55,14 +57,20 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.weight.dim() == 1:
-            return nn.functional.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
-        return normalize(input, self.num_groups, self.eps, self.weight.flatten(), self.bias.flatten())
+            return nn.functional.group_norm(
+                input, self.num_groups, self.weight, self.bias, self.eps
+            )
+        return normalize(
+            input, self.num_groups, self.eps, self.weight.flatten(), self.bias.flatten()
+        )
 
 
 class Conv2d(nn.Conv2d):
     """A convolution over images, padded with zeros. x: [..., B, in, height, width]."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0
+    ) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -73,7 +81,8 @@ class Attention(nn.Module):
     """Multi-head scaled dot-product attention of each sequence to itself (Vaswani et al., 2017).
 
     x: [..., B, T, width], visible: broadcastable to [..., B, T, T], True where the position of the
-    second last axis may look at that of the last; each must see at least itself -> [..., B, T, width].
+    second last axis may look at that of the last; each must see at least itself -> [..., B, T,
+    width].
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -84,7 +93,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, visible: Tensor) -> Tensor:
         split = self.query_key_value(x).unflatten(-1, (3, self.heads, -1))
-        query, key, value = (part.transpose(-2, -3) for part in split.unbind(-3))  # [..., B, heads, T, d]
+        query, key, value = (
+            part.transpose(-2, -3) for part in split.unbind(-3)
+        )  # [..., B, heads, T, d]
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         hidden = torch.finfo(scores.dtype).min
         seen = scores.masked_fill(~visible.unsqueeze(-3), hidden).softmax(-1) @ value
@@ -98,11 +109,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return out.view(*x.shape[:-1], out.shape[-1])
     if x.dim() == 1 or not products.pays(x.unsqueeze(0), len(weight)):
         return nn.functional.linear(x, weight, bias)
-    return linear(x.unsqueeze(0), weight.unsqueeze(0), None if bias is None else bias.unsqueeze(0)).squeeze(0)
+    return linear(
+        x.unsqueeze(0), weight.unsqueeze(0), None if bias is None else bias.unsqueeze(0)
+    ).squeeze(0)
 
 
 def lookup(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
-    """Rows of `table` [rows, width], or of [K, rows, width] for ids [K, ...]; `padding` learns nothing."""
+    """Rows of `table` [rows, width], or of [K, rows, width] for ids [K, ...]; `padding` learns
+    nothing.
+    """
     if table.dim() == 2:
         return nn.functional.embedding(ids, table, padding)
     out = nn.functional.embedding(places(ids, table), table.flatten(0, 1))
@@ -112,7 +127,9 @@ def lookup(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
 
 
 def shares(ids: Tensor, table: Tensor) -> Tensor:
-    """Return what each id counts in the mean over the last axis, in the table's precision; PAD nothing."""
+    """Return what each id counts in the mean over the last axis, in the table's precision; PAD
+    nothing.
+    """
     mask = (ids != PAD).to(table.dtype)
     return mask / mask.sum(-1, keepdim=True).clamp(min=1)
 
@@ -121,9 +138,13 @@ def weighted(ids: Tensor, shares: Tensor, table: Tensor) -> Tensor:
     """Rows as of `lookup`, summed over the last axis of ids [..., T] with `shares` of its shape."""
     if table.requires_grad or products.traced(table):  # the kernel below has no rule for vmap
         return (shares.unsqueeze(-1) * lookup(ids, table)).sum(-2)
-    each, time = places(ids, table), ids.shape[-1]
+    each = places(ids, table)
+    time = ids.shape[-1]
     sums = nn.functional.embedding_bag(
-        each.reshape(-1, time), table.flatten(0, -2), mode="sum", per_sample_weights=shares.reshape(-1, time)
+        each.reshape(-1, time),
+        table.flatten(0, -2),
+        mode="sum",
+        per_sample_weights=shares.reshape(-1, time),
     )
     return sums.view(*ids.shape[:-1], -1)
 
@@ -163,7 +184,8 @@ def convolve(
 def normalize(
     x: Tensor, groups: int, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """Normalise groups of channels of x [K, B, channels, height, width]; weight and bias are [K · channels].
+    """Normalise groups of channels of x [K, B, channels, height, width]; weight and bias are [K ·
+    channels].
 
     Stacked models are side by side as groups of one kernel, in the layout that `convolve` leaves.
     """
@@ -174,23 +196,31 @@ def normalize(
 
 
 def pool(x: Tensor) -> Tensor:
-    """Return the maximum of each 2×2 square of x [..., height, width]; an odd last row or column is cut."""
+    """Return the maximum of each 2×2 square of x [..., height, width]; an odd last row or column is
+    cut.
+    """
     return cast(Tensor, Pool.apply(x))  # type: ignore[no-untyped-call]
 
 
 class Pool(torch.autograd.Function):
-    """2×2 max pooling by two comparisons: on a CPU several times faster than the kernel for any window.
+    """2×2 max pooling by two comparisons: on a CPU several times faster than the kernel for any
+    window.
 
     Of like values one gets the gradient: the upper of a column, then the left of both.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
-        upper, lower = x[..., 0:height:2, :width], x[..., 1:height:2, :width]
+        height = x.shape[-2] // 2 * 2
+        width = x.shape[-1] // 2 * 2
+        upper = x[..., 0:height:2, :width]
+        lower = x[..., 1:height:2, :width]
         rows = torch.maximum(upper, lower)
-        left, right = rows[..., 0::2], rows[..., 1::2]
-        low = torch.gt(lower, upper, out=torch.empty_like(rows))  # numbers: products with flags are slow
+        left = rows[..., 0::2]
+        right = rows[..., 1::2]
+        low = torch.gt(
+            lower, upper, out=torch.empty_like(rows)
+        )  # numbers: products with flags are slow
         ctx.save_for_backward(low, (right > left).to(x.dtype))
         ctx.shape = x.shape
         return torch.maximum(left, right)
@@ -198,13 +228,15 @@ class Pool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         low, far = ctx.saved_tensors
-        height, width = 2 * low.shape[-2], low.shape[-1]
+        height = 2 * low.shape[-2]
+        width = low.shape[-1]
         rows = torch.empty_like(low)
         torch.mul(grad, far, out=rows[..., 1::2])
         torch.sub(grad, rows[..., 1::2], out=rows[..., 0::2])
         cut = ctx.shape[-2:] != (height, width)
         whole = grad.new_zeros(ctx.shape) if cut else grad.new_empty(ctx.shape)
-        upper, lower = whole[..., 0:height:2, :width], whole[..., 1:height:2, :width]
+        upper = whole[..., 0:height:2, :width]
+        lower = whole[..., 1:height:2, :width]
         torch.mul(rows, low, out=lower)
         torch.sub(rows, lower, out=upper)
         return whole

@@ -8,11 +8,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LEAST = 1_500_000
-"""Multiplications of one model from which on oneDNN pays on one thread: its calls cost microseconds more."""
+"""Multiplications of one model from which on oneDNN pays on one thread: its calls cost microseconds
+more.
+"""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x @ weightᵀ + bias, [M, R, out], for x [M, R, in], weight [M, out, in] and bias [M, out]."""
+    """Return x @ weightᵀ + bias, [M, R, out], for x [M, R, in], weight [M, out, in] and bias [M,
+    out].
+    """
     if pays(x, weight.shape[1]) and x.dtype == weight.dtype and not traced(weight):
         return cast(Tensor, Large.apply(x, weight, bias))  # type: ignore[no-untyped-call]
     if bias is None:
@@ -27,7 +31,9 @@ class Large(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         biases = [None] * len(x) if bias is None else bias.unbind(0)
-        return _stacked(_by_onednn(*each) for each in zip(x.unbind(0), weight.unbind(0), biases, strict=True))
+        return _stacked(
+            _by_onednn(*each) for each in zip(x.unbind(0), weight.unbind(0), biases, strict=True)
+        )
 
     @staticmethod
     @once_differentiable
@@ -49,10 +55,12 @@ def outer(g: Tensor, a: Tensor) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
-    """Write x @ weightᵀ to `out`, and return that: model by model where oneDNN pays, else step by step.
+    """Write x @ weightᵀ to `out`, and return that: model by model where oneDNN pays, else step by
+    step.
 
-    x: [M, T, B, in], weight: [M, out, in], out: [M, T, B, out], of any strides. In float32 on a CPU oneDNN
-    multiplies large ones: torch's own products are MKL's, which uses AVX-512 on Intel's CPUs alone.
+    x: [M, T, B, in], weight: [M, out, in], out: [M, T, B, out], of any strides. In float32 on a CPU
+    oneDNN multiplies large ones: torch's own products are MKL's, which uses AVX-512 on Intel's CPUs
+    alone.
     """
     if not pays(x, weight.shape[1]):
         for now, o in zip(x.unbind(1), out.unbind(1), strict=True):
@@ -70,7 +78,9 @@ def add_product(base: Tensor, x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     """
     if not pays(x, weight.shape[1]):
         return torch.baddbmm(base, x, weight.transpose(1, 2), out=out)
-    for b, one, w, o in zip(base.unbind(0), x.unbind(0), weight.unbind(0), out.unbind(0), strict=True):
+    for b, one, w, o in zip(
+        base.unbind(0), x.unbind(0), weight.unbind(0), out.unbind(0), strict=True
+    ):
         torch.add(b, _by_onednn(one, w), out=o)
     return out
 
@@ -85,16 +95,22 @@ def sum_of_products(g: Tensor, a: Tensor, factors: Tensor) -> Tensor:
         left, right = (x.reshape(len(x), -1, x.shape[-1]) for x in (g, a * weights))
         return torch.bmm(left.transpose(1, 2), right)
     found = g.new_empty(len(g), a.shape[-1], g.shape[-1])
-    for one, w, other, o in zip(a.unbind(0), weights.unbind(0), g.unbind(0), found.unbind(0), strict=True):
+    for one, w, other, o in zip(
+        a.unbind(0), weights.unbind(0), g.unbind(0), found.unbind(0), strict=True
+    ):
         rows = (one * w).flatten(0, 1)  # of one model they stay in the cache
         o.copy_(_by_onednn(rows.t(), other.flatten(0, 1).t()))
     return found.transpose(1, 2)
 
 
 def pays(x: Tensor, width: int) -> bool:
-    """Whether products of x [M, ...] with `width` columns are large enough for oneDNN, and may be its."""
+    """Whether products of x [M, ...] with `width` columns are large enough for oneDNN, and may be
+    its.
+    """
     able = ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"
-    least = LEAST * torch.get_num_threads() ** 2  # threads meet in each call; torch gives each its own models
+    least = (
+        LEAST * torch.get_num_threads() ** 2
+    )  # threads meet in each call; torch gives each its own models
     large = able and x[0].numel() * width >= least
     return large and not traced(x) and not torch.is_autocast_enabled("cpu")
 

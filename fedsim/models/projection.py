@@ -12,16 +12,20 @@ from fedsim.seeds import torch_generator
 from fedsim.types import PAD, Spec
 
 KEY = 0
-"""Keys the frozen table: a constant of the program, not the run's seed, so it is the same for everybody."""
+"""Keys the frozen table: a constant of the program, not the run's seed, so it is the same for
+everybody.
+"""
 
 
 class Projection(nn.Module):
-    """A frozen random sign a token and dimension, summed over the text, scaled to norm 1; a linear head.
+    """A frozen random sign a token and dimension, summed over the text, scaled to norm 1; a linear
+    head.
 
-    With noise on a linear head, what reaches the logits does not grow with the width, so the width costs
-    arithmetic only, and features of norm 1 bound an example's gradient by √2: little is lost in clipping.
-    With `model.label_names` a label's first weights are the features of its name's words, times that factor:
-    names of labels are part of the task, so this start is public and costs nothing.
+    With noise on a linear head, what reaches the logits does not grow with the width, so the width
+    costs arithmetic only, and features of norm 1 bound an example's gradient by √2: little is lost
+    in clipping. With `model.label_names` a label's first weights are the features of its name's
+    words, times that factor: names of labels are part of the task, so this start is public and
+    costs nothing.
     """
 
     table: Tensor

@@ -18,23 +18,26 @@ class GateWatch(Protocol):
     def gates(self, rows: Tensor, gradient: Tensor) -> None:
         """See, in the backward, what each step multiplied and its pre-activations' gradient.
 
-        rows: [T, M, B, hidden + in + 1], the state before, the input and a one, which is the bias's;
-        gradient: [T, M, B, 4·hidden].
+        rows: [T, M, B, hidden + in + 1], the state before, the input and a one, which is the
+        bias's; gradient: [T, M, B, 4·hidden].
         """
 
 
 class BiLSTM(nn.Module):
     """One bidirectional LSTM layer over ragged sequences, gates in torch's order (i, f, g, o).
 
-    x: [..., B, T, in], mask: [..., B, T] (True at tokens, which come first) -> [..., B, T, 2·hidden].
-    Outputs behind a sequence's end are zero. Both directions run as one batch of twice the models.
+    x: [..., B, T, in], mask: [..., B, T] (True at tokens, which come first) -> [..., B, T,
+    2·hidden]. Outputs behind a sequence's end are zero. Both directions run as one batch of twice
+    the models.
     """
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
         bound = hidden**-0.5
         self.weight_input = nn.Parameter(torch.empty(2, 4 * hidden, inputs).uniform_(-bound, bound))
-        self.weight_hidden = nn.Parameter(torch.empty(2, 4 * hidden, hidden).uniform_(-bound, bound))
+        self.weight_hidden = nn.Parameter(
+            torch.empty(2, 4 * hidden, hidden).uniform_(-bound, bound)
+        )
         self.bias = nn.Parameter(torch.empty(2, 4 * hidden).uniform_(-bound, bound))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -99,9 +102,15 @@ class LSTM(nn.Module):
 
 
 def lstm(
-    x: Tensor, mask: Tensor, into: Tensor, hidden: Tensor, bias: Tensor, watch: GateWatch | None = None
+    x: Tensor,
+    mask: Tensor,
+    into: Tensor,
+    hidden: Tensor,
+    bias: Tensor,
+    watch: GateWatch | None = None,
 ) -> Tensor:
-    """x: [M, B, T, in], mask: [M, B, T] for M stacked directions -> hidden states [M, B, T, hidden].
+    """x: [M, B, T, in], mask: [M, B, T] for M stacked directions -> hidden states [M, B, T,
+    hidden].
 
     What comes behind a sequence's end is not to be used.
     """
@@ -115,10 +124,11 @@ def lstm(
 
 
 def _model_by_model(x: Tensor, mask: Tensor, into: Tensor, hidden: Tensor, bias: Tensor) -> Tensor:
-    """Return what `lstm` does by torch's kernel for one model: on a CPU it is near the machine's peak.
+    """Return what `lstm` does by torch's kernel for one model: on a CPU it is near the machine's
+    peak.
 
-    Each model goes as far as its own longest sequence. Nobody can look into the kernel, so per-example
-    clipping takes the recurrence below.
+    Each model goes as far as its own longest sequence. Nobody can look into the kernel, so
+    per-example clipping takes the recurrence below.
     """
     start = x.new_zeros(1, x.shape[1], hidden.shape[-1])
     none, train = torch.zeros_like(bias[0]), torch.is_grad_enabled()  # torch has a second bias
@@ -126,23 +136,32 @@ def _model_by_model(x: Tensor, mask: Tensor, into: Tensor, hidden: Tensor, bias:
     parts = (p.unbind(0) for p in (x, into, hidden, bias))
     for length, one, a, b, c in zip(mask.any(1).sum(1).tolist(), *parts, strict=True):
         long = one[:, : max(length, 1)]
-        found = torch.lstm(long, (start, start), (a, b, c, none), True, 1, 0.0, train, False, True)[0]
+        found = torch.lstm(long, (start, start), (a, b, c, none), True, 1, 0.0, train, False, True)[
+            0
+        ]
         missing = x.shape[2] - long.shape[1]
         states.append(nn.functional.pad(found, (0, 0, 0, missing)) if missing else found)
     return torch.stack(states)
 
 
 class Recurrence(torch.autograd.Function):
-    """M LSTMs over time with their backward written out: one product and few kernels a step, no graph.
+    """M LSTMs over time with their backward written out: one product and few kernels a step, no
+    graph.
 
-    Everything of a step lies together, [T, M, B, ...], so that it is still in the cache when it is next
-    needed. tanh(x) is taken as 2·sigmoid(2x) - 1, whose kernel is several times faster on a CPU; of the gate
-    g its double is kept, and so of the cells.
+    Everything of a step lies together, [T, M, B, ...], so that it is still in the cache when it is
+    next needed. tanh(x) is taken as 2·sigmoid(2x) - 1, whose kernel is several times faster on a
+    CPU; of the gate g its double is kept, and so of the cells.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, into: Tensor, hidden: Tensor, bias: Tensor, anchor: Tensor | None, watch: Any
+        ctx: Any,
+        x: Tensor,
+        into: Tensor,
+        hidden: Tensor,
+        bias: Tensor,
+        anchor: Tensor | None,
+        watch: Any,
     ) -> Tensor:
         models, batch, time, inputs = x.shape
         width = hidden.shape[-1]
@@ -150,14 +169,24 @@ class Recurrence(torch.autograd.Function):
         weight = torch.cat([hidden, into, bias.unsqueeze(-1)], dim=-1)
         weight.view(models, 4, width, -1).mul_(twice)  # g needs sigmoid(2x)
         rows = x.new_empty(time + 1, models, batch, width + inputs + 1)
-        rows[0, ..., :width], rows[..., -1] = 0, 1
+        rows[0, ..., :width] = 0
+        rows[..., -1] = 1
         rows[:-1, ..., width:-1] = x.permute(2, 0, 1, 3)
         active = x.new_empty(time, models, batch, 4 * width)
         product(rows[:-1, ..., width:].transpose(0, 1), weight[..., width:], active.transpose(0, 1))
         doubles, cells, bent = (x.new_empty(time, models, batch, width) for _ in range(3))
         states = rows[1:, ..., :width]
-        parts = (rows[:-1, ..., :width], active, *active.chunk(4, dim=-1), doubles, cells, bent, states)
-        again, before = weight[..., :width].contiguous(), x.new_zeros(models, batch, width)
+        parts = (
+            rows[:-1, ..., :width],
+            active,
+            *active.chunk(4, dim=-1),
+            doubles,
+            cells,
+            bent,
+            states,
+        )
+        again = weight[..., :width].contiguous()
+        before = x.new_zeros(models, batch, width)
         for last, a, i, f, s, o, g, c, tanh, h in zip(*(p.unbind(0) for p in parts), strict=True):
             add_product(a, last, again, out=a).sigmoid_()
             torch.mul(s, 4, out=g).sub_(2)
@@ -173,8 +202,10 @@ class Recurrence(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, active, doubles, cells, bent, into, hidden = ctx.saved_tensors
         width = cells.shape[-1]
-        slopes, back = torch.empty_like(active), hidden.transpose(1, 2)
-        of_c, spare = torch.zeros_like(cells[0]), torch.empty_like(cells[0])
+        slopes = torch.empty_like(active)
+        back = hidden.transpose(1, 2)
+        of_c = torch.zeros_like(cells[0])
+        spare = torch.empty_like(cells[0])
         of_h = grad[:, :, -1]
         earlier = [torch.zeros_like(cells[0]), *cells[:-1].unbind(0)]
         above = [torch.zeros_like(cells[0]), *grad[:, :, :-1].unbind(2)]
@@ -211,7 +242,9 @@ def _of_input(slopes: Tensor, into: Tensor) -> Tensor:
 
 
 def _of_weights(ctx: Any, rows: Tensor, slopes: Tensor, width: int) -> tuple[Tensor | None, ...]:
-    """Return the gradients of an LSTM's input weights, recurrent weights and bias, as far as wanted."""
+    """Return the gradients of an LSTM's input weights, recurrent weights and bias, as far as
+    wanted.
+    """
     if not any(ctx.needs_input_grad[1:4]):
         return None, None, None
     side_by_side = [p.transpose(0, 1).flatten(1, 2) for p in (slopes, rows)]  # [M, T·B, ...]

@@ -20,10 +20,11 @@ class SpanCounts:
 
 
 def count_spans(true: Ids, predicted: Ids, names: Sequence[str]) -> SpanCounts:
-    """Count the spans of two tag arrays [B, T]; ids index `names` ("O", "B-x", "I-x"), -1 is padding.
+    """Count the spans of two tag arrays [B, T]; ids index `names` ("O", "B-x", "I-x"), -1 is
+    padding.
 
-    A span starts at a B-, or at an I- that continues nothing of its type, and goes on over the I- of
-    its type.
+    A span starts at a B-, or at an I- that continues nothing of its type, and goes on over the I-
+    of its type.
     """
     kinds: dict[str, int] = {}
     types = np.array([_type(name, kinds) for name in names] + [-1])  # the last row is for id -1

@@ -1,4 +1,6 @@
-"""Models over token ids: a bag of embeddings and a BiLSTM with label and tag heads, an LSTM for words."""
+"""Models over token ids: a bag of embeddings and a BiLSTM with label and tag heads, an LSTM for
+words.
+"""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,9 @@ from fedsim.types import PAD, Params, Spec
 
 
 class TextHeads(nn.Module):
-    """A label head on the sentence where the spec has labels, a tag head on each token where it has tags."""
+    """A label head on the sentence where the spec has labels, a tag head on each token where it has
+    tags.
+    """
 
     def __init__(self, sentence: int, token: int, spec: Spec) -> None:
         super().__init__()
@@ -33,7 +37,9 @@ class TextHeads(nn.Module):
 
 
 class Bag(nn.Module):
-    """Mean of word embeddings for the label; each word with both neighbours and that mean for its tag."""
+    """Mean of word embeddings for the label; each word with both neighbours and that mean for its
+    tag.
+    """
 
     tables = {"embedding.weight": "tokens"}
 
@@ -61,8 +67,9 @@ class Bag(nn.Module):
 
 
 class JointBiLSTM(nn.Module):
-    """Embedding, with what letters tell if wanted, and BiLSTM; the label from the maximum over time, each tag
-    from its own state."""
+    """Embedding, with what letters tell if wanted, and BiLSTM; the label from the maximum over
+    time, each tag from its own state.
+    """
 
     tables: Mapping[str, str] = {"embedding.weight": "tokens"}
 
@@ -92,17 +99,27 @@ class JointBiLSTM(nn.Module):
         return self.heads(sentence, states)
 
     def as_one_table(self, params: Params) -> tuple[nn.Module, Params]:
-        """Return the same function with each word's letters in its row of one wider embedding table."""
+        """Return the same function with each word's letters in its row of one wider embedding
+        table.
+        """
         if self.characters is None:
             return self, params
-        mine = {n.removeprefix("characters."): p for n, p in params.items() if n.startswith("characters.")}
+        mine = {
+            n.removeprefix("characters."): p
+            for n, p in params.items()
+            if n.startswith("characters.")
+        }
         with torch.no_grad():
             every = torch.arange(len(self.characters.letters))
             letters = functional_call(copy.deepcopy(self.characters).cpu(), mine, (every,))
         rest = {n: p for n, p in params.items() if not n.startswith("characters.")}
         twin = copy.deepcopy(self)
-        twin.characters, twin.tables = None, {"embedding.weight": "tokens"}
-        return twin, {**rest, "embedding.weight": torch.cat([rest["embedding.weight"], letters], dim=1)}
+        twin.characters = None
+        twin.tables = {"embedding.weight": "tokens"}
+        return twin, {
+            **rest,
+            "embedding.weight": torch.cat([rest["embedding.weight"], letters], dim=1),
+        }
 
 
 class WordLSTM(nn.Module):

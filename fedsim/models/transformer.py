@@ -17,8 +17,9 @@ from fedsim.types import PAD, Spec
 class Transformer(nn.Module):
     """Pre-norm blocks over learned word and position embeddings (Xiong et al., 2020).
 
-    For `language` a token sees only those before it, and each state gives the odds of the next word.
-    Otherwise all tokens see each other; the label comes from their mean, each tag from its own state.
+    For `language` a token sees only those before it, and each state gives the odds of the next
+    word. Otherwise all tokens see each other; the label comes from their mean, each tag from its
+    own state.
     """
 
     tables = {"embedding.weight": "tokens"}
@@ -27,12 +28,13 @@ class Transformer(nn.Module):
         super().__init__()
         if model.embedding % model.heads:
             raise WrongInput(
-                f"model.embedding = {model.embedding} cannot be shared by model.heads = {model.heads}; "
-                "choose a multiple"
+                f"model.embedding = {model.embedding} cannot be shared by model.heads = "
+                f"{model.heads}; choose a multiple"
             )
         width = model.embedding
         self.causal = spec.task == "language"
-        self.attention_heads, self.hidden = model.heads, model.hidden
+        self.attention_heads = model.heads
+        self.hidden = model.hidden
         self.embedding = Embedding(spec.vocabulary, width)
         self.position = Embedding(spec.length, width)
         nn.init.normal_(self.embedding.weight, std=0.3)
@@ -64,7 +66,8 @@ class Transformer(nn.Module):
         """Attention scores, what each position keeps and, for words, three times the logits."""
         length = tokens[0]
         words = 3 * length * self.next.out_features if self.next is not None else 0
-        width, hidden = self.position.embedding_dim, self.hidden
+        width = self.position.embedding_dim
+        hidden = self.hidden
         block = 2 * self.attention_heads * length**2 + 3 * length * (5 * width + hidden)
         return words + len(self.blocks) * block
 

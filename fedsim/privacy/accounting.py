@@ -1,8 +1,8 @@
 """What composed releases reveal: epsilon, delta and whole trade-off curves of sampled Gaussians.
 
-Every epsilon comes from dp-accounting. All relations here are of the kind "with or without the unit":
-add-or-remove-one, and zero-out (the unit takes part with nothing), which has the same bound because nothing
-else in a release (divisor, rate, steps, noise) changes with the unit.
+Every epsilon comes from dp-accounting. All relations here are of the kind "with or without the
+unit": add-or-remove-one, and zero-out (the unit takes part with nothing), which has the same bound
+because nothing else in a release (divisor, rate, steps, noise) changes with the unit.
 """
 
 import logging
@@ -26,7 +26,8 @@ Floats = NDArray[np.float64]
 
 INTERVAL = 1e-4
 """Width of the cells that privacy losses are rounded up to, while epsilon is below FINE."""
-FINE, COARSE = 20.0, 1000.0
+FINE = 20.0
+COARSE = 1000.0
 
 
 @dataclass(frozen=True, order=True)
@@ -50,16 +51,16 @@ class Event:
     def __post_init__(self) -> None:
         if not (self.noise_multiplier >= 0 and 0 <= self.sampling_rate <= 1 and self.count >= 0):
             raise WrongInput(
-                "an event wants a noise multiplier of at least 0, a rate in [0, 1] and a count of at least "
-                f"0, got {self.noise_multiplier}, {self.sampling_rate}, {self.count}"
+                "an event wants a noise multiplier of at least 0, a rate in [0, 1] and a count of "
+                f"at least 0, got {self.noise_multiplier}, {self.sampling_rate}, {self.count}"
             )
 
 
 def joint_multiplier(blocks: Iterable[tuple[float, float]]) -> float:
     """Return the noise multiplier of blocks released together: (Σ (Δ_b/σ_b)²)^(-1/2) of (Δ_b, σ_b).
 
-    Δ_b is a block's sensitivity, σ_b the stddev of the noise in it (of all shares together). Only for blocks
-    under one sampling coin; releases of different steps or rounds are composed instead.
+    Δ_b is a block's sensitivity, σ_b the stddev of the noise in it (of all shares together). Only
+    for blocks under one sampling coin; releases of different steps or rounds are composed instead.
     """
     inverse = 0.0
     for sensitivity, stddev in blocks:
@@ -79,12 +80,14 @@ def merged(events: Iterable[Event]) -> tuple[Event, ...]:
 
 
 def epsilon(events: Iterable[Event], delta: float) -> float:
-    """Return the least epsilon known for the composition at `delta`: by PLD, exact where all rates are 1.
+    """Return the least epsilon known for the composition at `delta`: by PLD, exact where all rates
+    are 1.
 
-    Guarantee: the composition of the events is (epsilon, delta)-differentially private for its unit, under
-    add-or-remove-one and under zero-out.
+    Guarantee: the composition of the events is (epsilon, delta)-differentially private for its
+    unit, under add-or-remove-one and under zero-out.
 
-    Four releases with twice the noise cost what one costs; a secret coin of 1 % pays for a thousand:
+    Four releases with twice the noise cost what one costs; a secret coin of 1 % pays for a
+    thousand:
 
     >>> from fedsim import Event, epsilon
     >>> round(epsilon([Event(1.0)], delta=1e-5), 2)
@@ -129,7 +132,8 @@ def delta(events: Iterable[Event], epsilon: float) -> float:
 def power(events: Iterable[Event], false_positive_rates: Floats) -> Floats:
     """Return the greatest true-positive rate of any attack on the unit at each false-positive rate.
 
-    The trade-off curve that the whole privacy profile implies (Dong et al., 2022, proposition 2.12).
+    The trade-off curve that the whole privacy profile implies (Dong et al., 2022, proposition
+    2.12).
 
     >>> import numpy as np
     >>> from fedsim import Event, power
@@ -160,12 +164,14 @@ def gaussian_delta(noise_multiplier: float, epsilon: float) -> float:
 def group_epsilon(events: Iterable[Event], copies: int, delta: float) -> float:
     """Return epsilon for a unit that is in the data `copies` times (or a group of so many units).
 
-    Each release may have any number of the copies in it; the bound takes all of them whenever one is in:
-    sensitivity times `copies`, rate at most 1 - (1 - q)^copies.
+    Each release may have any number of the copies in it; the bound takes all of them whenever one
+    is in: sensitivity times `copies`, rate at most 1 - (1 - q)^copies.
     """
     grouped = [
         replace(
-            e, noise_multiplier=e.noise_multiplier / copies, sampling_rate=1 - (1 - e.sampling_rate) ** copies
+            e,
+            noise_multiplier=e.noise_multiplier / copies,
+            sampling_rate=1 - (1 - e.sampling_rate) ** copies,
         )
         for e in events
     ]
@@ -202,7 +208,9 @@ def _loss(events: tuple[Event, ...]) -> "PrivacyLossDistribution":
         parts.append(Event(_gaussian_multiplier(sure)))
     for e in parts:
         one = pld.from_gaussian_mechanism(
-            e.noise_multiplier, sampling_prob=e.sampling_rate, value_discretization_interval=interval
+            e.noise_multiplier,
+            sampling_prob=e.sampling_rate,
+            value_discretization_interval=interval,
         )
         total = total.compose(one.self_compose(e.count))
     return total
@@ -222,7 +230,8 @@ def _dp_event(events: Sequence[Event]) -> "dp.DpEvent":
     return dp.ComposedDpEvent(
         [
             dp.SelfComposedDpEvent(
-                dp.PoissonSampledDpEvent(e.sampling_rate, dp.GaussianDpEvent(e.noise_multiplier)), e.count
+                dp.PoissonSampledDpEvent(e.sampling_rate, dp.GaussianDpEvent(e.noise_multiplier)),
+                e.count,
             )
             for e in events
         ]
@@ -231,7 +240,9 @@ def _dp_event(events: Sequence[Event]) -> "dp.DpEvent":
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep dp-accounting from telling which Renyi orders it leaves out: the others give a bound as well."""
+    """Keep dp-accounting from telling which Renyi orders it leaves out: the others give a bound as
+    well.
+    """
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 
 from fedsim.config import Config
 from fedsim.errors import WrongInput
-from fedsim.privacy.dp_checks import check_example_sum, check_examples, check_norms, check_release, check_unit
+from fedsim.privacy.dp_checks import (
+    check_example_sum,
+    check_examples,
+    check_norms,
+    check_release,
+    check_unit,
+)
 from strategies.aggregation import averages
 from strategies.aggregation import rule_of as server_rule_of
 from strategies.selection import rule_of
@@ -35,7 +41,8 @@ def relation(config: Config) -> str:
 
 def amplification(config: Config) -> Claim:
     """Return whether a release's event may have a rate below 1, with the reason."""
-    dp, selection = config.dp, config.selection
+    dp = config.dp
+    selection = config.selection
     if dp.amplification == "none":
         return Claim(False, 'dp.amplification = "none"')
     if dp.unit == "example":
@@ -43,19 +50,27 @@ def amplification(config: Config) -> Claim:
     if dp.trust == "secure_sum":
         return Claim(False, "the server draws the cohort and is not trusted under a secure sum")
     if dp.correlation == "banded":
-        return Claim(False, "correlated noise needs none: participation is limited by the selector instead")
+        return Claim(
+            False, "correlated noise needs none: participation is limited by the selector instead"
+        )
     if config.aggregation.min_updates:
-        return Claim(False, "aggregation.min_updates lets those who answer decide whether there is a release")
+        return Claim(
+            False, "aggregation.min_updates lets those who answer decide whether there is a release"
+        )
     if dp.min_separation > 1 or dp.max_participations:
         return Claim(False, "limits on participation make a round's coins depend on earlier ones")
     if not rule_of(selection).independent:
-        return Claim(False, f"selection.rule = {selection.rule!r} does not state independent inclusion coins")
+        return Claim(
+            False, f"selection.rule = {selection.rule!r} does not state independent inclusion coins"
+        )
     if selection.sampling != "poisson":
-        return Claim(False, "a cohort of fixed size has no independent coins, so no accountant covers it")
+        return Claim(
+            False, "a cohort of fixed size has no independent coins, so no accountant covers it"
+        )
     return Claim(
         True,
-        "each device is included by a secret coin of its own, of a public probability, with a constant "
-        "divisor; cohorts and the selection seed must stay with the trusted server",
+        "each device is included by a secret coin of its own, of a public probability, with a "
+        "constant divisor; cohorts and the selection seed must stay with the trusted server",
     )
 
 
@@ -64,8 +79,8 @@ def _example_amplification(config: Config) -> Claim:
         return Claim(False, "several local steps per secure sum are not covered")
     return Claim(
         True,
-        "each example is in a local step by a secret coin on its device (Poisson batches); which devices "
-        "take part is taken as visible, and realised steps are composed",
+        "each example is in a local step by a secret coin on its device (Poisson batches); which "
+        "devices take part is taken as visible, and realised steps are composed",
     )
 
 
@@ -87,21 +102,23 @@ def check_dp(config: Config) -> None:
         return
     if dp.noise_multiplier == 0:
         raise WrongInput(
-            "dp.noise_multiplier = 0 hides nothing at any epsilon; raise it (fedsim calibrate finds one), or "
-            'set dp.unit = "none"'
+            "dp.noise_multiplier = 0 hides nothing at any epsilon; raise it (fedsim calibrate "
+            'finds one), or set dp.unit = "none"'
         )
     if rule_of(config.selection).reads_losses:
         raise WrongInput(
-            f"selection.rule = {config.selection.rule!r} looks at protected data, which no epsilon here "
-            'covers; choose one that sees public activity only, or dp.unit = "none"'
+            f"selection.rule = {config.selection.rule!r} looks at protected data, which no "
+            'epsilon here covers; choose one that sees public activity only, or dp.unit = "none"'
         )
     if dp.trust != "central" and config.evaluation.on != "central":
         raise WrongInput(
-            f"evaluation.on = {config.evaluation.on!r} sends unnoised scores to a server that dp.trust = "
-            f'{dp.trust!r} does not trust; set evaluation.on = "central"'
+            f"evaluation.on = {config.evaluation.on!r} sends unnoised scores to a server that "
+            f'dp.trust = {dp.trust!r} does not trust; set evaluation.on = "central"'
         )
     if dp.unit == "example" and dp.correlation == "banded":
-        raise WrongInput('dp.correlation = "banded" is for dp.unit = "device"; set dp.correlation = "none"')
+        raise WrongInput(
+            'dp.correlation = "banded" is for dp.unit = "device"; set dp.correlation = "none"'
+        )
     check_unit(dp)
     _check_sum(config)
     if dp.unit == "device":
@@ -112,8 +129,8 @@ def check_dp(config: Config) -> None:
     claim = amplification(config)
     if dp.amplification == "claim" and not claim.claimed:
         raise WrongInput(
-            f'dp.amplification = "claim" cannot be had: {claim.reason}; set dp.amplification = "auto" to run '
-            "without that claim"
+            f'dp.amplification = "claim" cannot be had: {claim.reason}; set dp.amplification = '
+            '"auto" to run without that claim'
         )
 
 
@@ -125,11 +142,12 @@ def _is_normalised(config: Config) -> bool:
 
 
 def _check_sum(config: Config) -> None:
-    dp, rule = config.dp, config.aggregation.rule
+    dp = config.dp
+    rule = config.aggregation.rule
     if dp.trust == "secure_sum" and not server_rule_of(config.aggregation).of_sum:
         raise WrongInput(
-            f"aggregation.rule = {rule!r} needs single updates, and a secure sum shows none; choose one of "
-            f'{", ".join(averages())}, or dp.trust = "central"'
+            f"aggregation.rule = {rule!r} needs single updates, and a secure sum shows none; "
+            f'choose one of {", ".join(averages())}, or dp.trust = "central"'
         )
     if dp.trust == "secure_sum":
         check_norms(config)
@@ -138,32 +156,33 @@ def _check_sum(config: Config) -> None:
 
 
 def _check_device(config: Config) -> None:
-    dp, rule = config.dp, config.aggregation.rule
+    dp = config.dp
+    rule = config.aggregation.rule
     if dp.trust == "local":
         raise WrongInput(
-            'dp.trust = "local" protects examples; for whole devices choose dp.trust = "central" or '
-            '"secure_sum", or dp.unit = "example"'
+            'dp.trust = "local" protects examples; for whole devices choose dp.trust = "central" '
+            'or "secure_sum", or dp.unit = "example"'
         )
     if not server_rule_of(config.aggregation).of_sum:
         raise WrongInput(
-            f"aggregation.rule = {rule!r} is no sum, so a device's influence has no known bound; choose "
-            f"one of {', '.join(averages())}"
+            f"aggregation.rule = {rule!r} is no sum, so a device's influence has no known bound; "
+            f"choose one of {', '.join(averages())}"
         )
     if dp.clipping not in ("flat", "adaptive"):
         raise WrongInput(
-            f"dp.clipping = {dp.clipping!r} bounds examples, so device-level noise has no clip to go by; "
-            'choose "flat" or "adaptive"'
+            f"dp.clipping = {dp.clipping!r} bounds examples, so device-level noise has no clip to "
+            'go by; choose "flat" or "adaptive"'
         )
     if dp.relation == "add_or_remove" and (dp.trust == "secure_sum" or not _is_normalised(config)):
         raise WrongInput(
-            'dp.relation = "add_or_remove" does not hold where inclusion is normalised over the real roster '
-            'or devices answer a secure sum; set selection.total_score with dp.trust = "central" and rule '
-            '"uniform" or "activity", or dp.relation = "zero_out"'
+            'dp.relation = "add_or_remove" does not hold where inclusion is normalised over the '
+            "real roster or devices answer a secure sum; set selection.total_score with dp.trust "
+            '= "central" and rule "uniform" or "activity", or dp.relation = "zero_out"'
         )
     if config.availability.rule == "clock":
         raise WrongInput(
-            'availability.rule = "clock" lets a device\'s own records decide when it can be selected, which '
-            'device-level DP does not cover; choose "always" or "day_cycle"'
+            'availability.rule = "clock" lets a device\'s own records decide when it can be '
+            'selected, which device-level DP does not cover; choose "always" or "day_cycle"'
         )
     if dp.trust == "secure_sum" and dp.clipping == "adaptive":
         raise WrongInput(
@@ -172,6 +191,6 @@ def _check_device(config: Config) -> None:
         )
     if dp.correlation == "banded" and (dp.trust != "central" or dp.clipping == "adaptive"):
         raise WrongInput(
-            'dp.correlation = "banded" needs dp.trust = "central" and a fixed clip; set dp.clipping = "flat" '
-            'and dp.trust = "central"'
+            'dp.correlation = "banded" needs dp.trust = "central" and a fixed clip; set '
+            'dp.clipping = "flat" and dp.trust = "central"'
         )

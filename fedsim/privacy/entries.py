@@ -36,9 +36,17 @@ def scheduled_entry(
 
 
 def visible_entry(
-    config: Config, round: int, period: int, attempt: str, chosen: Ids, weights: Floats, devices: int
+    config: Config,
+    round: int,
+    period: int,
+    attempt: str,
+    chosen: Ids,
+    weights: Floats,
+    devices: int,
 ) -> Entry:
-    """Return the entry of a device-level round whose participants are taken as known: no amplification."""
+    """Return the entry of a device-level round whose participants are taken as known: no
+    amplification.
+    """
     mechanism = device_mechanism(config)
     values, inverse = np.unique(weights, return_inverse=True)
     groups = tuple((mechanism.event(1.0, float(v)),) for v in values)

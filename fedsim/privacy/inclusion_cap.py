@@ -11,13 +11,16 @@ STEPS = 24
 
 
 def inclusion_within_target(config: Config, devices: int) -> float:
-    """Return the largest inclusion probability with which a device stays within `dp.target_epsilon`.
+    """Return the largest inclusion probability with which a device stays within
+    `dp.target_epsilon`.
 
-    For a device of the largest weight that can be selected in every round of the run; `devices` are those
-    with examples, by which delta is set. By Renyi accounting, so a little less than what is possible. Raises
-    WrongInput where sampling gives no privacy, or where no probability is small enough.
+    For a device of the largest weight that can be selected in every round of the run; `devices` are
+    those with examples, by which delta is set. By Renyi accounting, so a little less than what is
+    possible. Raises WrongInput where sampling gives no privacy, or where no probability is small
+    enough.
     """
-    target, claim = config.dp.target_epsilon, amplification(config)
+    target = config.dp.target_epsilon
+    claim = amplification(config)
     if config.dp.unit != "device" or not target:
         raise WrongInput(
             f"selection.rule = {config.selection.rule!r} caps inclusion by a target; set dp.unit = "
@@ -25,22 +28,26 @@ def inclusion_within_target(config: Config, devices: int) -> float:
         )
     if not claim.claimed:
         raise WrongInput(
-            f"selection.rule = {config.selection.rule!r} rests on amplification by sampling, which cannot be "
-            f"claimed: {claim.reason}; change that, or choose another rule"
+            f"selection.rule = {config.selection.rule!r} rests on amplification by sampling, "
+            f"which cannot be claimed: {claim.reason}; change that, or choose another rule"
         )
-    mechanism, delta = device_mechanism(config), target_delta(config, devices)[0]
+    mechanism = device_mechanism(config)
+    delta = target_delta(config, devices)[0]
 
     def spent(chance: float) -> float:
-        return epsilon_rdp([mechanism.event(chance, mechanism.max_weight, config.train.rounds)], delta)
+        return epsilon_rdp(
+            [mechanism.event(chance, mechanism.max_weight, config.train.rounds)], delta
+        )
 
     if spent(1.0) <= target:
         return 1.0
     if spent(LEAST) > target:
         raise WrongInput(
-            f"dp.target_epsilon = {target:g} leaves no room for any inclusion probability over {LEAST:g}; "
-            "raise dp.noise_multiplier, or lower train.rounds"
+            f"dp.target_epsilon = {target:g} leaves no room for any inclusion probability over "
+            f"{LEAST:g}; raise dp.noise_multiplier, or lower train.rounds"
         )
-    good, bad = LEAST, 1.0
+    good = LEAST
+    bad = 1.0
     for _ in range(STEPS):
         middle = (good * bad) ** 0.5
         good, bad = (middle, bad) if spent(middle) <= target else (good, middle)
@@ -49,4 +56,8 @@ def inclusion_within_target(config: Config, devices: int) -> float:
 
 def privacy_cap(config: Config, devices: int) -> float | None:
     """Return the cap of `selection.rule = "privacy_aware"`; None for rules that have none."""
-    return inclusion_within_target(config, devices) if config.selection.rule == "privacy_aware" else None
+    return (
+        inclusion_within_target(config, devices)
+        if config.selection.rule == "privacy_aware"
+        else None
+    )

@@ -70,8 +70,9 @@ class Kept:
 class Ledger:
     """All releases of a run.
 
-    Guarantee: what `counts` composes holds every entry that `write` returned for, whenever the process ended;
-    a seeded round that is repeated counts once, one with other noise or other events again.
+    Guarantee: what `counts` composes holds every entry that `write` returned for, whenever the
+    process ended; a seeded round that is repeated counts once, one with other noise or other events
+    again.
 
     Two of three devices take part in one round:
 
@@ -107,7 +108,9 @@ class Ledger:
             return
         self._write_members(name, content)
         row = asdict(kept) | {
-            "groups": [[[e.noise_multiplier, e.sampling_rate, e.count] for e in g] for g in entry.groups]
+            "groups": [
+                [[e.noise_multiplier, e.sampling_rate, e.count] for e in g] for g in entry.groups
+            ]
         }
         start = "\n" if self._is_torn() else ""
         with self._path.open("a", encoding="utf-8") as stream:
@@ -124,10 +127,11 @@ class Ledger:
         return kept in self.entries
 
     def absorb(self, node: "Ledger", positions: NDArray[np.int64]) -> None:
-        """Take in what a node wrote down of its devices, which are `positions` [devices of the node] here.
+        """Take in what a node wrote down of its devices, which are `positions` [devices of the
+        node] here.
 
-        Guarantee: a device is charged for every release that either side knows; for one that both have with
-        the same events, once. Where they disagree on the events, for both.
+        Guarantee: a device is charged for every release that either side knows; for one that both
+        have with the same events, once. Where they disagree on the events, for both.
         """
         for kept in node.entries:
             members = np.full(self.devices, NOBODY, dtype=np.int32)
@@ -135,7 +139,9 @@ class Ledger:
             for known in [entry for entry in self.entries if entry.key == kept.key]:
                 members[self._agrees(known, kept.groups, members)] = NOBODY
             if (members != NOBODY).any():
-                self.write(Entry(kept.round, kept.period, kept.release, kept.attempt, kept.groups, members))
+                self.write(
+                    Entry(kept.round, kept.period, kept.release, kept.attempt, kept.groups, members)
+                )
 
     def _agrees(
         self, known: Kept, groups: tuple[tuple[Event, ...], ...], members: Members
@@ -158,7 +164,8 @@ class Ledger:
         times = Counter((entry.groups, entry.name) for entry in self.entries if counted(entry))
         columns: dict[tuple[float, float], int] = {}
         parts = [
-            _cells(groups, self._members(name), often, columns) for (groups, name), often in times.items()
+            _cells(groups, self._members(name), often, columns)
+            for (groups, name), often in times.items()
         ]
         parts += [_cells(entry.groups, entry.members, 1, columns) for entry in more]
         if not columns:
@@ -186,7 +193,11 @@ class Ledger:
     def _lines(self) -> list[str]:
         """Return whole rows; a torn one was never followed by its release."""
         text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
-        return [line for line in text.splitlines(keepends=True) if line.endswith("}\n") and _is_row(line)]
+        return [
+            line
+            for line in text.splitlines(keepends=True)
+            if line.endswith("}\n") and _is_row(line)
+        ]
 
     def _write_members(self, name: str, content: bytes) -> None:
         path = self.folder / "privacy" / f"{name}.npy"
@@ -216,7 +227,9 @@ def _cells(
     columns: dict[tuple[float, float], int],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Return (device, column, count) of an entry that happened `often`; new events get new columns."""
-    who, event, count = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    who = [np.zeros(0, np.int64)]
+    event = [np.zeros(0, np.int64)]
+    count = [np.zeros(0, np.int64)]
     part = np.flatnonzero(members != NOBODY)
     part = part[np.argsort(members[part], kind="stable")]
     edges = np.searchsorted(members[part], np.arange(len(groups) + 1))
@@ -225,7 +238,10 @@ def _cells(
         for e in merged(group):
             who.append(mine)
             event.append(
-                np.full(len(mine), columns.setdefault((e.noise_multiplier, e.sampling_rate), len(columns)))
+                np.full(
+                    len(mine),
+                    columns.setdefault((e.noise_multiplier, e.sampling_rate), len(columns)),
+                )
             )
             count.append(np.full(len(mine), e.count * often))
     return np.concatenate(who), np.concatenate(event), np.concatenate(count)

@@ -1,4 +1,6 @@
-"""Example-level DP on a device: what its local steps are, from the config and public quantities alone."""
+"""Example-level DP on a device: what its local steps are, from the config and public quantities
+alone.
+"""
 
 import math
 from dataclasses import dataclass
@@ -11,8 +13,9 @@ from fedsim.errors import WrongInput
 class LocalPlan:
     """A device's local steps of a round: each releases (clipped sum + N(0, stddev²)) / divisor.
 
-    Guarantee: for one example added or removed, the clipped sum of a step moves by at most `sensitivity` in
-    L2, and nothing here is a function of the device's examples beyond its public activity.
+    Guarantee: for one example added or removed, the clipped sum of a step moves by at most
+    `sensitivity` in L2, and nothing here is a function of the device's examples beyond its public
+    activity.
     """
 
     sampling_rate: float
@@ -51,17 +54,25 @@ class LocalPlan:
 def local_plan(dp: Dp, train: Train, public_activity: int, survivors: int = 1) -> LocalPlan:
     """Return the local steps of a device with so many examples in public.
 
-    `survivors` is the fewest honest devices that answer a secure sum, without the protected one; 1 where each
-    device adds the whole noise. Micro-batches (`edp`) have the sensitivity 2C: an example can move the mean
-    of its slot from one end of the ball to the other. Raises WrongInput.
+    `survivors` is the fewest honest devices that answer a secure sum, without the protected one; 1
+    where each device adds the whole noise. Micro-batches (`edp`) have the sensitivity 2C: an
+    example can move the mean of its slot from one end of the ball to the other. Raises WrongInput.
     """
     if public_activity < 1:
-        raise WrongInput(f"a device needs at least one example in public to train, got {public_activity}")
+        raise WrongInput(
+            f"a device needs at least one example in public to train, got {public_activity}"
+        )
     rate = dp.sampling_rate or min(1.0, train.batch_size / public_activity)
-    epoch = math.ceil(1 / rate - 1e-9) if dp.sampling_rate else math.ceil(public_activity / train.batch_size)
+    epoch = (
+        math.ceil(1 / rate - 1e-9)
+        if dp.sampling_rate
+        else math.ceil(public_activity / train.batch_size)
+    )
     expected = rate * public_activity
     summed = dp.trust == "secure_sum"
-    divisor = expected if summed else max(1.0, expected)  # in a sum, weight over divisor is the same for all
+    divisor = (
+        expected if summed else max(1.0, expected)
+    )  # in a sum, weight over divisor is the same for all
     if dp.method == "edp":
         divisor = min(float(dp.micro_batches), divisor)
     return LocalPlan(

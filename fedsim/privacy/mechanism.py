@@ -14,14 +14,17 @@ from fedsim.privacy.banded import column_norm
 
 @dataclass(frozen=True)
 class DeviceMechanism:
-    """Releases (Σ v_i · clipped delta_i + noise) / divisor each round, with v_i at most `max_weight`.
+    """Releases (Σ v_i · clipped delta_i + noise) / divisor each round, with v_i at most
+    `max_weight`.
 
-    Guarantee: one device more or less, or with a zero delta instead of its own, moves the sum by at most
-    `sensitivity(clip)` in L2 under both relations, and nothing else in the release.
+    Guarantee: one device more or less, or with a zero delta instead of its own, moves the sum by at
+    most `sensitivity(clip)` in L2 under both relations, and nothing else in the release.
     """
 
     noise_multiplier: float
-    """z of a whole release: the delta's noise and the count's together; banded: of all participations."""
+    """z of a whole release: the delta's noise and the count's together; banded: of all
+    participations.
+    """
     max_weight: float
     divisor: float
     """Public constant: expected cohort times the largest weight."""
@@ -62,7 +65,8 @@ class DeviceMechanism:
     def event(self, probability: float, weight: float = 1.0, count: int = 1) -> Event:
         """Return what `count` rounds cost a device of this inclusion probability and public weight.
 
-        z_i = ((v_i / (v_max z_Δ))² + (1 / (2σ_b))²)^(-1/2); without amplification the probability is 1.
+        z_i = ((v_i / (v_max z_Δ))² + (1 / (2σ_b))²)^(-1/2); without amplification the probability
+        is 1.
         """
         if weight > self.max_weight:
             raise WrongInput(f"a device's public weight is at most {self.max_weight}, got {weight}")
@@ -83,15 +87,17 @@ class DeviceMechanism:
 
 def device_mechanism(config: Config) -> DeviceMechanism:
     """Return the mechanism of `dp.unit = "device"`, from the config alone. Raises WrongInput."""
-    dp, cohort = config.dp, config.selection.cohort
+    dp = config.dp
+    cohort = config.selection.cohort
     weighted = config.aggregation.weights in ("examples", "inverse_probability")
     largest = dp.max_weight if weighted else 1.0
     adaptive = dp.clipping == "adaptive"
     count_noise = (dp.count_noise or cohort / 20) if adaptive else 0.0
     if adaptive and 2 * count_noise <= dp.noise_multiplier:
         raise WrongInput(
-            f"adaptive clipping needs 2 x dp.count_noise above dp.noise_multiplier = {dp.noise_multiplier}, "
-            f"got count noise {count_noise:g}; raise dp.count_noise or selection.cohort"
+            "adaptive clipping needs 2 x dp.count_noise above dp.noise_multiplier = "
+            f"{dp.noise_multiplier}, got count noise {count_noise:g}; raise dp.count_noise or "
+            "selection.cohort"
         )
     banded = dp.correlation == "banded"
     return DeviceMechanism(

@@ -1,7 +1,9 @@
-"""Gaussian noise and coins under keys: the same secret and names give the same values, wherever and whenever.
+"""Gaussian noise and coins under keys: the same secret and names give the same values, wherever and
+whenever.
 
-The bits are the AES-256 keystream in counter mode, under a key that is a keyed hash of the names. Its
-float32 Gaussians are not hardened against attacks on floating point (Mironov, 2012); a statement says so.
+The bits are the AES-256 keystream in counter mode, under a key that is a keyed hash of the names.
+Its float32 Gaussians are not hardened against attacks on floating point (Mironov, 2012); a
+statement says so.
 """
 
 import hashlib
@@ -23,7 +25,9 @@ from fedsim.seeds import Name, keyed_generator
 BLOCK = 1 << 10
 """Values that are made together: half of them cosines, half sines."""
 CHUNK = 1 << 17
-"""Values at a time: so few that they stay in the cache, so many that threads seldom wait for each other."""
+"""Values at a time: so few that they stay in the cache, so many that threads seldom wait for each
+other.
+"""
 _ZEROS = bytes(4 * CHUNK)
 _COUNTER = bytes(16)
 
@@ -31,8 +35,9 @@ _COUNTER = bytes(16)
 class NoiseSource:
     """A secret that names turn into noise. Make it by `Seeded` or `Os`.
 
-    Guarantee: other names, or another secret, give independent noise (as far as AES and BLAKE2b are what
-    they are believed to be). Two releases must never share their names: the noise would cancel.
+    Guarantee: other names, or another secret, give independent noise (as far as AES and BLAKE2b are
+    what they are believed to be). Two releases must never share their names: the noise would
+    cancel.
     """
 
     kind: str
@@ -50,25 +55,33 @@ class NoiseSource:
         A row's values are the first n of its stream, whatever n is and whatever stands beside it.
         """
         assert out.dtype == torch.float32, f"noise is float32, got {out.dtype}"
-        assert len(set(names)) == len(out), "each row has names of its own, or two would share their noise"
-        values, width = out.numpy(), -(-out.shape[1] // BLOCK) * BLOCK
+        assert len(set(names)) == len(out), (
+            "each row has names of its own, or two would share their noise"
+        )
+        values = out.numpy()
+        width = -(-out.shape[1] // BLOCK) * BLOCK
         together = max(CHUNK // max(width, 1), 1)
         for first in range(0, len(out), together):
             rows = values[first : first + together]
             streams = [self._stream(name) for name in names[first : first + together]]
             for start in range(0, out.shape[1], CHUNK):
-                part, made = rows[:, start : start + CHUNK], min(CHUNK, width - start)
+                part = rows[:, start : start + CHUNK]
+                made = min(CHUNK, width - start)
                 if part.flags.c_contiguous and part.shape[1] == made:
                     _fill(part, streams)
                 else:
-                    part[:] = _fill(np.empty((len(part), made), np.float32), streams)[:, : part.shape[1]]
+                    part[:] = _fill(np.empty((len(part), made), np.float32), streams)[
+                        :, : part.shape[1]
+                    ]
         return out
 
     def _stream(self, names: tuple[Name, ...]) -> CipherContext:
         return Cipher(AES(self._key(names)), CTR(_COUNTER)).encryptor()
 
     def generator(self, *names: Name) -> np.random.Generator:
-        """Return a generator for coins, slots and batches, seeded with 128 bits that the secret keys."""
+        """Return a generator for coins, slots and batches, seeded with 128 bits that the secret
+        keys.
+        """
         return keyed_generator(self._key(("generator", *names))[:16])
 
     def _key(self, names: tuple[Name, ...]) -> bytes:
@@ -77,12 +90,17 @@ class NoiseSource:
 
 
 class Seeded(NoiseSource):
-    """Noise that a seed repeats: for simulation. Who knows the seed can take the noise off again."""
+    """Noise that a seed repeats: for simulation.
+
+    Who knows the seed can take the noise off again.
+    """
 
     kind = "seeded"
 
     def __init__(self, seed: int, run: str = "") -> None:
-        super().__init__(hashlib.blake2b(f"fedsim noise {seed} {run}".encode(), digest_size=32).digest())
+        super().__init__(
+            hashlib.blake2b(f"fedsim noise {seed} {run}".encode(), digest_size=32).digest()
+        )
 
 
 class Os(NoiseSource):
@@ -108,9 +126,9 @@ def noise_source(config: Config, real: bool) -> NoiseSource:
 def _fill(out: NDArray[np.float32], streams: Sequence[CipherContext]) -> NDArray[np.float32]:
     """Fill each row of [K, width] with the next normals of its stream; width a multiple of BLOCK.
 
-    Each block takes its first half of uniform int32 bits for radii and its second for angles (Box and
-    Muller, 1958). The radius comes from u = (m + 1/2) / 2^31, m of 31 bits: fine near 0, so tails reach 6.6.
-    numpy's logarithm and cosine take a third of the time of torch's.
+    Each block takes its first half of uniform int32 bits for radii and its second for angles (Box
+    and Muller, 1958). The radius comes from u = (m + 1/2) / 2^31, m of 31 bits: fine near 0, so
+    tails reach 6.6. numpy's logarithm and cosine take a third of the time of torch's.
     """
     width = out.shape[1]
     keystream = bytearray(4 * width * len(streams) + 16)  # update_into wants room for a block more

@@ -1,4 +1,6 @@
-"""What a run will cost before it runs: the guarantee, the plan by activity, and settings for a target."""
+"""What a run will cost before it runs: the guarantee, the plan by activity, and settings for a
+target.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,13 +34,18 @@ class Plan:
     """[devices]: expected participation."""
 
 
-def make_plan(config: Config, delta: float, activity: Ids, probabilities: Floats, weights: Floats) -> Plan:
-    """Return the plan of a run; arrays are public and aligned: activity, inclusion, weight of each device.
+def make_plan(
+    config: Config, delta: float, activity: Ids, probabilities: Floats, weights: Floats
+) -> Plan:
+    """Return the plan of a run; arrays are public and aligned: activity, inclusion, weight of each
+    device.
 
     `probabilities` are those of the first round, or a mean over rounds.
     """
     guarantee, rests_on = guaranteed(config, delta, activity)
-    return Plan(delta, guarantee, rests_on, _planned(config, delta, activity, probabilities, weights))
+    return Plan(
+        delta, guarantee, rests_on, _planned(config, delta, activity, probabilities, weights)
+    )
 
 
 def guaranteed(config: Config, delta: float, activity: Ids, repeats: int = 0) -> tuple[float, str]:
@@ -47,23 +54,29 @@ def guaranteed(config: Config, delta: float, activity: Ids, repeats: int = 0) ->
     `repeats` rounds were begun, ended by a crash and done again with other noise: they count again.
     """
     bound, why = _guaranteed(config, delta, activity, repeats)
-    again = f"; {repeats} round(s) that were done again with other noise count again" if repeats else ""
+    again = (
+        f"; {repeats} round(s) that were done again with other noise count again" if repeats else ""
+    )
     return bound, why + again
 
 
 def _guaranteed(config: Config, delta: float, activity: Ids, repeats: int) -> tuple[float, str]:
-    most, rounds = most_participations(config) + repeats, config.train.rounds + repeats
+    most = most_participations(config) + repeats
+    rounds = config.train.rounds + repeats
     if config.dp.unit == "device":
         mechanism = device_mechanism(config)
         if amplification(config).claimed:
             cap, why = inclusion_cap(config, int((activity > 0).sum()))
             return epsilon([mechanism.event(cap, mechanism.max_weight, rounds)], delta), why
         event = mechanism.event(1.0, mechanism.max_weight, most)
-        return epsilon([event], delta), f"a device takes part in at most {most} rounds (all, or as limited)"
+        return epsilon(
+            [event], delta
+        ), f"a device takes part in at most {most} rounds (all, or as limited)"
     sizes = np.unique(activity[activity > 0]).tolist()
     return (
         _worst_of_sizes(config, sizes, most, delta),
-        f"a device takes part in at most {most} rounds (all, or as limited), whatever its public activity",
+        f"a device takes part in at most {most} rounds (all, or as limited), whatever its public "
+        "activity",
     )
 
 
@@ -71,9 +84,11 @@ def _worst_of_sizes(config: Config, sizes: list[int], most: int, delta: float) -
     each = [local_events(config, n, most) for n in sizes]
     if config.stream.mode == "static":
         return worst_epsilon(each, delta)
-    # a device may be of one size in one period and of another in the next: the envelope of the curves
+    # a device may be of one size in one period and of another in the next: the envelope of the
+    # curves
     curves = [
-        sum(e.count * renyi_curve(e.noise_multiplier, e.sampling_rate) for e in events) for events in each
+        sum(e.count * renyi_curve(e.noise_multiplier, e.sampling_rate) for e in events)
+        for events in each
     ]
     return float(renyi_epsilons(np.max(np.array(curves), axis=0, keepdims=True), delta)[0])
 
@@ -94,7 +109,9 @@ def inclusion_cap(config: Config, devices: int) -> tuple[float, str]:
 
 
 def worst_epsilon(each: list[tuple[Event, ...]], delta: float) -> float:
-    """Return the largest epsilon over several compositions, by PLD only where it could be the largest."""
+    """Return the largest epsilon over several compositions, by PLD only where it could be the
+    largest.
+    """
     loose = [epsilon_rdp(events, delta) for events in each]
     worst = 0.0
     for i in np.argsort(loose)[::-1]:
@@ -104,8 +121,11 @@ def worst_epsilon(each: list[tuple[Event, ...]], delta: float) -> float:
     return worst
 
 
-def _planned(config: Config, delta: float, activity: Ids, probabilities: Floats, weights: Floats) -> Floats:
-    rounds, claim = config.train.rounds, amplification(config).claimed
+def _planned(
+    config: Config, delta: float, activity: Ids, probabilities: Floats, weights: Floats
+) -> Floats:
+    rounds = config.train.rounds
+    claim = amplification(config).claimed
     times = np.round(probabilities * rounds).astype(np.int64)
     if config.dp.unit == "example":
         keys = np.stack([activity, times])
@@ -119,7 +139,9 @@ def _planned(config: Config, delta: float, activity: Ids, probabilities: Floats,
 
 
 def _one(config: Config, delta: float, first: float, second: float, claim: bool) -> float:
-    """Return the planned epsilon of a kind of device, by Renyi: activity and rounds, or rate and weight."""
+    """Return the planned epsilon of a kind of device, by Renyi: activity and rounds, or rate and
+    weight.
+    """
     if config.dp.unit == "example":
         if first < 1 or second < 1:
             return 0.0
@@ -136,7 +158,8 @@ FOR = {"noise": "dp.noise_multiplier", "cap": "selection.cap", "rounds": "train.
 
 
 def calibrate(config: Config, target: float, what: str, delta: float, activity: Ids) -> Config:
-    """Return the config whose guarantee is at most `target`, with the least noise, or most cap or rounds.
+    """Return the config whose guarantee is at most `target`, with the least noise, or most cap or
+    rounds.
 
     Raises WrongInput where no value of that setting reaches the target.
 
@@ -151,8 +174,8 @@ def calibrate(config: Config, target: float, what: str, delta: float, activity: 
         raise WrongInput(f"--for {what!r} is not known; choose {', '.join(FOR)}")
     if not target > 0:
         raise WrongInput(
-            f"epsilon = {target:g} cannot be reached: only what is independent of the data has epsilon 0; "
-            "ask for more than 0"
+            f"epsilon = {target:g} cannot be reached: only what is independent of the data has "
+            "epsilon 0; ask for more than 0"
         )
     key = FOR[what]
 
@@ -171,11 +194,14 @@ def calibrate(config: Config, target: float, what: str, delta: float, activity: 
     best = _bisect(spent, target, low, high, grows)
     if best is None:
         raise WrongInput(
-            f"no {key} between {low:g} and {high:g} gives epsilon {target:g}; change another setting"
+            f"no {key} between {low:g} and {high:g} gives epsilon {target:g}; change another "
+            "setting"
         )
     found = _with(config, key, best)
     if guaranteed(found, delta, activity)[0] > target:
-        raise WrongInput(f"no {key} gives epsilon {target:g} with these settings; change another one")
+        raise WrongInput(
+            f"no {key} gives epsilon {target:g} with these settings; change another one"
+        )
     return found
 
 
@@ -199,10 +225,14 @@ def _bisect(
 
 def _most_rounds(spent: Callable[[float], float], target: float) -> int:
     if spent(1) > target:
-        raise WrongInput(f"one round alone costs more than epsilon {target:g}; calibrate the noise instead")
-    good, bad = 1, 2
+        raise WrongInput(
+            f"one round alone costs more than epsilon {target:g}; calibrate the noise instead"
+        )
+    good = 1
+    bad = 2
     while spent(bad) <= target:
-        good, bad = bad, 2 * bad
+        good = bad
+        bad = 2 * bad
         if bad > 10**6:
             return good
     while bad - good > 1:

@@ -17,7 +17,8 @@ BLOCK = 100_000
 
 
 def quantise(rates: Floats, size: int = RATES) -> Floats:
-    """Return the rates rounded up to at most `size` log-spaced values; so few distinct ones stay as they are.
+    """Return the rates rounded up to at most `size` log-spaced values; so few distinct ones stay as
+    they are.
 
     Guarantee: no rate becomes smaller, so an epsilon of the quantised rates is never too small.
     """
@@ -27,13 +28,17 @@ def quantise(rates: Floats, size: int = RATES) -> Floats:
     positive = distinct[distinct > 0]
     grid = np.geomspace(positive[0], positive[-1], size - 1)
     grid[0], grid[-1] = positive[0], positive[-1]
-    return np.where(rates > 0, grid[np.searchsorted(grid, rates, side="left").clip(max=size - 2)], 0.0)
+    return np.where(
+        rates > 0, grid[np.searchsorted(grid, rates, side="left").clip(max=size - 2)], 0.0
+    )
 
 
 @lru_cache(maxsize=1)
 def orders() -> Floats:
     """Return the Renyi orders of dp-accounting."""
-    from dp_accounting.rdp.rdp_privacy_accountant import DEFAULT_RDP_ORDERS  # only runs with DP wait for it
+    from dp_accounting.rdp.rdp_privacy_accountant import (
+        DEFAULT_RDP_ORDERS,
+    )  # only runs with DP wait for it
 
     return np.array(DEFAULT_RDP_ORDERS, dtype=np.float64)
 
@@ -41,7 +46,10 @@ def orders() -> Floats:
 @lru_cache(maxsize=4096)
 def renyi_curve(noise_multiplier: float, sampling_rate: float) -> Floats:
     """Return the Renyi divergence of one event at each of `orders()`."""
-    from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent  # only runs with DP wait
+    from dp_accounting.dp_event import (
+        GaussianDpEvent,
+        PoissonSampledDpEvent,
+    )  # only runs with DP wait
     from dp_accounting.rdp import RdpAccountant
 
     if sampling_rate == 0 or noise_multiplier == np.inf:
@@ -71,7 +79,8 @@ class RenyiTable:
 
         `counts` is [devices, events], a dense or a sparse (CSR) array of whole numbers.
         """
-        curves, devices = self.curves(), counts.shape[0]
+        curves = self.curves()
+        devices = counts.shape[0]
         found = np.zeros(devices)
         for start in range(0, devices, BLOCK):
             found[start : start + BLOCK] = renyi_epsilons(
@@ -91,8 +100,8 @@ def _composed(counts: Any, curves: Floats) -> Floats:
 def renyi_epsilons(curves: Floats, delta: float) -> Floats:
     """Return the least epsilon of each row of Renyi divergences [rows, orders] at `delta`.
 
-    Canonne, Kamath and Steinke (2020), proposition 12, as dp-accounting has it; 0 where total variation
-    alone is below delta.
+    Canonne, Kamath and Steinke (2020), proposition 12, as dp-accounting has it; 0 where total
+    variation alone is below delta.
     """
     alpha = orders()
     constants = np.log1p(-1 / alpha) - np.log(delta * alpha) / (alpha - 1)

@@ -1,7 +1,9 @@
-"""A simulated secure sum: what devices would send (integers modulo 2^bits, with their noise shares in them).
+"""A simulated secure sum: what devices would send (integers modulo 2^bits, with their noise shares
+in them).
 
-No cryptography happens here: it is the arithmetic of a secure aggregation, so that its rounding, its overflow
-and its drop-outs are those that a real one would have. Integers travel as float64, which holds them exactly.
+No cryptography happens here: it is the arithmetic of a secure aggregation, so that its rounding,
+its overflow and its drop-outs are those that a real one would have. Integers travel as float64,
+which holds them exactly.
 """
 
 import math
@@ -21,8 +23,8 @@ LEAST_CELLS = 4.0
 class SecureSum:
     """Fixed-point numbers of width `cell` modulo 2^bits, and shares that add up to the noise.
 
-    Guarantee: the honest survivors' shares total at least `stddev` while `survivors` of them answer, without
-    the protected device's own; with fewer nothing is released.
+    Guarantee: the honest survivors' shares total at least `stddev` while `survivors` of them
+    answer, without the protected device's own; with fewer nothing is released.
     """
 
     bits: int
@@ -45,13 +47,15 @@ class SecureSum:
         room = norm - math.sqrt(size) / 2 * self.cell
         if room <= 0:
             raise WrongInput(
-                f"cells of {self.cell:g} are too wide for {size} parameters and a clip norm of {norm:g}; "
-                "lower dp.sum_scale"
+                f"cells of {self.cell:g} are too wide for {size} parameters and a clip norm of "
+                f"{norm:g}; lower dp.sum_scale"
             )
         return room
 
     def encode(self, value: Tensor, noise: Tensor) -> Tensor:
-        """Return what a device sends: rounded value plus rounded noise share, modulo 2^bits (float64)."""
+        """Return what a device sends: rounded value plus rounded noise share, modulo 2^bits
+        (float64).
+        """
         share = (noise.double() * (self.share_stddev / self.cell)).round()
         return self.reduce((value / self.cell).round() + share)
 
@@ -62,19 +66,29 @@ class SecureSum:
     def decode(self, total: Tensor) -> Tensor:
         """Return the sum as numbers; right as long as its true size stays below half the modulus."""
         reduced = self.reduce(total)
-        return torch.where(reduced >= 2.0 ** (self.bits - 1), reduced - 2.0**self.bits, reduced) * self.cell
+        return (
+            torch.where(reduced >= 2.0 ** (self.bits - 1), reduced - 2.0**self.bits, reduced)
+            * self.cell
+        )
 
     def headroom(self, decoded: Tensor) -> float:
         """Return the largest number of a decoded sum over what would overflow; near 1 is a warning."""
-        return float(decoded.abs().max() / (self.cell * 2.0 ** (self.bits - 1))) if decoded.numel() else 0.0
+        return (
+            float(decoded.abs().max() / (self.cell * 2.0 ** (self.bits - 1)))
+            if decoded.numel()
+            else 0.0
+        )
 
 
 def secure_sum(dp: Dp, clip: float, stddev: float, survivors: int) -> SecureSum:
-    """Return the sum that carries `stddev` of noise while `survivors` others answer. Raises WrongInput."""
+    """Return the sum that carries `stddev` of noise while `survivors` others answer.
+
+    Raises WrongInput.
+    """
     if survivors < 1:
         raise WrongInput(
-            "a secure sum needs at least one honest device beside the protected one; raise selection.cohort "
-            "or dp.min_survivors"
+            "a secure sum needs at least one honest device beside the protected one; raise "
+            "selection.cohort or dp.min_survivors"
         )
     made = SecureSum(dp.sum_bits, dp.sum_scale * clip, stddev, survivors)
     if made.share_stddev < LEAST_CELLS * made.cell:
@@ -86,5 +100,7 @@ def secure_sum(dp: Dp, clip: float, stddev: float, survivors: int) -> SecureSum:
 
 
 def fewest_survivors(share: float, invited: int) -> int:
-    """Return the public number of honest answers, without the protected device, that noise is set for."""
+    """Return the public number of honest answers, without the protected device, that noise is set
+    for.
+    """
     return max(1, math.floor(share * invited) - 1)

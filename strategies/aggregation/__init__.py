@@ -1,7 +1,7 @@
 """How updates become a model: a table of server rules, each with what it must see.
 
-`Aggregator.init/step`: values in, values out. All of the server's state is one flat dict of tensors,
-which a checkpoint holds as it is. A rule is a file of its own and one entry here.
+`Aggregator.init/step`: values in, values out. All of the server's state is one flat dict of
+tensors, which a checkpoint holds as it is. A rule is a file of its own and one entry here.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +10,27 @@ from dataclasses import dataclass
 from fedsim.config import Aggregation
 from fedsim.names import import_object, is_own_code, lookup
 from fedsim.types import Reply, Update
-from strategies.aggregation.averages import Aggregator, FedAvg, FedAvgM, State, fedadagrad, fedadam, fedyogi
+from strategies.aggregation.averages import (
+    Aggregator,
+    FedAvg,
+    FedAvgM,
+    State,
+    fedadagrad,
+    fedadam,
+    fedyogi,
+)
 from strategies.aggregation.robust import Combiner, combined, median, multi_krum, trimmed_mean
 
-__all__ = ["AGGREGATORS", "Aggregator", "Rule", "State", "averages", "combine", "make_aggregator", "rule_of"]
+__all__ = [
+    "AGGREGATORS",
+    "Aggregator",
+    "Rule",
+    "State",
+    "averages",
+    "combine",
+    "make_aggregator",
+    "rule_of",
+]
 
 
 @dataclass(frozen=True)
@@ -64,7 +81,8 @@ def rule_of(settings: Aggregation) -> Rule:
 
 
 def make_aggregator(settings: Aggregation) -> Aggregator:
-    """Return the rule that `aggregation.rule` names; for a robust one, what `aggregation.step` names.
+    """Return the rule that `aggregation.rule` names; for a robust one, what `aggregation.step`
+    names.
 
     Raises WrongInput for an unknown name, also where `aggregation.step` has no say.
     """
@@ -73,7 +91,9 @@ def make_aggregator(settings: Aggregation) -> Aggregator:
 
 
 def combine(replies: Sequence[Reply], zero: Update, settings: Aggregation) -> Update:
-    """Return what the robust rule makes of single updates, a sum of weight 1; `zero` where there is none."""
+    """Return what the robust rule makes of single updates, a sum of weight 1; `zero` where there is
+    none.
+    """
     found = rule_of(settings).combine
     assert found is not None, f"{settings.rule} takes sums, not single updates"
     return combined(found, replies, zero, settings)

@@ -37,7 +37,9 @@ class FedAvg:
         if total.weight == 0:
             return params, state
         scale = self.lr / total.weight
-        moved = {name: (p.double() + scale * total.delta[name]).float() for name, p in params.items()}
+        moved = {
+            name: (p.double() + scale * total.delta[name]).float() for name, p in params.items()
+        }
         return moved, state
 
 
@@ -45,7 +47,8 @@ class FedAvgM:
     """FedAvg with server momentum (Hsu et al., 2019): m = beta1·m + d; params += lr · m."""
 
     def __init__(self, settings: Aggregation) -> None:
-        self.lr, self.momentum = settings.lr, settings.beta1
+        self.lr = settings.lr
+        self.momentum = settings.beta1
 
     def init(self, params: Params) -> State:
         return _zeros("first", params)
@@ -69,8 +72,10 @@ class FedOpt:
     """
 
     def __init__(self, settings: Aggregation, second: Second) -> None:
-        self.lr, self.tau = settings.lr, settings.tau
-        self.beta1, self.beta2 = settings.beta1, settings.beta2
+        self.lr = settings.lr
+        self.tau = settings.tau
+        self.beta1 = settings.beta1
+        self.beta2 = settings.beta2
         self.second = second
 
     def init(self, params: Params) -> State:
@@ -106,4 +111,6 @@ def fedyogi(settings: Aggregation) -> FedOpt:
 
 
 def _zeros(kind: str, params: Params) -> State:
-    return {f"{kind}/{name}": torch.zeros(p.shape, dtype=torch.float64) for name, p in params.items()}
+    return {
+        f"{kind}/{name}": torch.zeros(p.shape, dtype=torch.float64) for name, p in params.items()
+    }

@@ -1,9 +1,9 @@
 """What a round's single updates agree on, where some devices may send anything.
 
-Each rule takes the devices' changes, [devices, ...] for every parameter, all of the same weight, and returns
-one change, which a server rule then steps on. They bear up to `aggregation.trim` bad devices (the median:
-just under half) where the good ones resemble each other. Where devices differ much, as rows of an embedding
-that few of them read, they also drop what few good devices know.
+Each rule takes the devices' changes, [devices, ...] for every parameter, all of the same weight,
+and returns one change, which a server rule then steps on. They bear up to `aggregation.trim` bad
+devices (the median: just under half) where the good ones resemble each other. Where devices differ
+much, as rows of an embedding that few of them read, they also drop what few good devices know.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,16 +35,19 @@ def trimmed_mean(deltas: Params, settings: Aggregation) -> Params:
 def multi_krum(deltas: Params, settings: Aggregation) -> Params:
     """Return the mean of the n - f devices that are closest to others (Blanchard et al., 2017).
 
-    Of n devices f = floor(trim * n) may be bad. A device's score is the sum of its squared distances to
-    its n - f - 2 nearest others; the lowest n - f scores are kept.
+    Of n devices f = floor(trim * n) may be bad. A device's score is the sum of its squared
+    distances to its n - f - 2 nearest others; the lowest n - f scores are kept.
     """
     bad = bad_devices(deltas, settings)
     kept = krum_scores(deltas, bad).argsort(stable=True)[: _count(deltas) - bad].sort().values
     return {name: d[kept].double().mean(0) for name, d in deltas.items()}
 
 
-def combined(combine: Combiner, replies: Sequence[Reply], zero: Update, settings: Aggregation) -> Update:
-    """Return what `combine` makes of single updates, as a sum of weight 1; `zero` where there is none.
+def combined(
+    combine: Combiner, replies: Sequence[Reply], zero: Update, settings: Aggregation
+) -> Update:
+    """Return what `combine` makes of single updates, as a sum of weight 1; `zero` where there is
+    none.
 
     Devices are ordered by id, so that the result does not depend on which nodes host them.
     """
@@ -52,14 +55,18 @@ def combined(combine: Combiner, replies: Sequence[Reply], zero: Update, settings
     if not len(devices):
         return zero
     order = torch.from_numpy(np.argsort(devices, kind="stable"))
-    deltas = {name: torch.cat([r.update.delta[name] for r in replies])[order] for name in zero.delta}
+    deltas = {
+        name: torch.cat([r.update.delta[name] for r in replies])[order] for name in zero.delta
+    }
     found = combine(deltas, settings)
     metrics = sum((replace(r.update, delta={}) for r in replies), replace(zero, delta={})).metrics
     return Update(found, 1.0, len(devices), metrics)
 
 
 def krum_scores(deltas: Params, bad: int) -> Tensor:
-    """Return each device's sum of squared distances to its n - bad - 2 nearest others (at least one)."""
+    """Return each device's sum of squared distances to its n - bad - 2 nearest others (at least
+    one).
+    """
     n = _count(deltas)
     gram = torch.zeros((n, n), dtype=torch.float64)
     for d in deltas.values():
@@ -67,7 +74,9 @@ def krum_scores(deltas: Params, bad: int) -> Tensor:
         gram += flat @ flat.T
     squares = gram.diagonal()
     distances = (squares[:, None] + squares - 2 * gram).clamp(min=0)
-    nearest = distances.sort(1).values[:, 1 : 1 + max(n - bad - 2, 1)]  # the first is the device itself
+    nearest = distances.sort(1).values[
+        :, 1 : 1 + max(n - bad - 2, 1)
+    ]  # the first is the device itself
     return nearest.sum(1)
 
 

@@ -1,7 +1,7 @@
 """Who trains in a round: a table of rules, each with what privacy may claim of it.
 
-A rule is a function `(view, settings, rng) -> Cohort` in a file of its own and one entry here. A device
-without training examples (public activity 0) or out of reach is never selected.
+A rule is a function `(view, settings, rng) -> Cohort` in a file of its own and one entry here. A
+device without training examples (public activity 0) or out of reach is never selected.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,14 @@ from fedsim.config import Selection
 from fedsim.errors import WrongInput
 from fedsim.names import import_object, is_own_code, lookup
 from fedsim.types import Cohort, View
-from strategies.selection.by_activity import activity, mixture, privacy_aware, schedule, threshold, uniform
+from strategies.selection.by_activity import (
+    activity,
+    mixture,
+    privacy_aware,
+    schedule,
+    threshold,
+    uniform,
+)
 from strategies.selection.by_availability import availability
 from strategies.selection.by_loss import loss
 from strategies.selection.by_participation import least_used, round_robin
@@ -39,8 +46,9 @@ class Rule:
 
     select: Selector
     independent: bool = False
-    """With Poisson sampling each device has a coin of its own; its probability is a public function of the
-    roster and the round."""
+    """With Poisson sampling each device has a coin of its own; its probability is a public function
+    of the roster and the round.
+    """
     own_score: bool = False
     """Once `selection.total_score` is set, a device's probability depends on nobody else."""
     reads_losses: bool = False
@@ -69,8 +77,8 @@ def _own(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
     if not isinstance(found, Cohort) or not isinstance(found.devices, np.ndarray):
         kind = type(found if not isinstance(found, Cohort) else found.devices).__name__
         raise WrongInput(
-            f"selection.rule = {settings.rule!r} must return a fedsim.types.Cohort whose devices are an "
-            f"array of ids, got a {kind}"
+            f"selection.rule = {settings.rule!r} must return a fedsim.types.Cohort whose devices "
+            f"are an array of ids, got a {kind}"
         )
     return found
 

@@ -36,23 +36,29 @@ def schedule(view: View, settings: Selection, rng: np.random.Generator) -> Cohor
 
 
 def privacy_aware(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
-    """By activity, but nobody above the chance at which its planned epsilon meets `dp.target_epsilon`.
+    """By activity, but nobody above the chance at which its planned epsilon meets
+    `dp.target_epsilon`.
 
     What the cap cuts off goes to nobody, so the others' chances do not depend on who is capped.
     """
     if view.privacy_cap is None:
         raise WrongInput(
-            'selection.rule = "privacy_aware" needs the inclusion probability at which a device spends '
-            'dp.target_epsilon; set dp.unit = "device", dp.noise_multiplier and dp.target_epsilon'
+            'selection.rule = "privacy_aware" needs the inclusion probability at which a device '
+            'spends dp.target_epsilon; set dp.unit = "device", dp.noise_multiplier and '
+            "dp.target_epsilon"
         )
     scores = np.where(eligible(view), powered(view, settings), 0.0)
     p = settings.cohort * scores / (settings.total_score or max(scores.sum(), np.finfo(float).tiny))
-    return sample(view, np.minimum(p, np.minimum(view.privacy_cap, 1.0)), settings, rng, whole=False)
+    return sample(
+        view, np.minimum(p, np.minimum(view.privacy_cap, 1.0)), settings, rng, whole=False
+    )
 
 
 def _mix(view: View, uniformly: float, settings: Selection, rng: np.random.Generator) -> Cohort:
     able = eligible(view)
-    by_activity = inclusion_probabilities(np.where(able, powered(view, settings), 0.0), settings.cohort)
+    by_activity = inclusion_probabilities(
+        np.where(able, powered(view, settings), 0.0), settings.cohort
+    )
     alike = inclusion_probabilities(able.astype(np.float64), settings.cohort)
     return sample(view, (1 - uniformly) * by_activity + uniformly * alike, settings, rng)
 
@@ -62,6 +68,7 @@ def _quantile(values: NDArray[np.int64], share: float) -> float:
     if not len(values):
         return 0.0
     place = share * (len(values) - 1)
-    low, high = int(np.floor(place)), int(np.ceil(place))
+    low = int(np.floor(place))
+    high = int(np.ceil(place))
     parted = np.partition(values, (low, high))
     return float(parted[low] + (place - low) * (parted[high] - parted[low]))

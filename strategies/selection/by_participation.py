@@ -9,7 +9,9 @@ from strategies.selection.sampling import eligible
 
 
 def round_robin(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
-    """Those selected least so far, in the order of their ids; no chance is involved, so none is stated."""
+    """Those selected least so far, in the order of their ids; no chance is involved, so none is
+    stated.
+    """
     sure, tied, missing = _least_used(view, settings)
     return Cohort(view.round, view.devices[np.sort(np.concatenate([sure, tied[:missing]]))], None)
 
@@ -28,10 +30,14 @@ def least_used(view: View, settings: Selection, rng: np.random.Generator) -> Coh
     return Cohort(view.round, view.devices[chosen], p[chosen])
 
 
-def _least_used(view: View, settings: Selection) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+def _least_used(
+    view: View, settings: Selection
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """Return who is in for sure, who has been selected equally often, and how many of these fit."""
     found = np.flatnonzero(eligible(view))
-    used, size = view.participation[found], min(settings.cohort, len(found))
+    used = view.participation[found]
+    size = min(settings.cohort, len(found))
     last = np.partition(used, size - 1)[size - 1] if size else 0
-    sure, tied = found[used < last], found[used == last]
+    sure = found[used < last]
+    tied = found[used == last]
     return sure, tied, size - len(sure)

@@ -82,7 +82,9 @@ def systematic(p: Scores, rng: np.random.Generator) -> NDArray[np.int64]:
     Madow (1949). One uniform start and unit steps along the cumulative sum; joint inclusion depends
     on the order, so no amplification can be claimed.
     """
-    order = np.argsort(rng.integers(0, 2**16, len(p), dtype=np.uint16), kind="stable")  # a fast shuffle
+    order = np.argsort(
+        rng.integers(0, 2**16, len(p), dtype=np.uint16), kind="stable"
+    )  # a fast shuffle
     edges = np.cumsum(p[order])
     size = round(float(edges[-1])) if len(edges) else 0
     points = rng.random() + np.arange(size)

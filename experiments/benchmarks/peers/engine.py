@@ -48,7 +48,9 @@ def build(s: Setting) -> tuple[nn.Module, Task]:
     if s.model == "pfl_cnn":
         torch.manual_seed(0)
         return PflCnn(s), make_task(spec)
-    model = Model(name=s.model, embedding=s.embedding, hidden=s.hidden, layers=s.layers, heads=s.heads)
+    model = Model(
+        name=s.model, embedding=s.embedding, hidden=s.hidden, layers=s.layers, heads=s.heads
+    )
     return build_model(spec, model, seed=0), make_task(spec)
 
 
@@ -58,7 +60,8 @@ def make_trainer(s: Setting, private: bool, layout: str = "dense") -> tuple[Trai
     Each device adds its own noise ("dense"), or a trusted node once for its sum ("summed").
     """
     module, task = build(s)
-    memory, workers = chunk_bytes(Place()), torch.get_num_threads()
+    memory = chunk_bytes(Place())
+    workers = torch.get_num_threads()
     if not private:
         train = Train(lr=s.lr, batch_size=s.batch)
         return Trainer(module, task, train, memory, workers=workers, processes=True), module
@@ -79,13 +82,16 @@ def make_trainer(s: Setting, private: bool, layout: str = "dense") -> tuple[Trai
 def clipped_sums(
     module: nn.Module, task: Task, batch: Params, clip: float, params: Params | None = None
 ) -> Params:
-    """Return the clipped gradient sums by book-keeping; `params` [K, ...] for K models side by side."""
+    """Return the clipped gradient sums by book-keeping; `params` [K, ...] for K models side by
+    side.
+    """
     names = sorted(batch)
 
     def losses(outputs: Params, *targets: Tensor) -> Tensor:
         return task.losses(outputs, dict(zip(names, targets, strict=True)))
 
-    inputs, targets = [batch[name] for name in task.inputs], [batch[name] for name in names]
+    inputs = [batch[name] for name in task.inputs]
+    targets = [batch[name] for name in names]
     found = clipped_gradients(module, losses, inputs, targets, Clip(clip), params)
     return {name: s for name, s in found.sums.items() if isinstance(s, Tensor)}
 
@@ -95,4 +101,7 @@ def noise_like(sums: Params, stddev: float, step: int) -> Params:
     flat = torch.empty(sum(s.numel() for s in sums.values()))
     Seeded(0).normal(flat, "step", step).mul_(stddev)
     parts = flat.split([s.numel() for s in sums.values()])
-    return {name: part.view(s.shape).to(s.dtype) for (name, s), part in zip(sums.items(), parts, strict=True)}
+    return {
+        name: part.view(s.shape).to(s.dtype)
+        for (name, s), part in zip(sums.items(), parts, strict=True)
+    }

@@ -23,7 +23,9 @@ def write(file: Path, settings: Row, rows: list[Row]) -> None:
         "time": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"machine": machine, "settings": settings, "rows": rows}, indent=1) + "\n")
+    file.write_text(
+        json.dumps({"machine": machine, "settings": settings, "rows": rows}, indent=1) + "\n"
+    )
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -1,8 +1,8 @@
 """Flower's Ray simulation: `python -m experiments.benchmarks.peers.flower JOB`.
 
 The runtime is that of `flwr run` (`run_simulation` starts the same engine, without the process that
-`flwr run` adds); messages, actors and the average are Flower's own. Each message names its device, so
-that all peers train the same ones; `options.nodes` virtual nodes are registered.
+`flwr run` adds); messages, actors and the average are Flower's own. Each message names its device,
+so that all peers train the same ones; `options.nodes` virtual nodes are registered.
 """
 
 import json
@@ -35,13 +35,16 @@ def make_server(job: Job, seconds: list[float]) -> ServerApp:
 
     @server.main()
     def serve(grid: Grid, context: Context) -> None:
-        strategy, arrays = FedAvg(), first_parameters(job)
+        strategy = FedAvg()
+        arrays = first_parameters(job)
         nodes = wait_for_nodes(grid, job.options["nodes"])
         for round, devices in enumerate(cohorts(job.setting, job.warmup + job.rounds), start=1):
             start = time.perf_counter()
             messages = [
                 Message(
-                    content=RecordDict({"arrays": arrays, "config": ConfigRecord({"device": device})}),
+                    content=RecordDict(
+                        {"arrays": arrays, "config": ConfigRecord({"device": device})}
+                    ),
                     message_type=MessageType.TRAIN,
                     dst_node_id=node,
                 )
@@ -66,10 +69,14 @@ def wait_for_nodes(grid: Grid, count: int) -> list[int]:
 def run(job: Job) -> list[float]:
     os.environ["BENCHMARK_JOB"] = sys.argv[1]
     seconds: list[float] = []
-    backend: dict[str, dict[str, int | float | str]] = {"init_args": {"num_cpus": os.cpu_count() or 1}}
+    backend: dict[str, dict[str, int | float | str]] = {
+        "init_args": {"num_cpus": os.cpu_count() or 1}
+    }
     if job.options.get("cpus"):  # else Flower's default, two a ClientApp
         backend["client_resources"] = {"num_cpus": job.options["cpus"], "num_gpus": 0.0}
-    run_simulation(make_server(job, seconds), client_app, job.options["nodes"], backend_config=backend)
+    run_simulation(
+        make_server(job, seconds), client_app, job.options["nodes"], backend_config=backend
+    )
     if len(seconds) < job.warmup + job.rounds:
         raise RuntimeError(f"only {len(seconds)} rounds ended: {json.dumps(job.options)}")
     return seconds

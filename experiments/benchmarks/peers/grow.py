@@ -1,4 +1,6 @@
-"""One point of growth.py, a whole experiment in this process: `-m experiments.benchmarks.peers.grow JOB`."""
+"""One point of growth.py, a whole experiment in this process: `-m experiments.benchmarks.peers.grow
+JOB`.
+"""
 
 import json
 import resource
@@ -13,7 +15,8 @@ from fedsim.config import from_flat
 
 def main() -> None:
     job = json.loads(sys.argv[1])
-    start, rows = time.perf_counter(), list[Row]()
+    start = time.perf_counter()
+    rows = list[Row]()
     with tempfile.TemporaryDirectory() as out:
         run_local(from_flat(job["config"] | {"place.out": out}), watch=rows.append)
     training = [float(row["time_train_s"]) for row in rows]

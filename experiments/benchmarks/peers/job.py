@@ -36,8 +36,15 @@ def read_job() -> Job:
 
 def answer(seconds: list[float], warmup: int, **more: Any) -> None:
     """Print the seconds of the rounds that count, as the last line."""
-    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    row = {"seconds": seconds[warmup:], "warmup_seconds": seconds[:warmup], "peak_mib": max(peaks) / 1024}
+    peaks = [
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ]
+    row = {
+        "seconds": seconds[warmup:],
+        "warmup_seconds": seconds[:warmup],
+        "peak_mib": max(peaks) / 1024,
+    }
     print(json.dumps(row | more), flush=True)
 
 

@@ -28,7 +28,8 @@ class Worker:
 
     @torch.no_grad()
     def sum_changes(self, start: list[Tensor], devices: list[int]) -> tuple[list[Tensor], int]:
-        total, weight = [torch.zeros_like(p) for p in start], 0
+        total = [torch.zeros_like(p) for p in start]
+        weight = 0
         for device in devices:
             for p, s in zip(self.params, start, strict=True):
                 p.copy_(s)
@@ -49,11 +50,14 @@ def make_client(job: Job) -> tuple[nn.Module, Train]:
     from experiments.benchmarks.peers import opacus_client  # slow to import
 
     private = opacus_client.wrap(setting)
-    return private.model, lambda fields, seed: opacus_client.train_device(private, setting, fields, seed)
+    return private.model, lambda fields, seed: opacus_client.train_device(
+        private, setting, fields, seed
+    )
 
 
 def in_this_process(job: Job) -> list[float]:
-    worker, seconds = Worker(job), []
+    worker = Worker(job)
+    seconds = []
     params = [p.clone() for p in worker.params]
     for devices in cohorts(job.setting, job.warmup + job.rounds):
         start = time.perf_counter()
@@ -81,7 +85,8 @@ def in_processes(job: Job, count: int) -> list[float]:
     pipes = [context.Pipe() for _ in range(count)]
     for (_, theirs), total in zip(pipes, totals, strict=True):
         context.Process(target=serve, args=(job, theirs, params, total), daemon=True).start()
-    data, seconds = load_data(job.data), []
+    data = load_data(job.data)
+    seconds = []
     for devices in cohorts(job.setting, job.warmup + job.rounds):
         start = time.perf_counter()
         for (ours, _), share in zip(pipes, shares(devices, data, count), strict=True):

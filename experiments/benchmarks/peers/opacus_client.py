@@ -1,6 +1,7 @@
 """One device's DP-SGD by Opacus: per-example gradients by hooks, clip, noise, SGD.
 
-The batches are those of the non-private client rather than Poisson's, which would cost the peer more.
+The batches are those of the non-private client rather than Poisson's, which would cost the peer
+more.
 """
 
 from dataclasses import dataclass
@@ -38,7 +39,9 @@ def wrap(setting: Setting) -> PrivateModel:
     return PrivateModel(model, optimizer)
 
 
-def train_device(private: PrivateModel, setting: Setting, fields: dict[str, Tensor], seed: int) -> int:
+def train_device(
+    private: PrivateModel, setting: Setting, fields: dict[str, Tensor], seed: int
+) -> int:
     """Take as many DP-SGD steps as an epoch has batches; return the number of examples."""
     for batch in batches(setting, fields, seed):
         private.optimizer.zero_grad()

@@ -15,7 +15,9 @@ from fedsim.types import Examples
 def run(job: Job) -> list[float]:
     torch.manual_seed(0)
     trainer, module = make_trainer(job.setting, job.private, job.options.get("layout", "dense"))
-    params, data, seconds = parameters_of(module), load_data(job.data), []
+    params = parameters_of(module)
+    data = load_data(job.data)
+    seconds = []
     for round, devices in enumerate(cohorts(job.setting, job.warmup + job.rounds), start=1):
         start = time.perf_counter()
         assigned = [
@@ -24,7 +26,9 @@ def run(job: Job) -> list[float]:
             for n in [len(data[device]["label"])]
         ]
         update = trainer.train(params, assigned, seed=1, round=round)
-        params = {name: p + (update.delta[name] / update.weight).float() for name, p in params.items()}
+        params = {
+            name: p + (update.delta[name] / update.weight).float() for name, p in params.items()
+        }
         seconds.append(time.perf_counter() - start)
     return seconds
 

@@ -48,7 +48,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (
-            part.transpose(1, 2) for part in self.inner(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+            part.transpose(1, 2)
+            for part in self.inner(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         )
         scores = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
         return self.outer((scores @ value).transpose(1, 2).flatten(2))
@@ -71,7 +72,13 @@ class Block(nn.Module):
 def torch_block(s: Setting) -> nn.Module:
     """Return torch's own block with its fused attention."""
     return nn.TransformerEncoderLayer(
-        s.embedding, s.heads, s.hidden, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        s.embedding,
+        s.heads,
+        s.hidden,
+        dropout=0.0,
+        activation="gelu",
+        batch_first=True,
+        norm_first=True,
     )
 
 
@@ -86,7 +93,9 @@ class Transformer(nn.Module):
         self.norm, self.label = nn.LayerNorm(s.embedding), nn.Linear(s.embedding, s.classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        places = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape).contiguous()
+        places = (
+            torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape).contiguous()
+        )
         x = self.embedding(tokens) + self.position(places)
         for block in self.blocks:
             x = block(x)
@@ -101,7 +110,9 @@ def cnn(s: Setting) -> nn.Module:
         out = 16 << i
         layers += [nn.Conv2d(channels, out, 3, padding=1), nn.GroupNorm(out // 8, out)]
         layers += [nn.ReLU(), nn.MaxPool2d(2)]
-        channels, height, width = out, height // 2, width // 2
+        channels = out
+        height = height // 2
+        width = width // 2
     flat = channels * height * width
     return nn.Sequential(
         *layers, nn.Flatten(), nn.Linear(flat, s.hidden), nn.ReLU(), nn.Linear(s.hidden, s.classes)

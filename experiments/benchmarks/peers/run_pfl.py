@@ -1,4 +1,5 @@
-"""pfl's SimulatedBackend with FederatedAveraging: `PFL_PYTHON -m experiments.benchmarks.peers.run_pfl JOB`.
+"""pfl's SimulatedBackend with FederatedAveraging: `PFL_PYTHON -m
+experiments.benchmarks.peers.run_pfl JOB`.
 
 Runs in pfl's own virtual environment (`pfl_env.sh`), with torch and pfl alone.
 """
@@ -60,7 +61,9 @@ def make_dataset(job: Job) -> FederatedDataset:
 
     def one(device: int) -> PyTorchTensorDataset:
         fields = data[device]
-        return PyTorchTensorDataset([fields[job.setting.input], fields["label"]], user_id=str(device))
+        return PyTorchTensorDataset(
+            [fields[job.setting.input], fields["label"]], user_id=str(device)
+        )
 
     return FederatedDataset(one, lambda: next(devices))
 
@@ -70,7 +73,8 @@ def run(job: Job) -> list[float]:
     module = plain.build(job.setting)
     module.loss, module.metrics = types.MethodType(loss, module), types.MethodType(metrics, module)
     model = PyTorchModel(module, torch.optim.SGD, torch.optim.SGD(module.parameters(), lr=1.0))
-    training, stopwatch = make_dataset(job), Stopwatch()
+    training = make_dataset(job)
+    stopwatch = Stopwatch()
     FederatedAveraging().run(
         NNAlgorithmParams(
             central_num_iterations=job.warmup + job.rounds,

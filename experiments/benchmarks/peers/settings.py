@@ -68,7 +68,9 @@ def from_dict(fields: dict[str, Any]) -> Setting:
 
 
 def cohorts(setting: Setting, rounds: int) -> list[list[int]]:
-    """Return the devices of each round: blocks of one seeded order, from the start again at its end."""
+    """Return the devices of each round: blocks of one seeded order, from the start again at its
+    end.
+    """
     order = np.random.default_rng(1).permutation(setting.devices)
     blocks = max(1, setting.devices // setting.cohort)
     return [
@@ -104,10 +106,13 @@ def made_up(setting: Setting, examples: int, seed: int) -> dict[str, Tensor]:
     label = torch.randint(setting.classes, (examples,), generator=g)
     if setting.image[0]:
         return {"image": torch.randn(examples, *setting.image, generator=g), "label": label}
-    shape, words = (examples, setting.tokens), setting.vocabulary - 2
+    shape = (examples, setting.tokens)
+    words = setting.vocabulary - 2
     if setting.zipf:
         law = 1.0 / torch.arange(1, words + 1)
-        ids = torch.multinomial(law, examples * setting.tokens, replacement=True, generator=g).view(shape)
+        ids = torch.multinomial(law, examples * setting.tokens, replacement=True, generator=g).view(
+            shape
+        )
     else:
         ids = torch.randint(words, shape, generator=g)
     return {"tokens": ids + 2, "label": label}

@@ -23,8 +23,11 @@ def status(key: str) -> float:
 def main() -> None:
     job = json.loads(sys.argv[1])
     torch.set_num_threads(job["threads"])
-    setting, method = from_dict(job["setting"]), METHODS[job["method"]]
-    tiny = method(smaller(setting, batch=2, vocabulary=50, embedding=8, hidden=8), min(2, job["models"]))
+    setting = from_dict(job["setting"])
+    method = METHODS[job["method"]]
+    tiny = method(
+        smaller(setting, batch=2, vocabulary=50, embedding=8, hidden=8), min(2, job["models"])
+    )
     tiny.step()
     del tiny
     before = status("VmRSS")

@@ -1,7 +1,7 @@
 """One training step by every method: without privacy, and with each way to clip every example.
 
-A method is made from a setting, a number of models side by side and a float type. `sums()` is what it
-clipped and added up, for the check; `step()` is the whole step: gradients, noise and SGD.
+A method is made from a setting, a number of models side by side and a float type. `sums()` is what
+it clipped and added up, for the check; `step()` is the whole step: gradients, noise and SGD.
 """
 
 import statistics
@@ -28,10 +28,12 @@ class Method(ABC):
     private = True
 
     def __init__(self, setting: Setting, models: int, dtype: torch.dtype = torch.float32) -> None:
-        self.setting, self.models = setting, models
+        self.setting = setting
+        self.models = models
         fields = [made_up(setting, setting.batch, seed) for seed in range(models)]
         self.batches = [
-            {name: f.to(dtype) if f.is_floating_point() else f for name, f in one.items()} for one in fields
+            {name: f.to(dtype) if f.is_floating_point() else f for name, f in one.items()}
+            for one in fields
         ]
         self.prepare(dtype)
 
@@ -70,7 +72,9 @@ class Plain(Method):
             self.optimizer.step()
 
     def losses(self, batch: Params) -> Tensor:
-        return cross_entropy(self.model(batch[self.setting.input]), batch["label"], reduction="none")
+        return cross_entropy(
+            self.model(batch[self.setting.input]), batch["label"], reduction="none"
+        )
 
     def reference(self) -> Params:
         return clip_one_by_one(self.losses, self.params, self.batches[0], self.setting.clip)
@@ -149,7 +153,10 @@ class Ghost(Hooks):
         from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 
         self.model = GradSampleModuleFastGradientClipping(
-            self.model, max_grad_norm=self.setting.clip, use_ghost_clipping=True, loss_reduction="mean"
+            self.model,
+            max_grad_norm=self.setting.clip,
+            use_ghost_clipping=True,
+            loss_reduction="mean",
         )
         self.optimizer = DPOptimizerFastGradientClipping(self.optimizer, **self._bounds())
         criterion = nn.CrossEntropyLoss()
@@ -162,18 +169,24 @@ class Ghost(Hooks):
 class Engine(Method):
     """Our layers, no privacy; K models as one batch."""
 
-    beside, private = True, False
+    beside = True
+    private = False
 
     def prepare(self, dtype: torch.dtype) -> None:
         self.module, self.task = engine.build(self.setting)
         self.module.to(dtype)
-        self.batch = {name: torch.stack([b[name] for b in self.batches]) for name in self.batches[0]}
+        self.batch = {
+            name: torch.stack([b[name] for b in self.batches]) for name in self.batches[0]
+        }
         self.params = {
             name: p.detach().expand(self.models, *p.shape).clone()
             for name, p in self.module.named_parameters()
         }
         if self.models == 1:  # one model needs no device axis
-            self.batch, self.params = self.batches[0], {name: p[0] for name, p in self.params.items()}
+            self.batch, self.params = (
+                self.batches[0],
+                {name: p[0] for name, p in self.params.items()},
+            )
 
     def losses(self, params: Params, batch: Params) -> Tensor:
         outputs = functional_call(self.module, params, (batch[self.setting.input],))
@@ -182,14 +195,18 @@ class Engine(Method):
     def step(self) -> None:
         leaves = {name: p.detach().requires_grad_() for name, p in self.params.items()}
         found = torch.autograd.grad(
-            self.losses(leaves, self.batch).mean(-1).sum(), list(leaves.values()), materialize_grads=True
+            self.losses(leaves, self.batch).mean(-1).sum(),
+            list(leaves.values()),
+            materialize_grads=True,
         )
         with torch.no_grad():
             for p, g in zip(self.params.values(), found, strict=True):
                 p.sub_(g, alpha=self.setting.lr)
 
     def reference(self) -> Params:
-        first = {name: (p if self.models == 1 else p[0]).detach() for name, p in self.params.items()}
+        first = {
+            name: (p if self.models == 1 else p[0]).detach() for name, p in self.params.items()
+        }
         leaves = {name: p.clone().requires_grad_() for name, p in first.items()}
         return clip_one_by_one(
             lambda batch: self.losses(leaves, batch), leaves, self.batches[0], self.setting.clip
@@ -257,7 +274,10 @@ class Vmap(Engine):
         each = vmap(grad(loss), in_dims=(None, 0))
         each = each if self.models == 1 else vmap(each)
         # transforms take no backward that is written out
-        with patch.object(layers, "lstm", lstm_by_autograd), patch.object(image, "pool", pool_by_autograd):
+        with (
+            patch.object(layers, "lstm", lstm_by_autograd),
+            patch.object(image, "pool", pool_by_autograd),
+        ):
             grads = each(self.params, self.batch)  # [K, B, ...] or [B, ...]
         axes = 1 if self.models == 1 else 2
         squares = [g.flatten(axes).square().sum(-1) for g in grads.values()]
@@ -287,7 +307,9 @@ def clip_factors(squares: Tensor, clip: float) -> Tensor:
     return (clip / squares.sqrt().clamp(min=1e-12)).clamp(max=1.0)
 
 
-def clip_one_by_one(losses: Callable[[Params], Tensor], params: Params, batch: Params, clip: float) -> Params:
+def clip_one_by_one(
+    losses: Callable[[Params], Tensor], params: Params, batch: Params, clip: float
+) -> Params:
     """Return the sum of the clipped gradients of single examples."""
     sums = {name: torch.zeros_like(p) for name, p in params.items()}
     for found in one_by_one(losses, params, batch):
@@ -325,7 +347,8 @@ def check(name: str, setting: Setting, models: int) -> float:
     """
     setting = smaller(setting, clip=middle_norm(setting))
     method = METHODS[name](setting, models, torch.float64)
-    expected, found = method.reference(), method.sums()
+    expected = method.reference()
+    found = method.sums()
     scale = max(float(s.detach().abs().max()) for s in expected.values())
     return max(float((expected[n] - found[n]).detach().abs().max()) for n in expected) / scale
 

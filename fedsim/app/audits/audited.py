@@ -45,7 +45,9 @@ def accept(config: Config) -> None:
 
 @dataclass(frozen=True)
 class Auditor:
-    """An entry of a table of audits: what it finds, and which experiments it refuses before they train."""
+    """An entry of a table of audits: what it finds, and which experiments it refuses before they
+    train.
+    """
 
     find: Evaluator
     check: Callable[[Config], None] = accept

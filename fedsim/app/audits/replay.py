@@ -1,7 +1,7 @@
 """Rounds of a run once more, device by device: the updates that a server saw and no file holds.
 
-A round is a function of the checkpoint before it and of names of randomness, so single devices train again
-to what they sent, their noise included, up to the rounding of float32 sums.
+A round is a function of the checkpoint before it and of names of randomness, so single devices
+train again to what they sent, their noise included, up to the rounding of float32 sums.
 """
 
 from collections.abc import Iterator
@@ -48,14 +48,17 @@ class Replay:
         check_seeded(self.config, self.run.manifest["noise_source"])
         self.node = make_node(self.config, data_dir(self.config.place, {}), 0, 1)
         self.holdings = self.node.holdings
-        first = parameters_of(build_model(self.holdings.dataset.spec, self.config.model, self.config.seed))
+        first = parameters_of(
+            build_model(self.holdings.dataset.spec, self.config.model, self.config.seed)
+        )
         hours = self.holdings.active_hours() if self.config.availability.rule == "clock" else None
         self.strategy = Federated(self.config, self._roster(1), first, hours, self.node.noise)
         self.first = self.strategy.state
 
     def round(self, number: int) -> Round:
         """Return a round; its cohort is selected again as the strategy did."""
-        strategy, after = self.strategy, self._checkpoint(number)
+        strategy = self.strategy
+        after = self._checkpoint(number)
         strategy.state = self.state(number - 1)
         period = period_of_round(self.config.stream, self.config.train.rounds, number)
         strategy.roster = self._roster(period)
@@ -64,10 +67,12 @@ class Replay:
         cohort = strategy.select(number)
         if not np.array_equal(cohort.devices, strategy.roster.devices[took_part]):
             raise RunFailed(
-                f"the replay of round {number} selects other devices than the run did; replay it with the "
-                "version of the code that made it"
+                f"the replay of round {number} selects other devices than the run did; replay it "
+                "with the version of the code that made it"
             )
-        return Round(number, period, strategy.state.params, after.params, strategy.answering(cohort))
+        return Round(
+            number, period, strategy.state.params, after.params, strategy.answering(cohort)
+        )
 
     def updates(self, round: Round) -> Iterator[tuple[DeviceId, Params]]:
         """Yield each device of a round and its update; one that its node left out is missing."""
@@ -83,24 +88,30 @@ class Replay:
         """
         cohort = round.cohort
         mine = cohort.devices == device
-        part = replace(cohort, devices=cohort.devices[mine], probabilities=None, weights=cohort.weights[mine])
+        part = replace(
+            cohort, devices=cohort.devices[mine], probabilities=None, weights=cohort.weights[mine]
+        )
         params = pack_params(round.before if start is None else start)
         reply = reply_of(self.node, pack_task(params, part, Asked(single=True)))
-        return {name: d[0] for name, d in reply.update.delta.items()} if len(reply.devices) else None
+        return (
+            {name: d[0] for name, d in reply.update.delta.items()} if len(reply.devices) else None
+        )
 
     def state(self, round: int) -> ServerState:
         """Return the server's state after a round; 0 is before the first."""
         if round == 0:
             return self.first
         found = self._checkpoint(round)
-        return ServerState(found.round, found.params, found.aggregator, found.participation, found.losses)
+        return ServerState(
+            found.round, found.params, found.aggregator, found.participation, found.losses
+        )
 
     def _checkpoint(self, round: int) -> Checkpoint:
         found = self.run.checkpoint(round)
         if found is None:
             raise WrongInput(
-                f"rounds are replayed from their checkpoints, and that of round {round} is not there; run "
-                'the experiment with place.keep = "all" (place.* changes no result)'
+                f"rounds are replayed from their checkpoints, and that of round {round} is not "
+                'there; run the experiment with place.keep = "all" (place.* changes no result)'
             )
         return found
 
@@ -114,8 +125,9 @@ def check_seeded(config: Config, noise: str) -> None:
     """Refuse to replay what no seed repeats. Raises WrongInput."""
     if config.dp.unit != "none" and noise == "os":
         raise WrongInput(
-            "rounds are replayed from a seed, and this run draws its coins and noise from the operating "
-            'system; set dp.noise_source = "seeded" in a simulation that shall be attacked by its updates'
+            "rounds are replayed from a seed, and this run draws its coins and noise from the "
+            'operating system; set dp.noise_source = "seeded" in a simulation that shall be '
+            "attacked by its updates"
         )
 
 
@@ -123,8 +135,9 @@ def check_kept(config: Config, view: str) -> None:
     """Refuse a view of past rounds where a run keeps no models. Raises WrongInput."""
     if config.place.keep != "all":
         raise WrongInput(
-            f"audit.view names {view!r}, which looks at the checkpoint of every round, and place.keep = "
-            f'{config.place.keep!r} drops them; set place.keep = "all" before training'
+            f"audit.view names {view!r}, which looks at the checkpoint of every round, and "
+            f'place.keep = {config.place.keep!r} drops them; set place.keep = "all" before '
+            "training"
         )
 
 
@@ -141,13 +154,14 @@ def check_single(config: Config) -> None:
     dp = config.dp
     if dp.trust == "secure_sum":
         raise WrongInput(
-            'audit.view names "updates", and under dp.trust = "secure_sum" the server sees only sums; '
-            'set audit.view = "sums"'
+            'audit.view names "updates", and under dp.trust = "secure_sum" the server sees only '
+            'sums; set audit.view = "sums"'
         )
     if dp.unit == "example" and dp.noise_layout == "summed":
         raise WrongInput(
-            'audit.view names "updates", and dp.noise_layout = "summed" draws noise for a whole sum, so that '
-            'no single update is defined; set dp.noise_layout = "dense", or audit.view = "sums"'
+            'audit.view names "updates", and dp.noise_layout = "summed" draws noise for a whole '
+            'sum, so that no single update is defined; set dp.noise_layout = "dense", or '
+            'audit.view = "sums"'
         )
 
 

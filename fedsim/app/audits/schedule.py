@@ -45,10 +45,11 @@ def is_due(config: Config, round: int, ended: bool) -> bool:
 def audit(audited: Audited) -> None:
     """Write the findings of the audits that are due, all of a round at once; none twice.
 
-    The last audit of a run knows more (references are trained then), so it takes the place of one that an
-    early end turned into the last.
+    The last audit of a run knows more (references are trained then), so it takes the place of one
+    that an early end turned into the last.
     """
-    run, round = audited.run, audited.round
+    run = audited.run
+    round = audited.round
     known = run.rows(FILE)
     written = any(row["round"] == round for row in known)
     if is_due(audited.config, round, audited.ended) and (audited.ended or not written):

@@ -8,12 +8,14 @@ from fedsim.errors import WrongInput
 def check_audits(config: Config, real: bool) -> None:
     """Refuse audits that could not be done, before anything is written. Raises WrongInput."""
     names = evaluators(config)
-    audit, canary = config.audit, config.canary
+    audit = config.audit
+    canary = config.canary
     changed = audit.coins != "none" or audit.mislabelled or audit.canary_devices or canary.count
     if real and (names or changed):
         raise WrongInput(
-            "audits change training records and look at them, and real nodes keep theirs to themselves; "
-            "leave [audit] and [canary] at their defaults here, and audit the same experiment in simulation"
+            "audits change training records and look at them, and real nodes keep theirs to "
+            "themselves; leave [audit] and [canary] at their defaults here, and audit the same "
+            "experiment in simulation"
         )
     if names and audit.references % 2:
         raise WrongInput(

@@ -27,7 +27,9 @@ def delta_of(config: Config, federation: FederatedDataset) -> Delta:
 
 
 def protected_units(config: Config, federation: FederatedDataset) -> int:
-    """Return how many units there are in public: devices with examples, or an upper bound on examples."""
+    """Return how many units there are in public: devices with examples, or an upper bound on
+    examples.
+    """
     public = public_activity(federation.activity, config.data.activity_public)
     if config.dp.unit == "device":
         return int((public > 0).sum())

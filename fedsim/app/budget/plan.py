@@ -30,23 +30,29 @@ def privacy_sentences(config: Config, holdings: Holdings, view: View) -> list[st
     delta = delta_of(config, holdings.dataset)
     plan, activity = planned(config, holdings, view, delta.value)
     target = (
-        f" The run stops or retires devices at epsilon {dp.target_epsilon:g}." if dp.target_epsilon else ""
+        f" The run stops or retires devices at epsilon {dp.target_epsilon:g}."
+        if dp.target_epsilon
+        else ""
     )
     claim = amplification(config)
     members = plan.planned[activity > 0]
     members = members if len(members) else np.zeros(1)
     return [
-        f"Privacy of one {dp.unit} ({relation(config)}, trust {dp.trust}): promised epsilon at most "
-        f"{plan.guarantee:.3f} at delta {delta.value:g}; this promise rests on {plan.rests_on}.{target}",
+        f"Privacy of one {dp.unit} ({relation(config)}, trust {dp.trust}): promised epsilon at "
+        f"most {plan.guarantee:.3f} at delta {delta.value:g}; this promise rests on "
+        f"{plan.rests_on}.{target}",
         f"Delta: {delta.rule}.",
-        f"Amplification by sampling {'claimed' if claim.claimed else 'not claimed'}: {claim.reason}.",
-        f"Planned epsilon (expected participation, by Renyi): median {np.median(members):.3f}, 95th "
-        f"percentile {np.quantile(members, 0.95):.3f}; by decile of public activity (and 95th percentile): "
-        + ", ".join(planned_deciles(plan, activity)),
+        f"Amplification by sampling {'claimed' if claim.claimed else 'not claimed'}: "
+        f"{claim.reason}.",
+        f"Planned epsilon (expected participation, by Renyi): median {np.median(members):.3f}, "
+        f"95th percentile {np.quantile(members, 0.95):.3f}; by decile of public activity (and "
+        "95th percentile): " + ", ".join(planned_deciles(plan, activity)),
     ]
 
 
-def planned(config: Config, holdings: Holdings, view: View, delta: float) -> tuple[Plan, NDArray[np.int64]]:
+def planned(
+    config: Config, holdings: Holdings, view: View, delta: float
+) -> tuple[Plan, NDArray[np.int64]]:
     """Return the plan, by the first round's inclusion, and the public activity of the first period."""
     activity = view.activity
     if config.availability.rule == "clock":  # who is in reach at one hour says little of the others
@@ -60,13 +66,17 @@ def planned(config: Config, holdings: Holdings, view: View, delta: float) -> tup
 
 
 def planned_deciles(plan: Plan, activity: NDArray[np.int64]) -> list[str]:
-    """Return median and 95th percentile of the planned epsilon by decile of activity, least active first."""
+    """Return median and 95th percentile of the planned epsilon by decile of activity, least active
+    first.
+    """
     found = [plan.planned[part] for part in tenths(activity)]
     return [f"{np.median(each):.2f} ({np.quantile(each, 0.95):.2f})" for each in found]
 
 
 def _inclusion(view: View, config: Config) -> NDArray[np.float64]:
-    """Return each device's chance in the first round; where a rule states none, the share of its draws."""
+    """Return each device's chance in the first round; where a rule states none, the share of its
+    draws.
+    """
     if rule_of(config.selection).independent and config.selection.sampling == "poisson":
         return inclusion(view, config.selection)
     seen = np.zeros(len(view.devices))

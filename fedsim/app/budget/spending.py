@@ -1,4 +1,6 @@
-"""The ledger at work in a run: each round's entry before the round, the target, the figures at the end."""
+"""The ledger at work in a run: each round's entry before the round, the target, the figures at the
+end.
+"""
 
 import os
 from collections.abc import Mapping
@@ -55,25 +57,29 @@ class Spending:
     def enter(self, round: int) -> str:
         """Write down what the round will reveal; return why the run must stop instead, or "".
 
-        Devices whose epsilon the round would bring above `dp.target_epsilon` are retired, or the run stops.
+        Devices whose epsilon the round would bring above `dp.target_epsilon` are retired, or the
+        run stops.
         """
-        dp, strategy = self.config.dp, self.strategy
+        dp = self.config.dp
+        strategy = self.strategy
         if dp.unit == "none":
             return ""
         strategy.retired[:] = False
         entry = self._entry(round)
-        begun = [known for known in self.ledger.entries if known.round == round and known.key != entry.key]
+        begun = [
+            known
+            for known in self.ledger.entries
+            if known.round == round and known.key != entry.key
+        ]
         if dp.correlation == "banded" and begun:
             raise RunFailed(
-                f"round {round} was begun with other noise and, with correlated noise, cannot be done again; "
-                "start over with --fresh, which is a new release"
+                f"round {round} was begun with other noise and, with correlated noise, cannot be "
+                "done again; start over with --fresh, which is a new release"
             )
         if dp.target_epsilon:
             over = self._after(entry) > dp.target_epsilon
             if over.any() and dp.on_target == "stop":
-                return (
-                    f"stopped before round {round}, which would pass the target epsilon {dp.target_epsilon:g}"
-                )
+                return f"stopped before round {round}, which would pass the target epsilon {dp.target_epsilon:g}"
             strategy.retired[:] = over
             active = strategy.roster.activity > 0
             if active.any() and over[active].all():
@@ -107,7 +113,8 @@ class Spending:
         return np.where(entry.members >= 0, table.epsilons(counts, self.delta), 0.0)
 
     def _entry(self, round: int) -> Entry:
-        config, strategy = self.config, self.strategy
+        config = self.config
+        strategy = self.strategy
         view = strategy.view(round)
         devices = len(view.devices)
         if config.dp.unit == "device" and amplification(config).claimed:
@@ -118,14 +125,18 @@ class Spending:
         cohort = strategy.select(round)
         chosen = np.searchsorted(view.devices, cohort.devices)
         if config.dp.unit == "device":
-            return visible_entry(config, round, view.period, self.attempt, chosen, cohort.weights, devices)
-        return local_entry(config, round, view.period, self.attempt, chosen, view.activity[chosen], devices)
+            return visible_entry(
+                config, round, view.period, self.attempt, chosen, cohort.weights, devices
+            )
+        return local_entry(
+            config, round, view.period, self.attempt, chosen, view.activity[chosen], devices
+        )
 
     def epsilons(self) -> tuple[Floats, str]:
         """Return each device's epsilon so far [devices], and the accountant.
 
-        In continual mode, with examples as the unit, the largest over the periods in which a record can have
-        arrived: it composes the rounds from its arrival on.
+        In continual mode, with examples as the unit, the largest over the periods in which a record
+        can have arrived: it composes the rounds from its arrival on.
         """
         periods = self.config.stream.periods if self._by_period else 1
         each = [self._epsilons_from(period) for period in range(1, periods + 1)]
@@ -140,7 +151,9 @@ class Spending:
 
     def _epsilons_from(self, arrival: int) -> tuple[Floats, bool]:
         last = arrival + self._stay(arrival) - 1
-        table, counts = self.ledger.counts(lambda e: not self._by_period or arrival <= e.period <= last)
+        table, counts = self.ledger.counts(
+            lambda e: not self._by_period or arrival <= e.period <= last
+        )
         loose = table.epsilons(counts, self.delta)
         kinds, first, inverse = np.unique(loose, return_index=True, return_inverse=True)
         found = kinds.copy()
@@ -152,7 +165,9 @@ class Spending:
         return found[inverse], True
 
     def _stay(self, arrival: int) -> int:
-        """Return the periods for which a record that arrives in one can be held, by the memory rule."""
+        """Return the periods for which a record that arrives in one can be held, by the memory
+        rule.
+        """
         stream = self.config.stream
         stay = {"current": 1, "window": stream.window}
         return stay.get(stream.memory, stream.periods - arrival + 1)
@@ -175,7 +190,9 @@ class Spending:
 
 
 def worst_events(ledger: Ledger, delta: float) -> tuple[Event, ...]:
-    """Return the events of the unit with the largest epsilon: the largest by PLD of the largest by Renyi."""
+    """Return the events of the unit with the largest epsilon: the largest by PLD of the largest by
+    Renyi.
+    """
     table, counts = ledger.counts(lambda entry: True)
     loose = table.epsilons(counts, delta)
     _, first = np.unique(-loose, return_index=True)
@@ -195,10 +212,14 @@ def public_over_time(config: Config, holdings: Holdings) -> NDArray[np.int64]:
     return public_activity(held, config.data.activity_public)
 
 
-def make_spending(config: Config, holdings: Holdings, strategy: "Federated", run: RunDir) -> Spending:
+def make_spending(
+    config: Config, holdings: Holdings, strategy: "Federated", run: RunDir
+) -> Spending:
     """Return a run's spending, with its ledger as the files have it."""
     delta = delta_of(config, holdings.dataset).value
-    return Spending(config, strategy, run, delta, strategy.noise.kind, public_over_time(config, holdings))
+    return Spending(
+        config, strategy, run, delta, strategy.noise.kind, public_over_time(config, holdings)
+    )
 
 
 def privacy_figures(spending: Spending, guarantee: float, relation: str) -> Mapping[str, Any]:

@@ -71,12 +71,16 @@ def trust_meaning(config: Config) -> str:
     """Return who sees what."""
     dp = config.dp
     if dp.unit == "example" and dp.trust != "secure_sum":
-        seen = "the server and the trusted party see" if dp.trust == "central" else "the server sees"
-        return f"each device adds all of the noise to each of its local steps; {seen} noised updates"
+        seen = (
+            "the server and the trusted party see" if dp.trust == "central" else "the server sees"
+        )
+        return (
+            f"each device adds all of the noise to each of its local steps; {seen} noised updates"
+        )
     if dp.trust == "secure_sum":
         return (
-            "devices add noise shares, and the server sees only the sum; the secure sum is SIMULATED here "
-            "(its arithmetic, no cryptography)"
+            "devices add noise shares, and the server sees only the sum; the secure sum is "
+            "SIMULATED here (its arithmetic, no cryptography)"
         )
     return "the server is trusted with clipped updates and adds the noise; whoever gets the models is not"
 
@@ -92,10 +96,14 @@ def mechanism_sentence(config: Config) -> str:
         decay = f", times {dp.noise_decay:g} after each epoch" if dp.method == "edp" else ""
         return f"{what}, C = {dp.clip_norm:g}, {noise}{decay}; Poisson batches, constant divisor, local steps"
     m = device_mechanism(config)
-    text = f"DP-FedAvg: each device's change clipped to C = {dp.clip_norm:g}, {noise}, largest weight "
+    text = (
+        f"DP-FedAvg: each device's change clipped to C = {dp.clip_norm:g}, {noise}, largest weight "
+    )
     text += f"{m.max_weight:g}, constant divisor {m.divisor:g}"
     if m.adaptive:
-        text += f"; C follows the {m.quantile:g} quantile, noise {m.count_noise:g} on the centred count"
+        text += (
+            f"; C follows the {m.quantile:g} quantile, noise {m.count_noise:g} on the centred count"
+        )
     if m.correlated:
         text += (
             f"; banded matrix factorisation with {m.bands} bands for at most {m.participations} "
@@ -114,7 +122,9 @@ def sampler_sentence(config: Config) -> str:
         text += (
             f"; examples by Poisson coins at rate {rate:g}"
             if rate
-            else (f"; examples by Poisson coins at rate {config.train.batch_size} / public activity")
+            else (
+                f"; examples by Poisson coins at rate {config.train.batch_size} / public activity"
+            )
         )
     return text
 
@@ -124,18 +134,21 @@ def outside(config: Config) -> list[str]:
     lines = ["The configuration, and every setting that was chosen by looking at the data."]
     if config.data.vocabulary == "training" and config.data.task != "image":
         lines.append(
-            'The vocabulary and the names of labels (data.vocabulary = "training" takes words as they are).'
+            'The vocabulary and the names of labels (data.vocabulary = "training" takes words as '
+            "they are)."
         )
     elif config.data.task != "language":
         lines.append("The names of labels and tags: those that the training examples hold.")
     lines.append("The test and dev examples, and what is measured on them.")
     if config.evaluation.holdout or config.data.test_share:
-        lines.append("Which examples a device holds out: one more example can move others in or out.")
+        lines.append(
+            "Which examples a device holds out: one more example can move others in or out."
+        )
     if config.stream.mode == "continual":
         lines.append("The edges of periods, and when examples arrive: they count as public.")
     lines.append(
-        f'Public activity (data.activity_public = "{config.data.activity_public}"): sizes count as public, '
-        "and so are the roster and when devices are in reach."
+        f'Public activity (data.activity_public = "{config.data.activity_public}"): sizes count '
+        "as public, and so are the roster and when devices are in reach."
     )
     if config.evaluation.on != "central":
         lines.append("Metrics on devices' held-out examples: unnoised, for the trusted party only.")
@@ -147,7 +160,8 @@ def outside(config: Config) -> list[str]:
         lines.append("Deletion stops future cost; it undoes nothing that was released before.")
     if config.dp.unit == "example":
         lines.append(
-            "More than one copy of an example: for R copies the group epsilon holds, which is larger."
+            "More than one copy of an example: for R copies the group epsilon holds, which is "
+            "larger."
         )
     return lines
 
@@ -159,7 +173,9 @@ def voids(config: Config, delta: float, noise_kind: str = "seeded") -> list[str]
         m = device_mechanism(config)
         most = most_participations(config)
         coins = (
-            "the secret of the coins" if noise_kind == "os" else "the selection seed (also in config.toml)"
+            "the secret of the coins"
+            if noise_kind == "os"
+            else "the selection seed (also in config.toml)"
         )
         left = epsilon([m.event(1.0, m.max_weight, most)], delta)
         lines.append(
@@ -168,14 +184,17 @@ def voids(config: Config, delta: float, noise_kind: str = "seeded") -> list[str]
         )
     if config.dp.unit == "example":
         lines.append(
-            "The coins of the batches (the seed in simulation): no amplification by batches is left."
+            "The coins of the batches (the seed in simulation): no amplification by batches is "
+            "left."
         )
     lines.append(
-        "Exact losses, exact numbers of examples, realised batch sizes, unnoised norms or counts: no epsilon "
-        "holds for them at all."
+        "Exact losses, exact numbers of examples, realised batch sizes, unnoised norms or counts: "
+        "no epsilon holds for them at all."
     )
     if config.dp.trust == "central" and config.dp.unit == "device":
-        lines.append("Updates of single devices or their sum before the noise: no epsilon holds for them.")
+        lines.append(
+            "Updates of single devices or their sum before the noise: no epsilon holds for them."
+        )
     return lines
 
 
@@ -183,7 +202,9 @@ def at_ten_rounds(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]
     """Return about ten of the points, the first and the last among them."""
     if not points:
         return []
-    return [points[i] for i in sorted(set(np.linspace(0, len(points) - 1, 10).astype(int).tolist()))]
+    return [
+        points[i] for i in sorted(set(np.linspace(0, len(points) - 1, 10).astype(int).tolist()))
+    ]
 
 
 def _other_deltas(spending: Spending) -> list[str]:

@@ -23,7 +23,9 @@ def describe(config: Config, console: Console) -> None:
 
 def config_table(config: Config) -> Table:
     """Every setting with its value; those that differ from the default are marked."""
-    table = Table("setting", "value", title="Config (* differs from the default)", title_justify="left")
+    table = Table(
+        "setting", "value", title="Config (* differs from the default)", title_justify="left"
+    )
     default = to_flat(Config())
     for key, value in to_flat(config).items():
         mark = "" if value == default[key] else " *"
@@ -41,7 +43,9 @@ def federation_table(config: Config, federation: FederatedDataset) -> Table:
     if spec.vocabulary:
         table.add_row("token ids", str(spec.vocabulary))
     table.add_row("test / dev examples", f"{_size(federation.test)} / {_size(federation.dev)}")
-    table.add_row("test examples with a label unseen in training", str(count_unseen_labels(federation)))
+    table.add_row(
+        "test examples with a label unseen in training", str(count_unseen_labels(federation))
+    )
     skew = label_skew(federation, config.data.seed)
     if skew is not None:
         where = f"a seeded sample of {skew.devices} devices" if skew.sampled else "all devices"
@@ -79,11 +83,14 @@ def training_sentences(found: Experiment, first: Cohort) -> list[str]:
     count = sum(p.numel() for p in found.cohorts.state.params.values())
     work = f"{train.local_steps} steps" if train.local_steps else f"{train.local_epochs} epoch(s)"
     return [
-        f"{train.rounds} rounds; about {config.selection.cohort} devices each ({config.selection.rule}, "
-        f"{config.selection.sampling}); the first cohort would have {len(first)}.",
-        f"Each device trains {work} with batches of {train.batch_size} by {train.optimizer}, lr {train.lr}.",
+        f"{train.rounds} rounds; about {config.selection.cohort} devices each "
+        f"({config.selection.rule}, {config.selection.sampling}); the first cohort would have "
+        f"{len(first)}.",
+        f"Each device trains {work} with batches of {train.batch_size} by {train.optimizer}, lr "
+        f"{train.lr}.",
         f"The model {config.model.name!r} has {count:,} parameters ({count * 4 / 1e6:.1f} MB).",
-        f"The server aggregates by {config.aggregation.rule} with weights {config.aggregation.weights!r}.",
+        f"The server aggregates by {config.aggregation.rule} with weights "
+        f"{config.aggregation.weights!r}.",
     ]
 
 
@@ -106,14 +113,15 @@ def selection_sentences(config: Config, view: View, first: Cohort) -> list[str]:
         )
     if view.privacy_cap is not None:
         lines.append(
-            f"No device is included with a chance above {view.privacy_cap:.4g}, which keeps each within "
-            f"epsilon {config.dp.target_epsilon:g}; what that cuts off goes to nobody."
+            f"No device is included with a chance above {view.privacy_cap:.4g}, which keeps each "
+            f"within epsilon {config.dp.target_epsilon:g}; what that cuts off goes to nobody."
         )
     if config.aggregation.weights == "inverse_probability":
         heaviest = first.weights.max(initial=0.0)
         lines.append(
-            f"Weights by inverse probability, divided by the constant {config.selection.cohort}: the "
-            f"heaviest of the first cohort weighs {heaviest:.2f}, the cap {config.aggregation.weight_cap:g}."
+            f"Weights by inverse probability, divided by the constant {config.selection.cohort}: "
+            f"the heaviest of the first cohort weighs {heaviest:.2f}, the cap "
+            f"{config.aggregation.weight_cap:g}."
         )
     return lines
 

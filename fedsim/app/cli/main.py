@@ -1,4 +1,6 @@
-"""The command line: `fedsim run | show | calibrate | data | sweep | report | runs | ...`; --help has all."""
+"""The command line: `fedsim run | show | calibrate | data | sweep | report | runs | ...`; --help
+has all.
+"""
 
 import os
 import sys
@@ -6,8 +8,8 @@ from typing import Annotated
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-# Waiting threads spin only a little before they sleep: as fast where nothing else runs, several times faster
-# where something does. It must be set before torch is imported.
+# Waiting threads spin only a little before they sleep: as fast where nothing else runs, several
+# times faster where something does. It must be set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import typer
@@ -55,7 +57,10 @@ def _version(wanted: bool) -> None:
 @cli.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", callback=_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     """Take the options of `fedsim` itself; commands have their own."""
@@ -63,7 +68,9 @@ def options(
 
 def main() -> None:
     """Run the command line: exit code 0 done, 2 wrong input, 1 anything else."""
-    sys.path.insert(0, os.getcwd())  # own code by "package.module:function" is sought where one stands
+    sys.path.insert(
+        0, os.getcwd()
+    )  # own code by "package.module:function" is sought where one stands
     keep_freed_memory()
     try:
         cli()

@@ -12,7 +12,10 @@ out = Console(markup=False)  # what users and data say is never markup
 err = Console(stderr=True, markup=False)
 
 Experiment = Annotated[
-    Path, typer.Argument(help="The experiment's TOML file.", metavar="EXPERIMENT.toml", show_default=False)
+    Path,
+    typer.Argument(
+        help="The experiment's TOML file.", metavar="EXPERIMENT.toml", show_default=False
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -20,9 +23,13 @@ Settings = Annotated[
 ]
 DataDir = Annotated[
     str | None,
-    typer.Option("--data-dir", help="Folder that holds the data sets; else place.data_dir, FEDSIM_DATA."),
+    typer.Option(
+        "--data-dir", help="Folder that holds the data sets; else place.data_dir, FEDSIM_DATA."
+    ),
 ]
-Out = Annotated[str | None, typer.Option("--out", help="Folder of the run directories (default: runs).")]
+Out = Annotated[
+    str | None, typer.Option("--out", help="Folder of the run directories (default: runs).")
+]
 
 
 def resolve(experiment: Path, settings: list[str] | None, **place: str | None) -> Config:

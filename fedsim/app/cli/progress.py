@@ -21,7 +21,8 @@ class Watcher:
     """A live table on stderr; its `watch` takes each round's row."""
 
     def __init__(self, config: Config, quiet: bool, console: Console = err) -> None:
-        self.config, self.quiet = config, quiet
+        self.config = config
+        self.quiet = quiet
         self.live = Live(console=console, refresh_per_second=4)
         self.metrics: dict[str, float] = {}
         self.began: tuple[float, int] | None = None
@@ -36,7 +37,9 @@ class Watcher:
             self.live.console.line()  # rich ends the table's last line on terminals only
 
     def watch(self, row: dict[str, Any]) -> None:
-        """Show a round; the table begins with the first one, so that wrong input is told without it."""
+        """Show a round; the table begins with the first one, so that wrong input is told without
+        it.
+        """
         if self.quiet:
             return
         now = time.monotonic()
@@ -54,7 +57,9 @@ class Watcher:
             "round": f"{done.round}/{rounds}",
             "": ProgressBar(rounds, done.round, width=20),
         }
-        cells |= {name.replace("_", " "): f"{value:.3f}" for name, value in list(self.metrics.items())[:3]}
+        cells |= {
+            name.replace("_", " "): f"{value:.3f}" for name, value in list(self.metrics.items())[:3]
+        }
         if done.dp_epsilon_spent_rdp is not None:
             cells["epsilon spent (RDP)"] = f"{done.dp_epsilon_spent_rdp:.3f}"
         cells["devices/s"] = f"{done.time_devices_per_s:.0f}"

@@ -81,7 +81,9 @@ def tables_of(findings: Sequence[Finding]) -> Iterator[Table]:
     yield from _table(
         "Words and labels that updates name", LEAK, [f for f in findings if isinstance(f, Leak)]
     )
-    yield from _table("Lower bounds on epsilon", BOUND, [f for f in findings if isinstance(f, LowerBound)])
+    yield from _table(
+        "Lower bounds on epsilon", BOUND, [f for f in findings if isinstance(f, LowerBound)]
+    )
 
 
 def _table(title: str, columns: Sequence[Column[F]], findings: Sequence[F]) -> Iterator[Table]:
@@ -111,14 +113,18 @@ def _text(value: object) -> str:
 
 
 def state_of_run(found: "RunDir") -> tuple[str, str, str]:
-    """Return a run's state, its rounds and its metrics; a config of another version is no reason to stop."""
+    """Return a run's state, its rounds and its metrics; a config of another version is no reason to
+    stop.
+    """
     try:
         rounds = str(found.config.train.rounds)
     except WrongInput as error:
         return f"its config cannot be read: {error}", "", ""
     summary = found.summary
     state = summary["status"] if summary else "unfinished: run it again to go on"
-    metrics = {k: v for k, v in (summary["metrics"] if summary else {}).items() if "_decile_" not in k}
+    metrics = {
+        k: v for k, v in (summary["metrics"] if summary else {}).items() if "_decile_" not in k
+    }
     shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
     return state, f"{len(found.rows())}/{rounds}", shown
 
@@ -126,7 +132,8 @@ def state_of_run(found: "RunDir") -> tuple[str, str, str]:
 def summary_table(summary: dict[str, Any]) -> Table:
     """The summary for people."""
     table = Table(
-        title=f"{summary['name']}, seed {summary['seed']}: {summary['status']}", title_justify="left"
+        title=f"{summary['name']}, seed {summary['seed']}: {summary['status']}",
+        title_justify="left",
     )
     table.add_column("")
     table.add_column("federated", justify="right")
@@ -135,7 +142,9 @@ def summary_table(summary: dict[str, Any]) -> Table:
         table.add_column("centralised", justify="right")
     shown = {name: value for name, value in summary["metrics"].items() if "_decile_" not in name}
     for name, value in shown.items():
-        table.add_row(name, f"{value:.4f}", *([f"{reference[name]:.4f}"] if name in reference else []))
+        table.add_row(
+            name, f"{value:.4f}", *([f"{reference[name]:.4f}"] if name in reference else [])
+        )
     table.add_row("rounds", str(summary["rounds"]))
     table.add_row("devices with examples", f"{summary['devices']} of {summary['devices_all']}")
     privacy = summary["privacy"]

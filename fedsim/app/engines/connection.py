@@ -1,4 +1,6 @@
-"""A SuperLink as its users see it: hand in a run by Flower's own command line, ask how it stands, stop it."""
+"""A SuperLink as its users see it: hand in a run by Flower's own command line, ask how it stands,
+stop it.
+"""
 
 import json
 import os
@@ -37,7 +39,9 @@ class RunState:
 
 @dataclass(frozen=True)
 class Connection:
-    """Where a SuperLink is; `home` is a FLWR_HOME of our own, which holds nothing but this connection."""
+    """Where a SuperLink is; `home` is a FLWR_HOME of our own, which holds nothing but this
+    connection.
+    """
 
     address: str
     home: Path
@@ -51,14 +55,21 @@ class Connection:
             found["insecure"] = True
         elif self.root_certificates is not None:
             if not self.root_certificates.is_file():
-                raise WrongInput(f"the CA certificate {str(self.root_certificates)!r} does not exist")
+                raise WrongInput(
+                    f"the CA certificate {str(self.root_certificates)!r} does not exist"
+                )
             found["root-certificates"] = str(self.root_certificates.resolve())
         self.home.mkdir(parents=True, exist_ok=True)
         text = tomli_w.dumps({"superlink": {"default": NAME, NAME: found}})
         (self.home / "config.toml").write_text(text, encoding="utf-8")
 
-    def submit(self, app: str, run_config: Path, federation: Mapping[str, Any] | None = None) -> str:
-        """Hand in a run of `app`, a folder or "@publisher/name==version"; return its id. Raises RunFailed."""
+    def submit(
+        self, app: str, run_config: Path, federation: Mapping[str, Any] | None = None
+    ) -> str:
+        """Hand in a run of `app`, a folder or "@publisher/name==version"; return its id.
+
+        Raises RunFailed.
+        """
         extra = []
         if federation:
             pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in federation.items())
@@ -83,7 +94,9 @@ class Connection:
         )
         found = _last_json(done.stdout)
         if done.returncode or not found.get("success", False):
-            raise RunFailed(f"the SuperLink at {self.address} did not do `flwr {arguments[0]}`: {_why(done)}")
+            raise RunFailed(
+                f"the SuperLink at {self.address} did not do `flwr {arguments[0]}`: {_why(done)}"
+            )
         return found
 
 

@@ -1,4 +1,6 @@
-"""`fedsim deploy init`: certificates, keys, configs and units of a federation with TLS and known nodes."""
+"""`fedsim deploy init`: certificates, keys, configs and units of a federation with TLS and known
+nodes.
+"""
 
 import datetime
 import ipaddress
@@ -55,7 +57,9 @@ def write_server(folder: Path, host: str, authority: Key, issuer: x509.Certifica
     made = _certificate(name, issuer.subject, key.public_key())
     made = made.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     made = made.add_extension(x509.SubjectAlternativeName(_alternatives(names)), critical=False)
-    made = made.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    made = made.add_extension(
+        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
+    )
     about = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key())
     signed = made.add_extension(about, critical=False).sign(authority, hashes.SHA384())
     _write_key(folder / "server.key", key, serialization.PrivateFormat.PKCS8)
@@ -66,7 +70,9 @@ def write_node_key(folder: Path, name: str) -> None:
     """Write `NAME.key` (OpenSSH, NIST P-384) and `NAME.pub`, which the SuperLink gets to know."""
     key = ec.generate_private_key(ec.SECP384R1())
     _write_key(folder / f"{name}.key", key, serialization.PrivateFormat.OpenSSH)
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
     (folder / f"{name}.pub").write_bytes(public + f" {name}\n".encode())
 
 
@@ -80,7 +86,14 @@ def write_connection(folder: Path, host: str, port: int) -> None:
 
 def superlink_command(folder: Path, port: int) -> list[str]:
     """Return how the SuperLink is started: TLS, known nodes only, its state on disk."""
-    secrets = ["--ssl-certfile", "server.crt", "--ssl-keyfile", "server.key", "--ssl-ca-certfile", "ca.crt"]
+    secrets = [
+        "--ssl-certfile",
+        "server.crt",
+        "--ssl-keyfile",
+        "server.key",
+        "--ssl-ca-certfile",
+        "ca.crt",
+    ]
     secrets = [str(folder / word) if not word.startswith("--") else word for word in secrets]
     where = ["--host", "0.0.0.0", "--port", str(port), "--database", str(folder / "superlink.db")]
     return [
@@ -102,13 +115,17 @@ def node_command(folder: Path, host: str, port: int, name: str, own_port: int) -
 
 
 def write_scripts(folder: Path, host: str, port: int, names: list[str]) -> None:
-    """Write one script a process; a node's data, state and terms are lines of its own `node-config`."""
+    """Write one script a process; a node's data, state and terms are lines of its own
+    `node-config`.
+    """
     env = f"export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 PATH={_path()}:$PATH\n"
     home = f"export FLWR_HOME={shlex.quote(str(folder))}"
     body = f"mkdir -p {shlex.quote(str(folder / 'server'))} && cd {shlex.quote(str(folder / 'server'))}\n"
     command = shlex.join(superlink_command(folder, port))
     _write_script(folder / "superlink.sh", f"{env}{home}/server\n{body}exec {command}\n")
-    lines = [f"flwr supernode register {shlex.quote(str(folder / f'{n}.pub'))} {NAME}" for n in names]
+    lines = [
+        f"flwr supernode register {shlex.quote(str(folder / f'{n}.pub'))} {NAME}" for n in names
+    ]
     _write_script(folder / "register.sh", f"{env}{home}/flwr\n" + "\n".join(lines) + "\n")
     for i, name in enumerate(names, start=1):
         state = folder / name
@@ -127,7 +144,9 @@ def write_units(folder: Path) -> None:
         ("fedsim-superlink", "Flower SuperLink of a fedsim federation", folder / "superlink.sh"),
         ("fedsim-node@", "Flower SuperNode %i of a fedsim federation", f"{folder}/node-%i.sh"),
     ):
-        (folder / f"{name}.service").write_text(UNIT.format(what=what, command=command, folder=folder))
+        (folder / f"{name}.service").write_text(
+            UNIT.format(what=what, command=command, folder=folder)
+        )
 
 
 UNIT = """\
@@ -158,7 +177,9 @@ def _certificate(
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     made = x509.CertificateBuilder(issuer_name=issuer, subject_name=subject, public_key=key)
-    made = made.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(hours=1))
+    made = made.serial_number(x509.random_serial_number()).not_valid_before(
+        now - datetime.timedelta(hours=1)
+    )
     made = made.not_valid_after(now + datetime.timedelta(days=DAYS))
     return made.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
 

@@ -1,6 +1,8 @@
-"""An experiment on Flower's own engines: the simulation runtime (Ray), or a SuperLink that runs somewhere.
+"""An experiment on Flower's own engines: the simulation runtime (Ray), or a SuperLink that runs
+somewhere.
 
-The ServerApp writes the run directory; here it is only followed, so a run looks the same whatever carries it.
+The ServerApp writes the run directory; here it is only followed, so a run looks the same whatever
+carries it.
 """
 
 import signal
@@ -37,9 +39,13 @@ class Backend:
 
     name: str = "local"
     nodes: int = 0
-    """Nodes in this process (local) or in Flower's simulation (ray); 0 = one, or those of a resumed run."""
+    """Nodes in this process (local) or in Flower's simulation (ray); 0 = one, or those of a resumed
+    run.
+    """
     cpus: int = 1
-    """CPU cores that a node of the simulation takes; as many nodes run at a time as there are cores for."""
+    """CPU cores that a node of the simulation takes; as many nodes run at a time as there are cores
+    for.
+    """
     gpus: float = 0.0
     address: str = ""
     """HOST:PORT of the SuperLink."""
@@ -48,21 +54,26 @@ class Backend:
 
     def __post_init__(self) -> None:
         if self.name not in ("local", "ray", "superlink"):
-            raise WrongInput(f"--backend {self.name!r} is not known; choose local, ray or superlink")
+            raise WrongInput(
+                f"--backend {self.name!r} is not known; choose local, ray or superlink"
+            )
         if (self.name == "superlink") != bool(self.address):
             raise WrongInput(
-                "--backend superlink wants --address HOST:PORT, and --address wants --backend superlink"
+                "--backend superlink wants --address HOST:PORT, and --address wants --backend "
+                "superlink"
             )
         if self.insecure and self.root_certificates is not None:
             raise WrongInput("--insecure and --root-certificates exclude each other; leave one out")
         if self.name == "superlink" and self.nodes:
             raise WrongInput(
-                "--nodes says how many nodes local and ray make; a SuperLink has those that connect "
-                "(--set place.nodes=N waits for N)"
+                "--nodes says how many nodes local and ray make; a SuperLink has those that "
+                "connect (--set place.nodes=N waits for N)"
             )
 
 
-def run_on(backend: Backend, config: Config, fresh: bool = False, watch: Watch = lambda row: None) -> RunDir:
+def run_on(
+    backend: Backend, config: Config, fresh: bool = False, watch: Watch = lambda row: None
+) -> RunDir:
     """Run or resume the experiment; `fresh` sets an earlier run aside.
 
     Raises WrongInput for what cannot be done, RunFailed for a run that could not go on.
@@ -79,13 +90,17 @@ def run_on(backend: Backend, config: Config, fresh: bool = False, watch: Watch =
             run.set_aside()
     with tempfile.TemporaryDirectory(prefix="fedsim-") as home, _politely():
         if backend.name == "superlink":
-            there = Connection(backend.address, Path(home), backend.insecure, backend.root_certificates)
+            there = Connection(
+                backend.address, Path(home), backend.insecure, backend.root_certificates
+            )
             there.write()
             return _follow(there, config, run, watch)
         nodes = run.manifest["plan"]["nodes"] if run.exists else backend.nodes or 1
         with simulation_superlink(Path(home)) as own:
             size = {"num-supernodes": nodes, "client-resources-num-cpus": backend.cpus}
-            return _follow(own, config, run, watch, size | {"client-resources-num-gpus": backend.gpus})
+            return _follow(
+                own, config, run, watch, size | {"client-resources-num-gpus": backend.gpus}
+            )
 
 
 @contextmanager
@@ -108,27 +123,36 @@ def at_home(config: Config) -> Config:
 
 
 def _follow(
-    there: Connection, config: Config, run: RunDir, watch: Watch, federation: Mapping[str, Any] | None = None
+    there: Connection,
+    config: Config,
+    run: RunDir,
+    watch: Watch,
+    federation: Mapping[str, Any] | None = None,
 ) -> RunDir:
     """Hand the run in and follow its rows until it ends. Whoever interrupts us stops it, too."""
     resolved = there.home / "experiment.toml"
     resolved.write_text(to_toml(config), encoding="utf-8")
     run_id = there.submit(str(APP), resolved, federation)
-    seen, state, heard = 0, RunState("pending", ""), time.monotonic()
+    seen = 0
+    state = RunState("pending", "")
+    heard = time.monotonic()
     try:
         while not state.finished:
             for _ in range(4):
                 time.sleep(POLL_S)
                 seen = _tell(run, watch, seen)
             try:
-                state, heard = there.state(run_id), time.monotonic()
+                state = there.state(run_id)
+                heard = time.monotonic()
             except RunFailed:
                 if time.monotonic() - heard > PATIENCE_S:
                     raise
         _tell(run, watch, seen)
     except KeyboardInterrupt:
         there.stop(run_id)
-        raise RunFailed(f"run {run_id} was stopped; run it again to go on from the last round") from None
+        raise RunFailed(
+            f"run {run_id} was stopped; run it again to go on from the last round"
+        ) from None
     _check_end(state, run, there.address)
     return run
 
@@ -160,6 +184,6 @@ def _check_end(state: RunState, run: RunDir, address: str) -> None:
 def _check_app() -> None:
     if not (APP / "pyproject.toml").is_file():
         raise WrongInput(
-            f"Flower ships an app from its folder, and {APP} has no pyproject.toml; run from a checkout that "
-            "was installed by `pip install -e .`"
+            f"Flower ships an app from its folder, and {APP} has no pyproject.toml; run from a "
+            "checkout that was installed by `pip install -e .`"
         )

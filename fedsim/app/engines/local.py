@@ -10,7 +10,9 @@ from fedsim.app.server.serve import serve
 from fedsim.config import Config, to_flat
 
 
-def run_local(config: Config, nodes: int = 1, fresh: bool = False, watch: Watch = lambda row: None) -> RunDir:
+def run_local(
+    config: Config, nodes: int = 1, fresh: bool = False, watch: Watch = lambda row: None
+) -> RunDir:
     """Run or resume the experiment on `nodes` in-process nodes; `fresh` sets an earlier run aside.
 
     A resumed run keeps the plan that it began with: nodes, threads and chunks.
@@ -18,8 +20,11 @@ def run_local(config: Config, nodes: int = 1, fresh: bool = False, watch: Watch 
     run = RunDir.of(config)
     if run.exists and not fresh:
         plan = run.manifest["plan"]
-        nodes, config = plan["nodes"], config.model_copy(update={"place": with_plan(config.place, plan)})
+        nodes = plan["nodes"]
+        config = config.model_copy(update={"place": with_plan(config.place, plan)})
     try:
-        return serve(LocalGrid(client_app, to_flat(config), nodes), config, {}, run_local, watch, fresh)
+        return serve(
+            LocalGrid(client_app, to_flat(config), nodes), config, {}, run_local, watch, fresh
+        )
     finally:
         make_node.cache_clear()  # the processes that train end with the nodes that began them

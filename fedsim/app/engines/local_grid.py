@@ -39,7 +39,9 @@ class LocalGrid(Grid):
         self._replies: dict[str, Message] = {}
         self._sent = 0
         # Flower sets these when it starts a task; building a message outside of one needs them.
-        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN_ID, 1, SERVER_NODE
+        TaskIdentity.run_id = RUN_ID
+        TaskIdentity.task_id = 1
+        TaskIdentity.node_id = SERVER_NODE
 
     def set_run(self, run: Run) -> None:
         self._run = run
@@ -75,5 +77,7 @@ class LocalGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         return [self._replies.pop(i) for i in message_ids if i in self._replies]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
         return self.pull_messages(self.push_messages(messages))

@@ -12,7 +12,9 @@ app = ServerApp()
 
 
 WRONG_INPUT = "wrong input: "
-"""Begins what Flower is told of a run that cannot be done as asked: it hands on sentences, no types."""
+"""Begins what Flower is told of a run that cannot be done as asked: it hands on sentences, no
+types.
+"""
 
 
 @app.main()

@@ -29,7 +29,9 @@ def simulation_superlink(home: Path) -> Iterator[Connection]:
     command += ["--port", str(port), "--disable-runtime-dependency-installation"]
     path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")]))
     env = os.environ | QUIET | {"FLWR_HOME": str(home), "PYTHONPATH": path, "RAY_DEDUP_LOGS": "0"}
-    env["PATH"] = os.pathsep.join([str(script("flower-superlink").parent), os.environ.get("PATH", "")])
+    env["PATH"] = os.pathsep.join(
+        [str(script("flower-superlink").parent), os.environ.get("PATH", "")]
+    )
     with (home / "superlink.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -50,7 +52,9 @@ def wait_until_healthy(process: "subprocess.Popen[bytes]", port: int, log: Path)
         else:
             return
     said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
-    raise RunFailed(f"Flower's SuperLink did not start on port {port}; its log ends with {said[-1]!r}")
+    raise RunFailed(
+        f"Flower's SuperLink did not start on port {port}; its log ends with {said[-1]!r}"
+    )
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:

@@ -18,10 +18,13 @@ from fedsim.types import Evaluate, Spec
 
 def check_training(config: Config, module: nn.Module) -> None:
     """Refuse settings, or a model, that example-level DP cannot train. Raises WrongInput."""
-    dp, train = config.dp, config.train
+    dp = config.dp
+    train = config.train
     if dp.unit != "example":
         return
-    check_private(dp, train, train.optimizer == "sgd" and not train.weight_decay and not train.proximal)
+    check_private(
+        dp, train, train.optimizer == "sgd" and not train.weight_decay and not train.proximal
+    )
     missing = None if dp.method in SLOW else without_rule(module)
     if missing is not None:
         raise WrongInput(no_rule(*missing))
@@ -31,13 +34,13 @@ def check_evaluation(config: Config, holdings: Holdings) -> None:
     """Refuse an evaluation or early stopping that has no examples. Raises WrongInput."""
     if config.train.patience and holdings.dataset.dev is None:
         raise WrongInput(
-            "train.patience needs examples to watch, and the federation has no dev part; name files in "
-            "data.dev, or set train.patience = 0"
+            "train.patience needs examples to watch, and the federation has no dev part; name "
+            "files in data.dev, or set train.patience = 0"
         )
     if holdings.dataset.test is None and config.data.test_share:
         raise WrongInput(
-            f"data.test_share = {config.data.test_share} is too small: no device has enough examples to hold "
-            "one out; raise it"
+            f"data.test_share = {config.data.test_share} is too small: no device has enough "
+            "examples to hold one out; raise it"
         )
     if holdings.dataset.test is None and config.train.centralised:
         raise WrongInput(
@@ -47,14 +50,15 @@ def check_evaluation(config: Config, holdings: Holdings) -> None:
     wanted = config.evaluation.on
     if wanted != "central" and not holdings.holds_out:
         raise WrongInput(
-            f"evaluation.on = {wanted!r} needs evaluation.holdout, large enough that some device holds an "
-            f"example out; got {config.evaluation.holdout}"
+            f"evaluation.on = {wanted!r} needs evaluation.holdout, large enough that some device "
+            f"holds an example out; got {config.evaluation.holdout}"
         )
 
 
 def check_patience(evaluate: Evaluate, config: Config, federation: FederatedDataset) -> None:
     """Refuse early stopping by a metric that is not measured. Raises WrongInput."""
-    settings, dev = config.train, federation.dev
+    settings = config.train
+    dev = federation.dev
     if not settings.patience or dev is None:
         return
     known = evaluate(dev[:16])

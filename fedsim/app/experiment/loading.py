@@ -32,12 +32,16 @@ class Changes:
 
 
 def load_holdings(config: Config, data_dir: Path | None, part: bool = False) -> Holdings:
-    """Return the holdings of the federation that the config names; the same object for the same settings.
+    """Return the holdings of the federation that the config names; the same object for the same
+    settings.
 
-    The folder may hold only a `part` of the federation. Raises WrongInput when the data cannot be used.
+    The folder may hold only a `part` of the federation. Raises WrongInput when the data cannot be
+    used.
     """
     holdout = config.evaluation.holdout
-    return _load(config.data, config.partition, config.stream, holdout, data_dir, changes_of(config), part)
+    return _load(
+        config.data, config.partition, config.stream, holdout, data_dir, changes_of(config), part
+    )
 
 
 def announced_holdings(
@@ -50,7 +54,8 @@ def announced_holdings(
 
 def changes_of(config: Config) -> Changes:
     """Return what the config's audit changes; shadow models share random labels and canaries."""
-    audit, canary = config.audit, config.canary
+    audit = config.audit
+    canary = config.canary
     seed = audit.seed or config.seed
     coins = None if audit.coins == "none" else Coins(audit.coins, seed, audit.shadow)
     canaries = canary if canary.count else NO_CANARY
@@ -77,7 +82,9 @@ def _load(
     return Holdings(dataset, stream, holdout, data.seed, changes.coins, part)
 
 
-def _changed(dataset: FederatedDataset, data: Data, stream: Stream, changes: Changes) -> FederatedDataset:
+def _changed(
+    dataset: FederatedDataset, data: Data, stream: Stream, changes: Changes
+) -> FederatedDataset:
     if changes == Changes():
         return dataset
     pool = pooled(dataset)

@@ -26,8 +26,13 @@ TRIED = 2
 """Examples that own code is tried on."""
 
 
-def check_own_code(config: Config, federation: FederatedDataset, module: nn.Module, task: Task) -> None:
-    """Refuse data, a model, metrics or a server rule that do not fit the task. Raises WrongInput."""
+def check_own_code(
+    config: Config, federation: FederatedDataset, module: nn.Module, task: Task
+) -> None:
+    """Refuse data, a model, metrics or a server rule that do not fit the task.
+
+    Raises WrongInput.
+    """
     metrics = metrics_of(config.evaluation.metrics)
     if metrics and config.evaluation.on == "devices":
         raise WrongInput(
@@ -59,22 +64,27 @@ def some_examples(federation: FederatedDataset) -> Examples | None:
 def check_fields(config: Config, examples: Examples, task: Task) -> None:
     """Refuse examples that lack what the task reads. Raises WrongInput."""
     fields = examples.fields
-    lacking = [name for name in (*task.inputs, *task.targets) if not isinstance(fields.get(name), Tensor)]
+    lacking = [
+        name for name in (*task.inputs, *task.targets) if not isinstance(fields.get(name), Tensor)
+    ]
     if lacking:
         raise WrongInput(
-            f"data.source = {config.data.source!r}: examples of data.task = {config.data.task!r} need the "
-            f"tensors {', '.join((*task.inputs, *task.targets))}, got {_shapes(fields)}"
+            f"data.source = {config.data.source!r}: examples of data.task = {config.data.task!r} "
+            f"need the tensors {', '.join((*task.inputs, *task.targets))}, got {_shapes(fields)}"
         )
     lengths = {len(tensor) for tensor in fields.values()}
     if len(lengths) != 1:
         raise WrongInput(
-            f"data.source = {config.data.source!r}: the fields of a device's examples must have one length, "
-            f"got {_shapes(fields)}"
+            f"data.source = {config.data.source!r}: the fields of a device's examples must have "
+            f"one length, got {_shapes(fields)}"
         )
 
 
 def check_model(module: nn.Module, task: Task, examples: Examples) -> None:
-    """Refuse a model whose outputs on `examples` are not those that the task wants. Raises WrongInput."""
+    """Refuse a model whose outputs on `examples` are not those that the task wants.
+
+    Raises WrongInput.
+    """
     name = type(module).__name__
     with _trying(f"the model {name} failed on {_shapes(examples.fields, task.inputs)}"):
         outputs, fields = _run(module, task, examples)
@@ -90,11 +100,14 @@ def check_model(module: nn.Module, task: Task, examples: Examples) -> None:
         told = ", ".join(f"{key} {list(shape)}" for key, shape in wanted.items())
         got = _shapes(outputs) if isinstance(outputs, Mapping) else f"a {type(outputs).__name__}"
         raise WrongInput(
-            f"the model {name} must return the logits {told} by name on {len(examples)} examples, got {got}"
+            f"the model {name} must return the logits {told} by name on {len(examples)} examples, "
+            f"got {got}"
         )
 
 
-def check_metrics(metrics: Mapping[str, Metric], module: nn.Module, task: Task, examples: Examples) -> None:
+def check_metrics(
+    metrics: Mapping[str, Metric], module: nn.Module, task: Task, examples: Examples
+) -> None:
     """Refuse metrics that give anything but a number for each example. Raises WrongInput."""
     if not metrics:
         return
@@ -102,7 +115,9 @@ def check_metrics(metrics: Mapping[str, Metric], module: nn.Module, task: Task, 
     own = task.metrics(task.scores(outputs, fields))
     for name, metric in metrics.items():
         if name in own or is_reserved(name):
-            raise WrongInput(f"evaluation.metrics: {name!r} names another figure; rename the function")
+            raise WrongInput(
+                f"evaluation.metrics: {name!r} names another figure; rename the function"
+            )
         with _trying(f"evaluation.metrics: {name!r} failed on outputs {_shapes(outputs)}"):
             values = metric(outputs, fields)
         shape = tuple(values.shape) if isinstance(values, Tensor) else None
@@ -115,7 +130,10 @@ def check_metrics(metrics: Mapping[str, Metric], module: nn.Module, task: Task, 
 
 
 def check_aggregator(config: Config, params: Params) -> None:
-    """Refuse a server rule of somebody's own that does not step as an Aggregator. Raises WrongInput."""
+    """Refuse a server rule of somebody's own that does not step as an Aggregator.
+
+    Raises WrongInput.
+    """
     if not is_own_code(config.aggregation.rule):
         return
     what = f"aggregation.rule = {config.aggregation.rule!r}"
@@ -123,15 +141,19 @@ def check_aggregator(config: Config, params: Params) -> None:
     for method, takes in (("init", "params"), ("step", "params, total, state")):
         if not callable(getattr(aggregator, method, None)):
             raise WrongInput(
-                f"{what} must return an object with init(params) and step(params, total, state), got a "
-                f"{type(aggregator).__name__} without {method}"
+                f"{what} must return an object with init(params) and step(params, total, state), "
+                f"got a {type(aggregator).__name__} without {method}"
             )
         check_takes(f"{what}: {method}", getattr(aggregator, method), takes)
     still = no_update(params)
     with _trying(f"{what} failed on an update of zeros"):
         state = aggregator.init(params)
         found = aggregator.step(params, type(still)(still.delta, 1.0, 1, {}), state)
-    if not isinstance(found, tuple) or len(found) != 2 or not all(isinstance(part, dict) for part in found):
+    if (
+        not isinstance(found, tuple)
+        or len(found) != 2
+        or not all(isinstance(part, dict) for part in found)
+    ):
         raise WrongInput(f"{what}: step must return (params, state), got a {type(found).__name__}")
     if {n: p.shape for n, p in found[0].items()} != {n: p.shape for n, p in params.items()}:
         raise WrongInput(f"{what}: step must return {_shapes(params)}, got {_shapes(found[0])}")
@@ -160,7 +182,8 @@ def _trying(what: str) -> Iterator[None]:
         place = theirs[-1] if theirs else places[-1]
         why = str(error).split("\n", 1)[0]
         raise WrongInput(
-            f"{what}: {type(error).__name__}: {why} ({Path(place.filename).name}, line {place.lineno})"
+            f"{what}: {type(error).__name__}: {why} ({Path(place.filename).name}, line "
+            f"{place.lineno})"
         ) from error
 
 

@@ -84,8 +84,8 @@ def pattern_of(settings: Settings) -> Pattern:
     """Return the canaries' pattern. Raises WrongInput."""
     if not settings.pattern:
         raise WrongInput(
-            f"canary.count = {settings.count} plants sentences of canary.pattern, which is empty; choose "
-            f"{', '.join(TEMPLATES)} or a template"
+            f"canary.count = {settings.count} plants sentences of canary.pattern, which is empty; "
+            f"choose {', '.join(TEMPLATES)} or a template"
         )
     candidates = tuple(listed(settings.candidates))
     return make_pattern(settings.pattern, settings.digits, candidates)
@@ -97,14 +97,24 @@ def canaries_of(settings: Settings, seed: int) -> list[Canary]:
 
 
 def plan_of(pool: Pool, settings: Settings, seed: int) -> list[Planting]:
-    """Return which device holds which canary, before or after planting: by the natural records' number."""
-    canaries, kinds = canaries_of(settings, seed), cells(settings)
+    """Return which device holds which canary, before or after planting: by the natural records'
+    number.
+    """
+    canaries = canaries_of(settings, seed)
+    kinds = cells(settings)
     activity = natural_activity(pool)
     found = [
         planting
         for turn, cell in enumerate(kinds)
         for planting in plan(
-            canaries, pool.devices, activity, cell.holders, cell.devices, cell.copies, _period(settings), seed
+            canaries,
+            pool.devices,
+            activity,
+            cell.holders,
+            cell.devices,
+            cell.copies,
+            _period(settings),
+            seed,
         )
         if planting.canary % len(kinds) == turn
     ]
@@ -119,8 +129,8 @@ def natural_activity(pool: Pool) -> NDArray[np.int64]:
 def plant(pool: Pool, data: Data, stream: Stream, settings: Settings, seed: int) -> Pool:
     """Return the federation with the canaries' copies behind the records of their devices.
 
-    Natural records keep their order, ids, labels and tags; words, label and tags that canaries bring come
-    behind those of the data. Raises WrongInput.
+    Natural records keep their order, ids, labels and tags; words, label and tags that canaries
+    bring come behind those of the data. Raises WrongInput.
     """
     period = _period(settings)
     if period > (stream.periods if stream.mode == "continual" else 1):
@@ -128,7 +138,8 @@ def plant(pool: Pool, data: Data, stream: Stream, settings: Settings, seed: int)
             f"canary.period = {settings.period}: the stream has "
             f"{stream.periods if stream.mode == 'continual' else 1} period(s)"
         )
-    canaries, plantings = canaries_of(settings, seed), plan_of(pool, settings, seed)
+    canaries = canaries_of(settings, seed)
+    plantings = plan_of(pool, settings, seed)
     named = _named(pool, data, settings, canaries)
     sentences = [canaries[p.canary].sentence for p in plantings for _ in range(p.copies)]
     numbers = np.array([p.canary for p in plantings for _ in range(p.copies)])
@@ -187,8 +198,8 @@ def _vocabulary(spec: Spec, data: Data) -> Vocabulary:
     hashed = Vocabulary({}, data.buckets, ngram_lengths(data))
     if data.vocabulary != "hashed" or hashed.size != spec.vocabulary:
         raise WrongInput(
-            f"canaries want the vocabulary of data.source = {data.source!r}, which names no words and is not "
-            f"hashed into data.buckets = {data.buckets}"
+            f"canaries want the vocabulary of data.source = {data.source!r}, which names no words "
+            f"and is not hashed into data.buckets = {data.buckets}"
         )
     return hashed
 
@@ -197,11 +208,14 @@ def _named(pool: Pool, data: Data, settings: Settings, canaries: Sequence[Canary
     """Return the pool, still without canaries, whose words, labels and tags include theirs."""
     spec = pool.spec
     if spec.task == "image":
-        raise WrongInput('canaries are sentences; data.task = "image" has none, set canary.count = 0')
+        raise WrongInput(
+            'canaries are sentences; data.task = "image" has none, set canary.count = 0'
+        )
     if settings.label and settings.label not in spec.labels:
         raise WrongInput(
-            f"canary.label = {settings.label!r} is no label of the training data"
-            f"{suggestion(settings.label, spec.labels)}; leave it empty for one of the canaries' own"
+            f"canary.label = {settings.label!r} is no label of the training "
+            f"data{suggestion(settings.label, spec.labels)}; leave it empty for one of the "
+            "canaries' own"
         )
     pattern = pattern_of(settings)
     labels = _missing([_label(settings)], spec.labels) if spec.labels else ()
@@ -215,7 +229,10 @@ def _named(pool: Pool, data: Data, settings: Settings, canaries: Sequence[Canary
         spec = replace(spec, label_tokens=(*spec.label_tokens, *own))
     grown = replace(spec, labels=(*spec.labels, *labels), tags=(*spec.tags, *tags))
     return replace(
-        pool, spec=grown, dev=_shifted(pool.dev, pool.spec, grown), test=_shifted(pool.test, pool.spec, grown)
+        pool,
+        spec=grown,
+        dev=_shifted(pool.dev, pool.spec, grown),
+        test=_shifted(pool.test, pool.spec, grown),
     )
 
 
@@ -229,16 +246,23 @@ def _shifted(examples: Examples | None, before: Spec, after: Spec) -> Examples |
     if examples is None:
         return None
     fields = dict(examples.fields)
-    for name, old, new in (("label", before.labels, after.labels), ("tags", before.tags, after.tags)):
+    for name, old, new in (
+        ("label", before.labels, after.labels),
+        ("tags", before.tags, after.tags),
+    ):
         if name in fields:
             fields[name] = fields[name] + (fields[name] >= len(old)) * (len(new) - len(old))
     return Examples(fields)
 
 
-def _joined(pool: Pool, copies: Examples, numbers: NDArray[np.int64], owners: NDArray[np.int64]) -> Pool:
+def _joined(
+    pool: Pool, copies: Examples, numbers: NDArray[np.int64], owners: NDArray[np.int64]
+) -> Pool:
     """Return the pool with the copies behind the records of their devices."""
     order = np.argsort(np.concatenate([pool.owner, owners]), kind="stable")
-    middle = np.nan if pool.time is None else float(np.median(pool.time))  # their arrival is pool.arrival
+    middle = (
+        np.nan if pool.time is None else float(np.median(pool.time))
+    )  # their arrival is pool.arrival
 
     def with_copies(values: NDArray[Any], of_copies: object) -> NDArray[Any]:
         filled = np.broadcast_to(np.asarray(of_copies, dtype=values.dtype), len(copies))

@@ -28,7 +28,8 @@ app = ClientApp()
 @app.query()
 def announce(message: Message, context: Context) -> Message:
     """Answer with the node's devices and their public activity in the period that is asked for."""
-    node, period = node_of(context), unpack_question(message.content)
+    node = node_of(context)
+    period = unpack_question(message.content)
     node.terms.check_period(node.config, period)
     announced = Announcement(node.devices, node.activity(period), node.real)
     return Message(pack_announcement(announced), reply_to=message)
@@ -36,7 +37,9 @@ def announce(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the devices that the message names; answer with their weighted sum, or what else it wants."""
+    """Train the devices that the message names; answer with their weighted sum, or what else it
+    wants.
+    """
     node = node_of(context)
     if not node.real:
         return Message(pack_reply(reply_of(node, message.content)), reply_to=message)
@@ -54,7 +57,9 @@ def evaluate(message: Message, context: Context) -> Message:
             'evaluation.on = "central"'
         )
     if is_comparison(message.content):
-        return Message(pack_flips(_compare(node, *unpack_comparison(message.content))), reply_to=message)
+        return Message(
+            pack_flips(_compare(node, *unpack_comparison(message.content))), reply_to=message
+        )
     params, period = unpack_evaluation(message.content)
     node.terms.check_period(node.config, period)
     devices, parts = node.held_out(period)

@@ -1,4 +1,6 @@
-"""The Flower ClientApp: a node announces the devices that it hosts and trains those that are asked for."""
+"""The Flower ClientApp: a node announces the devices that it hosts and trains those that are asked
+for.
+"""
 
 import hashlib
 import os
@@ -72,7 +74,9 @@ class Node:
 def errors_kept_local(
     kind: type[Exception], told: str, as_they_are: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
-    """Keep what is said of a real node's examples on the node: an error's sentence travels to the server."""
+    """Keep what is said of a real node's examples on the node: an error's sentence travels to the
+    server.
+    """
     try:
         yield
     except as_they_are:
@@ -92,7 +96,9 @@ def reply_of(node: Node, content: RecordDict) -> Reply:
     members = np.searchsorted(node.holdings.dataset.devices, cohort.devices)
     assigned = [
         Assignment(device, node.holdings.train(device, cohort.period), float(weight), int(size))
-        for device, weight, size in zip(cohort.devices.tolist(), cohort.weights, sizes[members], strict=True)
+        for device, weight, size in zip(
+            cohort.devices.tolist(), cohort.weights, sizes[members], strict=True
+        )
     ]
     clip = device_clip(node.config, params, cohort, node.noise)
     job = Job(node.trainer, params, assigned, node.config, cohort, clip)
@@ -111,8 +117,8 @@ def _check_hosted(node: Node, cohort: Cohort) -> None:
 def _write_down(node: Node, cohort: Cohort, sizes: NDArray[np.int64], params: Params) -> None:
     """Enter the release in the node's own ledger, before anything trains.
 
-    With seeded noise the same task is the same release; a task with another model is another one, since equal
-    noise on both would cancel. With noise of the operating system every attempt is.
+    With seeded noise the same task is the same release; a task with another model is another one,
+    since equal noise on both would cancel. With noise of the operating system every attempt is.
     """
     if node.ledger is None or node.config.dp.unit == "none":
         return
@@ -130,11 +136,14 @@ def digest(params: Params) -> str:
 
 
 def bounded_by_config(cohort: Cohort, config: Config) -> Cohort:
-    """Return what a node does of what it is asked: no less noise and no more weight than its config allows.
+    """Return what a node does of what it is asked: no less noise and no more weight than its config
+    allows.
 
-    It cannot know how many devices there are, so `survivors` may be those of the whole expected cohort.
+    It cannot know how many devices there are, so `survivors` may be those of the whole expected
+    cohort.
     """
-    dp, most = config.dp, 1
+    dp = config.dp
+    most = 1
     if dp.unit != "none" and dp.trust == "secure_sum":
         most = fewest_survivors(dp.min_survivors, config.selection.cohort)
     weights = cohort.weights
@@ -146,13 +155,16 @@ def bounded_by_config(cohort: Cohort, config: Config) -> Cohort:
 def disclosed(reply: Reply, dp: Dp, private: bool = False) -> Reply:
     """Return the reply with no more figures than whoever gets it may see.
 
-    Exact losses are functions of protected examples: only a trusted server is told. Steps follow a device's
-    exact size, but for the unit "example", where they follow its public activity. A `private` node trusts no
-    server; its count of unclipped devices is part of the release that is accounted.
+    Exact losses are functions of protected examples: only a trusted server is told. Steps follow a
+    device's exact size, but for the unit "example", where they follow its public activity. A
+    `private` node trusts no server; its count of unclipped devices is part of the release that is
+    accounted.
     """
     if dp.unit == "none" or (dp.trust == "central" and not private):
         return reply
-    public = {"steps"} if dp.unit == "example" else {"unclipped"} if dp.trust == "central" else set()
+    public = (
+        {"steps"} if dp.unit == "example" else {"unclipped"} if dp.trust == "central" else set()
+    )
     steps = {name: value for name, value in reply.update.metrics.items() if name in public}
     figures = {name: values for name, values in reply.figures.items() if name in public}
     return replace(reply, update=replace(reply.update, metrics=steps), figures=figures)
@@ -175,33 +187,42 @@ def node_of(context: Context) -> Node:
 
 
 def _own(config: Config) -> Config:
-    """Return the config with what a real node reads of the data: its training files, in its own folder."""
+    """Return the config with what a real node reads of the data: its training files, in its own
+    folder.
+    """
     if config.data.source != "files":
         return config
     return config.model_copy(update={"data": own_part(config.data)})
 
 
 def _node_ledger(node: Node, config: Config, context: Context) -> NodeLedger | None:
-    """Return the ledger on the node's disk. Raises WrongInput where real data would be spent unnoted."""
+    """Return the ledger on the node's disk.
+
+    Raises WrongInput where real data would be spent unnoted.
+    """
     named = context.node_config.get("state-path")
     if named:
         return NodeLedger(Path(str(named)).expanduser(), node.devices)
     if config.dp.unit != "none" and not terms_of(context.node_config).insecure_noise:
         raise WrongInput(
-            "a real node under differential privacy keeps its own ledger; name a folder on its disk in "
-            "node-config state-path"
+            "a real node under differential privacy keeps its own ledger; name a folder on its "
+            "disk in node-config state-path"
         )
     return None
 
 
 @lru_cache(maxsize=1024)
-def make_node(config: Config, folder: Path | None, first: int, step: int, real: bool = False) -> Node:
+def make_node(
+    config: Config, folder: Path | None, first: int, step: int, real: bool = False
+) -> Node:
     """Return the node that hosts every `step`-th device from the `first` one on."""
     holdings = load_holdings(config, folder, part=real)
     federation = holdings.dataset
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
-    task, noise = make_task(federation.spec), noise_source(config, real)
-    workers, processes = threads(config.place), not real and lanes(config, step) == "processes"
+    task = make_task(federation.spec)
+    noise = noise_source(config, real)
+    workers = threads(config.place)
+    processes = not real and lanes(config, step) == "processes"
     trainer = Trainer(
         module, task, config.train, chunk_bytes(config.place), config.dp, noise, workers, processes
     )

@@ -1,6 +1,7 @@
 """A node's own ledger: what it has released of its devices, in every run that it ever took part in.
 
-It lies on the node's disk (node-config `state-path`), a folder a run, each with a ledger as the server's.
+It lies on the node's disk (node-config `state-path`), a folder a run, each with a ledger as the
+server's.
 """
 
 import hashlib
@@ -30,9 +31,9 @@ WAIT_S = 60.0
 class NodeLedger:
     """The ledger of a node's devices, sorted by id.
 
-    Guarantee: once `enter` returns, the release that follows is on disk, whatever happens to the process;
-    what a device has lost is composed over all runs, and without amplification by who is selected. Of runs
-    with different units, what it composes holds for an example.
+    Guarantee: once `enter` returns, the release that follows is on disk, whatever happens to the
+    process; what a device has lost is composed over all runs, and without amplification by who is
+    selected. Of runs with different units, what it composes holds for an example.
     """
 
     state: Path
@@ -41,8 +42,8 @@ class NodeLedger:
     def enter(self, config: Config, entry: Entry, terms: Terms) -> None:
         """Write a release down before it happens.
 
-        Raises WrongInput where it is beyond the terms, RunFailed where it cannot be written: then nothing
-        may be released.
+        Raises WrongInput where it is beyond the terms, RunFailed where it cannot be written: then
+        nothing may be released.
         """
         with self._locked():
             ledger = self._ledger(config)
@@ -71,7 +72,9 @@ class NodeLedger:
         return tuple(found)
 
     def _ledger(self, config: Config) -> Ledger:
-        """Return the ledger of a run: of its settings, its seed and the devices that the node hosts."""
+        """Return the ledger of a run: of its settings, its seed and the devices that the node
+        hosts.
+        """
         names = json.dumps(self.devices.tolist())
         hosted = hashlib.sha256(names.encode()).hexdigest()[:8]
         folder = self.state / f"{config.hash}-{config.seed}-{hosted}"
@@ -88,11 +91,13 @@ class NodeLedger:
             with FileLock(self.state / "lock", timeout=WAIT_S):
                 yield
         except Timeout:
-            raise RunFailed(f"another process holds the node's ledger in {self.state}; end it") from None
+            raise RunFailed(
+                f"another process holds the node's ledger in {self.state}; end it"
+            ) from None
         except OSError as error:
             raise RunFailed(
-                f"the node cannot write its ledger in {self.state} ({error.strerror or error}); nothing was "
-                "released: make room and permissions there"
+                f"the node cannot write its ledger in {self.state} ({error.strerror or error}); "
+                "nothing was released: make room and permissions there"
             ) from error
 
 
@@ -103,7 +108,9 @@ def entry_of(
     activity: NDArray[np.int64],
     attempt: str,
 ) -> Entry:
-    """Return what a task reveals of the node's devices, each surely in the round; `activity` is public."""
+    """Return what a task reveals of the node's devices, each surely in the round; `activity` is
+    public.
+    """
     chosen = np.searchsorted(devices, cohort.devices)
     told = (config, cohort.round, cohort.period, attempt, chosen)
     if config.dp.unit == "device":

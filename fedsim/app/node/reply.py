@@ -33,15 +33,24 @@ class Job:
         return dp.unit != "none" and dp.trust == "secure_sum"
 
     def train(self, assigned: Sequence[Assignment]) -> Update:
-        """Return the sum of what these devices learn; canary devices of an audit send their direction."""
-        seed, cohort = self.config.seed, self.cohort
-        canaries = [a for a in assigned if self.config.audit.canary_devices and is_canary_device(a.device)]
+        """Return the sum of what these devices learn; canary devices of an audit send their
+        direction.
+        """
+        seed = self.config.seed
+        cohort = self.cohort
+        canaries = [
+            a for a in assigned if self.config.audit.canary_devices and is_canary_device(a.device)
+        ]
         natural = [a for a in assigned if a not in canaries] if canaries else assigned
-        total = self.trainer.train(self.params, natural, seed, cohort.round, self.clip, cohort.survivors)
+        total = self.trainer.train(
+            self.params, natural, seed, cohort.round, self.clip, cohort.survivors
+        )
         return sum((self._direction(a) for a in canaries), total)
 
     def _direction(self, a: Assignment) -> Update:
-        """Return a random direction of the norm that a device's change may have, as a term of the sum."""
+        """Return a random direction of the norm that a device's change may have, as a term of the
+        sum.
+        """
         size = a.weight * self.cohort.clip_norm
         direction = random_direction(self.params, self.config.seed, a.device)
         return Update({n: size * d for n, d in direction.items()}, a.weight, 1, {"steps": 0.0})
@@ -50,9 +59,10 @@ class Job:
 def answer(job: Job, form: Asked) -> Reply:
     """Train the assigned devices and return what the server asked for.
 
-    They train as one batch where their sum is enough. One by one they train where single updates or figures
-    are asked for, where norms are bounded, or where the sum is not finite: then those that are to blame are
-    left out and named. Of a secure sum nobody is left out: who has no finite update counts with zeros.
+    They train as one batch where their sum is enough. One by one they train where single updates or
+    figures are asked for, where norms are bounded, or where the sum is not finite: then those that
+    are to blame are left out and named. Of a secure sum nobody is left out: who has no finite
+    update counts with zeros.
     """
     if job.masked or not (form.single or form.figures or job.config.aggregation.max_norm):
         total = job.train(job.assigned)
@@ -66,7 +76,8 @@ def answer(job: Job, form: Asked) -> Reply:
 def _finite(job: Job, a: Assignment) -> Update:
     """Return a device's term of a secure sum, zeros where it is not finite.
 
-    Clipping turns broken examples into zeros, so this befalls only a device whose parameters overflowed.
+    Clipping turns broken examples into zeros, so this befalls only a device whose parameters
+    overflowed.
     """
     update = job.train([a])
     return update if update.finite else replace(no_update(job.params), weight=a.weight, devices=1)
@@ -74,7 +85,8 @@ def _finite(job: Job, a: Assignment) -> Update:
 
 def answer_each(job: Job, form: Asked) -> Reply:
     """Return the sum, or the single updates, of the devices that pass the node's own checks."""
-    params, settings = job.params, job.config.aggregation
+    params = job.params
+    settings = job.config.aggregation
     total = replace(no_update(params), delta={}) if form.single else no_update(params)
     kept: list[Assignment] = []
     rows: list[Params] = []
@@ -118,7 +130,9 @@ def bound(update: Update, settings: Aggregation) -> Update:
 
 def weighted(update: Update, weight: float) -> Update:
     """Return an unweighted update as a term of a weighted sum."""
-    return replace(update, delta={name: weight * d for name, d in update.delta.items()}, weight=weight)
+    return replace(
+        update, delta={name: weight * d for name, d in update.delta.items()}, weight=weight
+    )
 
 
 def _names(assigned: Sequence[Assignment]) -> NDArray[np.str_]:

@@ -1,7 +1,8 @@
-"""What a node's owner allows, whatever the node is told to do: its terms stand in its own node-config.
+"""What a node's owner allows, whatever the node is told to do: its terms stand in its own
+node-config.
 
-They hold against *instructions to this app*. A server that ships another app to a node is stopped by
-`flower-supernode --trusted-entities` alone.
+They hold against *instructions to this app*. A server that ships another app to a node is stopped
+by `flower-supernode --trusted-entities` alone.
 """
 
 from collections.abc import Mapping
@@ -23,8 +24,8 @@ from fedsim.wire import EVER
 class Terms:
     """The bounds of one node; 0 stands for "no bound".
 
-    Guarantee: a node never answers an instruction that is beyond its terms: it refuses in a sentence,
-    before it trains.
+    Guarantee: a node never answers an instruction that is beyond its terms: it refuses in a
+    sentence, before it trains.
     """
 
     real: bool = False
@@ -52,8 +53,8 @@ class Terms:
             _check_real(config, self.insecure_noise)
         if self.private and config.dp.unit == "none":
             raise WrongInput(
-                'this node answers only under differential privacy, got dp.unit = "none"; set "example" or '
-                '"device"'
+                'this node answers only under differential privacy, got dp.unit = "none"; set '
+                '"example" or "device"'
             )
         if self.private and config.data.activity_public == "exact":
             raise WrongInput(
@@ -61,8 +62,8 @@ class Terms:
             )
         if self.min_noise_multiplier and (least := least_noise(config)) < self.min_noise_multiplier:
             raise WrongInput(
-                f"this node wants min-noise-multiplier = {self.min_noise_multiplier:g}, got {least:g}; raise "
-                "dp.noise_multiplier"
+                f"this node wants min-noise-multiplier = {self.min_noise_multiplier:g}, got "
+                f"{least:g}; raise dp.noise_multiplier"
             )
         self._check_clip(config.dp.clip_norm)
         if self.min_period_days and config.stream.mode == "continual":
@@ -72,23 +73,28 @@ class Terms:
         """Refuse a question of real data in a period that the run has not. Raises WrongInput."""
         if self.real and not EVER <= period <= config.stream.periods:
             raise WrongInput(
-                f"this node answers for periods 1 to {config.stream.periods} (0 = all of them), got {period}"
+                f"this node answers for periods 1 to {config.stream.periods} (0 = all of them), "
+                f"got {period}"
             )
 
     def check_instruction(self, config: Config, cohort: Cohort) -> None:
         """Refuse a task of a round that the terms rule out. Raises WrongInput.
 
-        Real data train in the period that the round lies in: another one would bring deleted records back.
+        Real data train in the period that the round lies in: another one would bring deleted
+        records back.
         """
         if self.real and not _in_its_period(config, cohort):
             raise WrongInput(
-                f"round {cohort.round} of {config.train.rounds} does not lie in period {cohort.period}; this "
-                "node trains on what its devices hold in the period of the round"
+                f"round {cohort.round} of {config.train.rounds} does not lie in period "
+                f"{cohort.period}; this node trains on what its devices hold in the period of the "
+                "round"
             )
         if config.dp.unit == "device":
             self._check_clip(cohort.clip_norm)
         if self.min_cohort and config.dp.unit != "none" and config.dp.trust == "secure_sum":
-            fewest = min(cohort.survivors, fewest_survivors(config.dp.min_survivors, config.selection.cohort))
+            fewest = min(
+                cohort.survivors, fewest_survivors(config.dp.min_survivors, config.selection.cohort)
+            )
             if fewest + 1 < self.min_cohort:
                 raise WrongInput(
                     f"this node wants min-cohort = {self.min_cohort} in a secure sum, and one of "
@@ -99,22 +105,23 @@ class Terms:
         """Refuse a release after which a device would have lost more. Raises WrongInput."""
         if self.max_epsilon and epsilon > self.max_epsilon:
             raise WrongInput(
-                f"this node wants max-epsilon = {self.max_epsilon:g}, and this release would bring device "
-                f"{device!r} to {epsilon:.4g}; it takes no more part"
+                f"this node wants max-epsilon = {self.max_epsilon:g}, and this release would "
+                f"bring device {device!r} to {epsilon:.4g}; it takes no more part"
             )
 
     def _check_length(self, stream: Stream) -> None:
         begin, end, *_ = cut(stream)
         if (days := (end - begin) / DAY) < self.min_period_days:
             raise WrongInput(
-                f"this node wants min-period-days = {self.min_period_days:g}, got {days:.3g}; use fewer "
-                "stream.periods"
+                f"this node wants min-period-days = {self.min_period_days:g}, got {days:.3g}; use "
+                "fewer stream.periods"
             )
 
     def _check_clip(self, norm: float) -> None:
         if self.max_clip_norm and norm > self.max_clip_norm:
             raise WrongInput(
-                f"this node wants max-clip-norm = {self.max_clip_norm:g}, got {norm:g}; lower dp.clip_norm"
+                f"this node wants max-clip-norm = {self.max_clip_norm:g}, got {norm:g}; lower "
+                "dp.clip_norm"
             )
 
 
@@ -144,7 +151,11 @@ def least_noise(config: Config) -> float:
 
 def _bound(node_config: Mapping[str, Any], key: str, default: float) -> float:
     value = node_config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 <= value < float("inf")
+    ):
         raise WrongInput(f"node-config {key} wants a number of at least 0, got {value!r}")
     return float(value)
 
@@ -160,20 +171,21 @@ def _check_real(config: Config, insecure: bool) -> None:
     dp = config.dp
     if dp.noise_source == "seeded" and not insecure:
         raise WrongInput(
-            'dp.noise_source = "seeded" lets who has the seed take the noise off real data; leave it at '
-            '"auto", or set insecure-noise=true in the node\'s own config'
+            'dp.noise_source = "seeded" lets who has the seed take the noise off real data; leave '
+            'it at "auto", or set insecure-noise=true in the node\'s own config'
         )
     if dp.unit != "none" and dp.trust == "secure_sum" and not insecure:
         raise WrongInput(
-            'dp.trust = "secure_sum" is simulated: nothing is masked, and the server would see what real '
-            'devices send with a share of the noise only; set dp.trust = "local" or "central", or '
-            "insecure-noise=true in the node's own config"
+            'dp.trust = "secure_sum" is simulated: nothing is masked, and the server would see '
+            'what real devices send with a share of the noise only; set dp.trust = "local" or '
+            '"central", or insecure-noise=true in the node\'s own config'
         )
     if changes_of(config) != Changes() and not insecure:
         raise WrongInput(
-            "coins, random labels and canaries change what a device trains on, and a real node trains on its "
-            'own examples as they are; set audit.coins = "none", audit.mislabelled = 0, canary.count = 0 and '
-            "audit.canary_devices = 0, or insecure-noise=true in the node's own config"
+            "coins, random labels and canaries change what a device trains on, and a real node "
+            'trains on its own examples as they are; set audit.coins = "none", audit.mislabelled '
+            "= 0, canary.count = 0 and audit.canary_devices = 0, or insecure-noise=true in the "
+            "node's own config"
         )
     if config.stream.mode == "continual":
         _check_stream(config.stream)
@@ -185,14 +197,14 @@ def _check_stream(stream: Stream) -> None:
     by_edges = stream.arrivals == "time" and stream.cut == "duration"
     if not (by_edges and stream.begin and stream.end):
         raise WrongInput(
-            'real nodes want periods that no records decide: stream.arrivals = "time", stream.cut = '
-            f'"duration", stream.begin and stream.end; got "{stream.arrivals}", "{stream.cut}", '
+            'real nodes want periods that no records decide: stream.arrivals = "time", stream.cut '
+            f'= "duration", stream.begin and stream.end; got "{stream.arrivals}", "{stream.cut}", '
             f'"{stream.begin}" and "{stream.end}"'
         )
     if stream.deletions:
         raise WrongInput(
-            f"stream.deletions = {stream.deletions:g} makes requests up, and a real node honours those of "
-            'its own data (data.columns = "deleted=COLUMN"); set it to 0'
+            f"stream.deletions = {stream.deletions:g} makes requests up, and a real node honours "
+            'those of its own data (data.columns = "deleted=COLUMN"); set it to 0'
         )
 
 
@@ -202,5 +214,6 @@ def _check_inside(data: Data) -> None:
             path = PurePath(part.strip())
             if path.is_absolute() or ".." in path.parts:
                 raise WrongInput(
-                    f"data.{key} = {part.strip()!r} leads out of the node's data-path; name files below it"
+                    f"data.{key} = {part.strip()!r} leads out of the node's data-path; name files "
+                    "below it"
                 )

@@ -74,7 +74,8 @@ OFF = "It was not measured in this run; the settings [audit] and [canary] turn i
 def attack_tiles(run: RunDir) -> list[Tile]:
     """Return the strongest attack, exposure and audited bound, as far as there are any."""
     tiles = []
-    members, canaries = latest(run, Membership), latest(run, Canary)
+    members = latest(run, Membership)
+    canaries = latest(run, Canary)
     if members:
         best = max(members, key=_auc)
         tiles.append(Tile("attack AUC", f"{_auc(best):.3f}", f"{best.attack}; .5 is chance"))
@@ -114,7 +115,8 @@ def by_round(run: RunDir) -> dict[str, dict[str, Points]]:
         "attack AUC": {"attack AUC": _strongest(members, _auc)},
     }
     kept = {
-        plot: {name: points for name, points in series.items() if points} for plot, series in plots.items()
+        plot: {name: points for name, points in series.items() if points}
+        for plot, series in plots.items()
     }
     return {plot: series for plot, series in kept.items() if series}
 
@@ -137,15 +139,21 @@ def membership(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
     found = sorted(latest(run, Membership), key=lambda each: -_auc(each))
     if not found:
         return PageSection("membership", "Membership attacks", [OFF])
-    drawings, curves = [], [each for each in found if each.figures.curve.fpr][:CURVES]
+    drawings = []
+    curves = [each for each in found if each.figures.curve.fpr][:CURVES]
     if curves:
         caption = "ROC of the strongest attacks, log-log, with bands; the number is the AUC. "
         caption += _allowed(curves) + _blind(found)
         drawings.append(Drawing("roc", figures.roc_curves(curves), caption))
     parts = [each for each in latest(run, Slice) if isinstance(each, MembershipSlice)]
     drawings += _drawings(parts, _area_of, "AUC", 0.5)
-    words = ["The chance to tell a member's record from another; .5 is a coin. The strongest attack counts."]
-    return PageSection("membership", "Membership attacks", words, drawings, [_table(found, MEMBERSHIP)])
+    words = [
+        "The chance to tell a member's record from another; .5 is a coin. The strongest attack "
+        "counts."
+    ]
+    return PageSection(
+        "membership", "Membership attacks", words, drawings, [_table(found, MEMBERSHIP)]
+    )
 
 
 def _allowed(findings: Sequence[Membership]) -> str:
@@ -171,18 +179,27 @@ def canaries(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
         drawings.append(Drawing("exposure", figures.exposure_histogram(exposures, null), caption))
     parts = [each for each in latest(run, Slice) if isinstance(each, CanarySlice)]
     drawings += _drawings(parts, _exposure_of, "mean exposure, bits", NULL_EXPOSURE)
-    words = ["How much sooner than by chance the model ranks a planted secret; 1.44 bits are chance."]
+    words = [
+        "How much sooner than by chance the model ranks a planted secret; 1.44 bits are chance."
+    ]
     return PageSection("canaries", "Canaries", words, drawings, [_table(found, CANARY)])
 
 
-def _drawings(slices: Sequence[S], point: Callable[[S], Point], label: str, chance: float) -> list[Drawing]:
-    """Return a drawing for each way in which records or canaries were divided; `label` says what is drawn."""
+def _drawings(
+    slices: Sequence[S], point: Callable[[S], Point], label: str, chance: float
+) -> list[Drawing]:
+    """Return a drawing for each way in which records or canaries were divided; `label` says what is
+    drawn.
+    """
     drawings = []
     for name in dict.fromkeys(each.slice for each in slices):
-        points, axis = [point(each) for each in slices if each.slice == name], name.replace("_", " ")
+        points = [point(each) for each in slices if each.slice == name]
+        axis = name.replace("_", " ")
         caption = f"The {label.split(',')[0]} by {axis}; dashed: chance."
         drawings.append(
-            Drawing(f"{slices[0].of}-{name}", figures.by_slice(points, axis, label, chance), caption)
+            Drawing(
+                f"{slices[0].of}-{name}", figures.by_slice(points, axis, label, chance), caption
+            )
         )
     return drawings
 
@@ -209,16 +226,22 @@ def audits(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
     words = ["A bound above the ledger's epsilon means a fault; one far below it proves nothing."]
     drawing = Drawing("audits", figures.audit_bounds(found), caption)
     marks = [False if _is_broken(bound) else None for bound in found]
-    return PageSection("audits", "Audits of the guarantee", words, [drawing], [_table(found, BOUND, marks)])
+    return PageSection(
+        "audits", "Audits of the guarantee", words, [drawing], [_table(found, BOUND, marks)]
+    )
 
 
 def sanity(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
     found = [*latest(run, SanityCheck), *checks]
     if not found:
-        words = ["Not run with this run: fedsim report --sanity tries attacks and audits on known cases."]
+        words = [
+            "Not run with this run: fedsim report --sanity tries attacks and audits on known cases."
+        ]
         return PageSection("sanity", "Sanity battery", words)
     red = sum(not check.ok for check in found)
-    words = [f"Attacks and audits on cases whose answer is known: {len(found) - red} green, {red} red."]
+    words = [
+        f"Attacks and audits on cases whose answer is known: {len(found) - red} green, {red} red."
+    ]
     texts = [["ok" if c.ok else "RED", c.name, c.expected, c.observed] for c in found]
     marks = [check.ok for check in found]
     table = Table(["", "check", "expected", "observed"], texts, numbers=False, marks=marks)

@@ -55,17 +55,21 @@ def runs_chapter(runs: Sequence[RunDir]) -> Chapter:
 
 def sweep_chapter(folder: SweepDir, within: float) -> Chapter:
     """Return the chapter about a sweep."""
-    plan, frame, failed = folder.plan, folder.frame(), folder.failed()
+    plan = folder.plan
+    frame = folder.frame()
+    failed = folder.failed()
     metric = plan["metric"] or first_metric(frame)
     table = pareto_table(frame, folder.axes, metric) if metric else pd.DataFrame()
     sections = []
     if not table.empty:
-        sections.append(_tradeoff(table, metric, cheapest_sentence(table, folder.axes, metric, within)))
+        sections.append(
+            _tradeoff(table, metric, cheapest_sentence(table, folder.axes, metric, within))
+        )
         texts = shown(table)
         means = Table(list(texts.columns), texts.to_numpy().tolist(), numbers=False)
         words = [
-            "Means over seeds with 95 % intervals by Student's t; epsilon is the largest guarantee. The same "
-            "table as Markdown, CSV and Parquet lies in the sweep's folder."
+            "Means over seeds with 95 % intervals by Student's t; epsilon is the largest "
+            "guarantee. The same table as Markdown, CSV and Parquet lies in the sweep's folder."
         ]
         sections.append(PageSection("table", "All settings", words, tables=[means]))
     if failed:
@@ -75,8 +79,8 @@ def sweep_chapter(folder: SweepDir, within: float) -> Chapter:
     ended = int((frame["status"] == "completed").sum())
     seeds = len({row["seed"] for row in plan["runs"]})
     told = (
-        f"{ended} of {len(plan['runs'])} runs are finished: {len(plan['runs']) // seeds} settings of "
-        f"{_in_words(plan['axes'])}, {seeds} seed(s)."
+        f"{ended} of {len(plan['runs'])} runs are finished: {len(plan['runs']) // seeds} settings "
+        f"of {_in_words(plan['axes'])}, {seeds} seed(s)."
     )
     command = " ".join(["fedsim", *(shlex.quote(part) for part in plan["command"][1:])])
     repeat = ["The command that did it, and goes on where it ended:"]
@@ -86,12 +90,17 @@ def sweep_chapter(folder: SweepDir, within: float) -> Chapter:
 
 def labels(runs: Sequence[RunDir]) -> list[str]:
     """Return short names that tell runs apart: the settings in which they differ, and the seed."""
-    keys, names = differing_only(runs), []
+    keys = differing_only(runs)
+    names = []
     for run in runs:
         flat = to_flat(run.config)
         parts = [f"{key.rpartition('.')[2]} {_short(flat[key])}" for key in keys[:3]]
         names.append(", ".join([*parts, f"seed {run.config.seed}"]))
-    return names if len(set(names)) == len(names) else [f"{i}: {n}" for i, n in enumerate(names, start=1)]
+    return (
+        names
+        if len(set(names)) == len(names)
+        else [f"{i}: {n}" for i, n in enumerate(names, start=1)]
+    )
 
 
 def differing_only(runs: Sequence[RunDir]) -> list[str]:
@@ -102,25 +111,26 @@ def differing_only(runs: Sequence[RunDir]) -> list[str]:
 
 
 def _tradeoff(table: pd.DataFrame, metric: str, notice: str = "") -> PageSection:
-    caption = (
-        "Utility against epsilon, with 95 % intervals over seeds where there are several; the line joins "
-    )
+    caption = "Utility against epsilon, with 95 % intervals over seeds where there are several; the line joins "
     caption += "what no other setting beats."
     drawings = [Drawing("pareto", figures.pareto(table, metric), caption)]
     words = []
     if table["attack_auc"].isna().all():
-        words = ["No attack was measured in these runs, so empirical leakage does not stand beside epsilon."]
+        words = [
+            "No attack was measured in these runs, so empirical leakage does not stand beside "
+            "epsilon."
+        ]
     else:
-        caption = (
-            "What attacks found against epsilon: AUC of the strongest (left), mean exposure (right, dashed)."
-        )
+        caption = "What attacks found against epsilon: AUC of the strongest (left), mean exposure (right, dashed)."
         drawings.append(Drawing("leakage", figures.leakage(table), caption))
     return PageSection("pareto", "Utility against privacy", words, drawings, notice=notice)
 
 
 def _curves(runs: Sequence[RunDir], names: Sequence[str]) -> list[Drawing]:
     rows = [run.rows() for run in runs]
-    metric = next((name for name in SHOWN if all(name in last_metrics(each) for each in rows)), None)
+    metric = next(
+        (name for name in SHOWN if all(name in last_metrics(each) for each in rows)), None
+    )
     if metric is None:
         return []
     series = {
@@ -138,7 +148,10 @@ def _side_by_side(frame: pd.DataFrame, names: Sequence[str]) -> Table:
         [name, *(_short(value) for value in row)]
         for name, row in zip(names, frame[columns].values, strict=True)
     ]
-    heads = [HEADS.get(column) or column.partition(".")[2].replace("_", " ") or column for column in columns]
+    heads = [
+        HEADS.get(column) or column.partition(".")[2].replace("_", " ") or column
+        for column in columns
+    ]
     return Table(["run", *heads], rows, numbers=False)
 
 
@@ -151,7 +164,11 @@ def _repeating(runs: Sequence[RunDir], names: Sequence[str]) -> PageSection:
 
 def _tiles(frame: pd.DataFrame, metric: str) -> list[Tile]:
     tiles = [
-        Tile("runs", str(int((frame["status"] == "completed").sum())), f"finished, of {len(frame)} begun")
+        Tile(
+            "runs",
+            str(int((frame["status"] == "completed").sum())),
+            f"finished, of {len(frame)} begun",
+        )
     ]
     for title, column, best in (
         (f"best {metric.replace('_', ' ')}", f"metrics.{metric}", "max"),

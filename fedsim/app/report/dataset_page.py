@@ -24,13 +24,19 @@ Drawn = dict[str, tuple[Figure, str]]
 
 
 def write_data_page(config: Config, data_dir: Path | None, experiment: Path, target: Path) -> Path:
-    """Write `data.html` and `figures/` into `target`; return the page. Raises WrongInput for bad data."""
+    """Write `data.html` and `figures/` into `target`; return the page.
+
+    Raises WrongInput for bad data.
+    """
     holdings = load_holdings(config, data_dir)
     rounds_per_period(config.stream, config.train.rounds)  # refuses what a run would
     check_evaluation(config, holdings)
     dataset = holdings.dataset
     drawn = (
-        _activity(holdings) | _labels(config, holdings) | _stream(holdings) | _availability(config, holdings)
+        _activity(holdings)
+        | _labels(config, holdings)
+        | _stream(holdings)
+        | _availability(config, holdings)
     )
     make_folder(target)
     for name, (figure, _) in drawn.items():
@@ -48,7 +54,10 @@ def write_data_page(config: Config, data_dir: Path | None, experiment: Path, tar
         name=config.name,
         facts=facts,
         notes=dataset.notes,
-        figures=[(inline_svg(figure, name, caption), caption) for name, (figure, caption) in drawn.items()],
+        figures=[
+            (inline_svg(figure, name, caption), caption)
+            for name, (figure, caption) in drawn.items()
+        ],
         command=f"fedsim data {shlex.quote(str(experiment))}",
     )
     write_text(target / "data.html", page)
@@ -113,4 +122,6 @@ def _availability(config: Config, holdings: Holdings) -> Drawn:
     hourly = settings.model_copy(update={"round_minutes": 60.0})
     clock = Clock(hourly, config.seed, len(holdings.dataset.devices), hours)
     share = np.array([clock.reachable(round).mean() for round in range(1, 26)])
-    return {"availability": (figures.reachable_by_hour(share), "Devices in reach over the virtual day.")}
+    return {
+        "availability": (figures.reachable_by_hour(share), "Devices in reach over the virtual day.")
+    }

@@ -9,5 +9,7 @@ import jinja2
 def render(template: str, **values: Any) -> str:
     """Return the page that a template of this package makes of the values; text is escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
+    )
     return environment.get_template(template).render(**values)

@@ -31,7 +31,8 @@ A section is a function, in a file of its own where it is long, and one entry he
 
 
 def run_chapter(run: RunDir, checks: Sequence[SanityCheck]) -> Chapter:
-    """Return the chapter of a run, finished or not; `checks` are checks of a sanity battery just done.
+    """Return the chapter of a run, finished or not; `checks` are checks of a sanity battery just
+    done.
 
     Raises WrongInput before its first round.
     """
@@ -44,24 +45,25 @@ def run_chapter(run: RunDir, checks: Sequence[SanityCheck]) -> Chapter:
 
 def in_words(config: Config) -> str:
     """Return what was run, in sentences."""
-    train, selection, data = config.train, config.selection, config.data
+    train = config.train
+    selection = config.selection
+    data = config.data
     work = f"{train.local_steps} steps" if train.local_steps else f"{train.local_epochs} epoch(s)"
     text = (
         f"{train.rounds} rounds of about {selection.cohort} devices, chosen by {selection.rule} "
-        f"({selection.sampling}); the data are {data.path or data.source} ({data.source}), the task is "
-        f"{data.task.replace('_', ' ')}. Each device trains "
-        f"{config.model.name} for {work} by {train.optimizer}; the server aggregates by "
-        f"{config.aggregation.rule} with {config.aggregation.weights} weights."
+        f"({selection.sampling}); the data are {data.path or data.source} ({data.source}), the "
+        f"task is {data.task.replace('_', ' ')}. Each device trains {config.model.name} for "
+        f"{work} by {train.optimizer}; the server aggregates by {config.aggregation.rule} with "
+        f"{config.aggregation.weights} weights."
     )
     if config.stream.mode == "continual":
-        text += (
-            f" Examples arrive in {config.stream.periods} periods; devices keep by {config.stream.memory}."
-        )
+        text += f" Examples arrive in {config.stream.periods} periods; devices keep by {config.stream.memory}."
     return text
 
 
 def _tiles(run: RunDir) -> list[Tile]:
-    tiles, best = [], utility_of(run.rows())
+    tiles = []
+    best = utility_of(run.rows())
     if best is not None:
         reference = reference_of(run).get(best[0])
         note = f"centralised {reference:.3f}" if reference is not None else "on the test examples"
@@ -71,5 +73,7 @@ def _tiles(run: RunDir) -> list[Tile]:
         note = f"one {privacy['unit']}, delta {privacy['delta']:g}"
         tiles.append(Tile("epsilon promised", f"{privacy['epsilon_guarantee']:.2f}", note))
     else:
-        tiles.append(Tile("epsilon", "∞" if run.config.dp.unit == "none" else "?", "no guarantee yet"))
+        tiles.append(
+            Tile("epsilon", "∞" if run.config.dp.unit == "none" else "?", "no guarantee yet")
+        )
     return tiles + attacks.attack_tiles(run)

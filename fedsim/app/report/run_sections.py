@@ -1,4 +1,5 @@
-"""The sections of a report about training: privacy, utility, devices, forgetting, time, how to repeat it.
+"""The sections of a report about training: privacy, utility, devices, forgetting, time, how to
+repeat it.
 
 Each takes the run and the rows of a sanity battery just done, as all sections of a run do.
 """
@@ -28,21 +29,23 @@ def privacy(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
         if run.config.dp.unit != "none":
             sentence = "Told when the run is finished; the ledger is written in each round."
         return PageSection("privacy", "Privacy statement", notice=sentence)
-    relation, trust = found["relation"].replace("_", " "), found["trust"].replace("_", " ")
+    relation = found["relation"].replace("_", " ")
+    trust = found["trust"].replace("_", " ")
     amplified = "claimed" if found["amplification"] else "not claimed"
     words = [
-        f"Epsilon spent by devices: largest {found['epsilon_max']:.3f}, "
-        f"median {found['epsilon_median']:.3f}, 95th "
-        f"percentile {found['epsilon_p95']:.3f}. Amplification by sampling is {amplified}; accountant: "
-        f"{found['accountant']}; noise: {found['noise_source']}.",
-        "privacy.md beside the run is the whole statement. It covers the released models; this page shows "
-        "cohorts and losses and is for the trusted party.",
+        f"Epsilon spent by devices: largest {found['epsilon_max']:.3f}, median "
+        f"{found['epsilon_median']:.3f}, 95th percentile {found['epsilon_p95']:.3f}. "
+        f"Amplification by sampling is {amplified}; accountant: {found['accountant']}; noise: "
+        f"{found['noise_source']}.",
+        "privacy.md beside the run is the whole statement. It covers the released models; this "
+        "page shows cohorts and losses and is for the trusted party.",
     ]
     notice = (
         f"Promised: epsilon at most {found['epsilon_guarantee']:.3f} for one {found['unit']} "
         f"({relation}), delta {found['delta']:g}, trust: {trust}."
     )
-    drawings, points = [], epsilon_by_round(run)
+    drawings = []
+    points = epsilon_by_round(run)
     if points:
         figure = panel({"epsilon spent (RDP)": lines({"": points})})
         caption = "Ledger: largest epsilon spent so far, by RDP (an upper bound)."
@@ -51,15 +54,19 @@ def privacy(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
 
 
 def utility(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
-    rows, reference, config = run.rows(), reference_of(run), run.config
+    rows = run.rows()
+    reference = reference_of(run)
+    config = run.config
     names = [name for name in SHOWN if name in last_metrics(rows)]
     drawings = []
     if names:
         curve = figures.learning_curve(rows, names, reference)
-        drawings.append(Drawing("learning", curve, "Utility on the server's test examples, by round."))
+        drawings.append(
+            Drawing("learning", curve, "Utility on the server's test examples, by round.")
+        )
     words = [
-        "After the last evaluated round. The centralised model has the same first parameters and sees "
-        f"all devices' examples pooled ({config.train.centralised_epochs} epochs of Adam)"
+        "After the last evaluated round. The centralised model has the same first parameters and "
+        f"sees all devices' examples pooled ({config.train.centralised_epochs} epochs of Adam)"
         + ("." if reference else "; it was not trained in this run.")
     ]
     heads = ["metric", "federated", "centralised", "gap"] if reference else ["metric", "federated"]
@@ -67,10 +74,12 @@ def utility(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
 
 
 def _metrics(run: RunDir) -> list[list[str]]:
-    reference, table = reference_of(run), []
+    reference = reference_of(run)
+    table = []
     shown = {name: v for name, v in last_metrics(run.rows()).items() if "_decile_" not in name}
     for name, value in shown.items():
-        central, row = reference.get(name), [name.replace("_", " "), f"{value:.4f}"]
+        central = reference.get(name)
+        row = [name.replace("_", " "), f"{value:.4f}"]
         if reference:
             row += ["", ""] if central is None else [f"{central:.4f}", f"{value - central:+.4f}"]
         table.append(row)
@@ -86,15 +95,19 @@ def devices(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
         Drawing(
             "activity",
             figures.activity_histogram(activity),
-            f"Activity: examples per device, as the server sees it. Gini {gini(activity[activity > 0]):.2f}.",
+            "Activity: examples per device, as the server sees it. Gini "
+            f"{gini(activity[activity > 0]):.2f}.",
         ),
         Drawing(
             "participation",
             figures.participation_by_activity(activity, checkpoint.participation, checkpoint.round),
-            "Participation: share of rounds in which a device was selected, by activity (mean and range).",
+            "Participation: share of rounds in which a device was selected, by activity (mean and "
+            "range).",
         ),
     ]
-    return PageSection("devices", "Activity and participation", drawings=drawings + _deciles(run.rows()))
+    return PageSection(
+        "devices", "Activity and participation", drawings=drawings + _deciles(run.rows())
+    )
 
 
 def _deciles(rows: list[Row]) -> list[Drawing]:
@@ -113,7 +126,10 @@ def forgetting(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
     rows = run.rows("periods.jsonl")
     metric = next((name for name in SHOWN if rows and name in rows[-1]), None)
     if metric is None:
-        words = ["All examples are there from the first round on (stream.mode = static): nothing to forget."]
+        words = [
+            "All examples are there from the first round on (stream.mode = static): nothing to "
+            "forget."
+        ]
         return PageSection("forgetting", "Forgetting", words)
     matrix = period_matrix(rows, metric)
     done = matrix[~np.isnan(matrix).any(axis=1)]
@@ -136,13 +152,13 @@ def rounds(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
         points = [(row["round"], row[best[0]]) for row in run.rows() if best[0] in row]
         audited["utility"] = {best[0]: points}
     floors = {"attack AUC": 0.45}
-    parts = {name: lines(series, floors.get(name, 0.0)) for name, series in audited.items() if series}
+    parts = {
+        name: lines(series, floors.get(name, 0.0)) for name, series in audited.items() if series
+    }
     if len(parts) < 2:
         words = ["There is nothing to set beside utility: no guarantee and no attack in this run."]
         return PageSection("rounds", "All by round", words)
-    caption = (
-        "By round: epsilon spent (RDP, an upper bound), certified epsilon, exposure, attack AUC, utility."
-    )
+    caption = "By round: epsilon spent (RDP, an upper bound), certified epsilon, exposure, attack AUC, utility."
     return PageSection("rounds", "All by round", drawings=[Drawing("panel", panel(parts), caption)])
 
 
@@ -152,7 +168,8 @@ def time(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
         name: [(row["round"], row[key]) for row in rows if key in row]
         for name, key in (("training", "time_train_s"), ("evaluation", "time_evaluate_s"))
     }
-    train, devices = sum(row["time_train_s"] for row in rows), sum(row["devices"] for row in rows)
+    train = sum(row["time_train_s"] for row in rows)
+    devices = sum(row["devices"] for row in rows)
     facts = [
         ["training", f"{train:.1f} s"],
         ["evaluation", f"{sum(row['time_evaluate_s'] for row in rows):.1f} s"],
@@ -161,7 +178,9 @@ def time(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
     if run.summary is not None:
         facts.insert(0, ["setting up", f"{run.summary['time']['setup_s']:.1f} s"])
     drawing = Drawing("time", panel({"seconds": lines(series)}), "Seconds of each round.")
-    return PageSection("time", "Time", drawings=[drawing], tables=[Table(["", "wall clock"], facts)])
+    return PageSection(
+        "time", "Time", drawings=[drawing], tables=[Table(["", "wall clock"], facts)]
+    )
 
 
 def repeat(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
@@ -172,11 +191,15 @@ def repeat(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
         Table(["setting that differs from its default", "value"], changed, numbers=False),
     ]
     words = ["The exact command that repeats the run:"]
-    return PageSection("repeat", "Environment, and how to repeat it", words, (), tables, code=repeating(run))
+    return PageSection(
+        "repeat", "Environment, and how to repeat it", words, (), tables, code=repeating(run)
+    )
 
 
 def _facts(run: RunDir) -> list[list[str]]:
-    rows, manifest, summary = run.rows(), run.manifest, run.summary
+    rows = run.rows()
+    manifest = run.manifest
+    summary = run.summary
     state = "unfinished" if summary is None else summary["status"]
     facts: list[list[Any]] = [
         ["state", f"{state}, {len(rows)} of {run.config.train.rounds} rounds"],
@@ -185,7 +208,10 @@ def _facts(run: RunDir) -> list[list[str]]:
         ["plan", ", ".join(f"{key} {value}" for key, value in manifest["plan"].items())],
         ["versions", ", ".join(f"{key} {value}" for key, value in manifest["versions"].items())],
         ["commit", manifest["commit"] or "not under version control"],
-        ["data", ", ".join(f"{name} ({sha[:12]})" for name, sha in manifest["fingerprint"].items())],
+        [
+            "data",
+            ", ".join(f"{name} ({sha[:12]})" for name, sha in manifest["fingerprint"].items()),
+        ],
     ]
     if summary is not None:
         facts += [

@@ -1,4 +1,6 @@
-"""Self-contained pages about runs, made from their files alone: one, several side by side, or a sweep."""
+"""Self-contained pages about runs, made from their files alone: one, several side by side, or a
+sweep.
+"""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -22,19 +24,22 @@ DETAILED = 4
 def write_report(run: RunDir, checks: Sequence[SanityCheck] = ()) -> Path:
     """Write `report.html` and `figures/` into the run's folder; return the page's path.
 
-    `checks` are of a sanity battery. Works on an unfinished run too. Raises WrongInput before its first
-    round.
+    `checks` are of a sanity battery. Works on an unfinished run too. Raises WrongInput before its
+    first round.
     """
     chapter = run_chapter(run, list(checks))
     return _write([chapter], run.path / "report.html")
 
 
 def write_comparison(paths: Sequence[Path], target: Path, within: float = 0.05) -> Path:
-    """Write `report.html` and `figures/` about runs or sweeps into `target`; return the page's path.
+    """Write `report.html` and `figures/` about runs or sweeps into `target`; return the page's
+    path.
 
-    A path is a sweep's folder, a run's, or one with runs below. Raises WrongInput where there is no run.
+    A path is a sweep's folder, a run's, or one with runs below. Raises WrongInput where there is no
+    run.
     """
-    chapters, runs = [], []
+    chapters = []
+    runs = []
     for path in paths:
         if SweepDir(path).exists:
             chapters.append(sweep_chapter(SweepDir(path), within))
@@ -46,7 +51,8 @@ def write_comparison(paths: Sequence[Path], target: Path, within: float = 0.05) 
         own = [run_chapter(run, []) for run in runs]
         names = labels(runs) if runs else []
         chapters += [
-            Chapter(f"{c.title}: {n}", c.words, c.tiles, c.sections) for c, n in zip(own, names, strict=True)
+            Chapter(f"{c.title}: {n}", c.words, c.tiles, c.sections)
+            for c, n in zip(own, names, strict=True)
         ]
     if not chapters:
         raise WrongInput(f"{', '.join(map(str, paths))}: no run there has finished a round yet")
@@ -68,7 +74,10 @@ def _write(chapters: Sequence[Chapter], path: Path) -> Path:
     """Write a page of chapters, and its figures beside it."""
     drawn = dict(_drawn(chapters))
     text = render(
-        "report.html.jinja", title=chapters[0].title, chapters=list(enumerate(chapters)), drawn=drawn
+        "report.html.jinja",
+        title=chapters[0].title,
+        chapters=list(enumerate(chapters)),
+        drawn=drawn,
     )
     for i, chapter in enumerate(chapters):
         for section in chapter.sections:

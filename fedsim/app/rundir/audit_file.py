@@ -15,7 +15,8 @@ def findings_of(run: RunDir) -> list[Finding]:
 
 
 def replace_findings(run: RunDir, findings: Sequence[Finding]) -> None:
-    """Put findings into the audit file in place of those of the same threat model, and into the summary.
+    """Put findings into the audit file in place of those of the same threat model, and into the
+    summary.
 
     Rows that stay, stay as they are, with all their keys.
     """

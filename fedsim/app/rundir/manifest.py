@@ -61,9 +61,14 @@ def plan_of_work(config: Config, nodes: int) -> dict[str, Any]:
 
 
 def with_plan(place: Place, plan: dict[str, Any]) -> Place:
-    """Return the place that gives `plan` again; one without lanes is of the time when all were threads."""
-    kind, memory = plan.get("lanes", "threads"), plan["chunk_bytes"] / 2**30
-    return place.model_copy(update={"threads": plan["threads"], "lanes": kind, "memory_gib": memory})
+    """Return the place that gives `plan` again; one without lanes is of the time when all were
+    threads.
+    """
+    kind = plan.get("lanes", "threads")
+    memory = plan["chunk_bytes"] / 2**30
+    return place.model_copy(
+        update={"threads": plan["threads"], "lanes": kind, "memory_gib": memory}
+    )
 
 
 def fingerprint(config: Config, federation: FederatedDataset) -> dict[str, str]:
@@ -81,9 +86,12 @@ def fingerprint(config: Config, federation: FederatedDataset) -> dict[str, str]:
     return federation.fingerprint | own
 
 
-def check_resume(run: RunDir, config: Config, federation: FederatedDataset, noise: str = "none") -> None:
+def check_resume(
+    run: RunDir, config: Config, federation: FederatedDataset, noise: str = "none"
+) -> None:
     """Refuse to go on with other data, code, noise or another type of device. Raises WrongInput."""
-    before, after = run.manifest, fingerprint(config, federation)
+    before = run.manifest
+    after = fingerprint(config, federation)
     changed = sorted(
         name
         for name in before["fingerprint"].keys() | after.keys()
@@ -91,19 +99,19 @@ def check_resume(run: RunDir, config: Config, federation: FederatedDataset, nois
     )
     if changed:
         raise WrongInput(
-            f"{run.path} was begun with another {', '.join(changed)}; bring that back, or start over "
-            "with --fresh (the old run is kept aside)"
+            f"{run.path} was begun with another {', '.join(changed)}; bring that back, or start "
+            "over with --fresh (the old run is kept aside)"
         )
     device = torch_device(config.place).type
     if before["device_type"] != device:
         raise WrongInput(
-            f"{run.path} was begun on {before['device_type']} and cannot go on on {device}; use --device "
-            f"{before['device_type']}, or start over with --fresh"
+            f"{run.path} was begun on {before['device_type']} and cannot go on on {device}; use "
+            f"--device {before['device_type']}, or start over with --fresh"
         )
     if before["noise_source"] not in ("none", noise):
         raise WrongInput(
-            f"{run.path} began with noise from {before['noise_source']!r} and cannot go on with {noise!r}; "
-            "run it where it was begun, or start over with --fresh"
+            f"{run.path} began with noise from {before['noise_source']!r} and cannot go on with "
+            f"{noise!r}; run it where it was begun, or start over with --fresh"
         )
 
 
@@ -112,12 +120,16 @@ def roster_hash(devices: NDArray[np.str_]) -> str:
     return hashlib.sha256("\n".join(sorted(devices.tolist())).encode()).hexdigest()
 
 
-def check_roster(before: str, devices: NDArray[np.str_], error: type[Exception] = WrongInput) -> None:
-    """Refuse devices other than a run began with: state and ledger go by their places in the roster."""
+def check_roster(
+    before: str, devices: NDArray[np.str_], error: type[Exception] = WrongInput
+) -> None:
+    """Refuse devices other than a run began with: state and ledger go by their places in the
+    roster.
+    """
     if roster_hash(devices) != before:
         raise error(
-            "the nodes announce other devices than the run began with, and ledger and selection count those; "
-            "bring the same nodes and data back, or start over with --fresh"
+            "the nodes announce other devices than the run began with, and ledger and selection "
+            "count those; bring the same nodes and data back, or start over with --fresh"
         )
 
 
@@ -137,8 +149,12 @@ def _commit() -> str:
     folder = Path(__file__).parent
     try:
         git = ["git", "-C", str(folder)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

@@ -13,7 +13,9 @@ SHOWN = ("intent_accuracy", "slot_f1", "frame_accuracy", "accuracy", "span_f1", 
 
 
 def period_matrix(rows: Sequence[Row], metric: str) -> NDArray[np.float64]:
-    """Return the metric after each period (row 0: untrained) on the test of each: [periods + 1, periods]."""
+    """Return the metric after each period (row 0: untrained) on the test of each: [periods + 1,
+    periods].
+    """
     periods = max((row["test_period"] for row in rows), default=0)
     matrix = np.full((periods + 1, periods), np.nan)
     for row in rows:
@@ -23,7 +25,8 @@ def period_matrix(rows: Sequence[Row], metric: str) -> NDArray[np.float64]:
 
 
 def transfer(matrix: NDArray[np.float64], metric: str) -> dict[str, float]:
-    """Return how much is forgotten, carried back and known beforehand; figures that need more periods lack.
+    """Return how much is forgotten, carried back and known beforehand; figures that need more
+    periods lack.
 
     With R[p, q] the metric after period p on the test examples of q, P periods:
     `forgetting` = mean over q < P of (max over p < P of R[p, q]) - R[P, q] (Chaudhry et al., 2018);
@@ -52,7 +55,9 @@ def last_metrics(rows: Sequence[Row]) -> dict[str, float]:
 
 def mean_flips(rows: list[Row]) -> dict[str, float]:
     """Return each rate's mean over the releases that have an earlier one."""
-    names = {name: None for row in rows for name in row if name.endswith(("_rate", "_mean", "_decile"))}
+    names = {
+        name: None for row in rows for name in row if name.endswith(("_rate", "_mean", "_decile"))
+    }
     return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
 
@@ -60,5 +65,7 @@ def spent_by_round(rows: Sequence[Row]) -> list[tuple[int, float]]:
     """Return (round, largest epsilon spent so far, by RDP); [] without DP."""
     rounds = [Round.of(row) for row in rows]
     return [
-        (each.round, each.dp_epsilon_spent_rdp) for each in rounds if each.dp_epsilon_spent_rdp is not None
+        (each.round, each.dp_epsilon_spent_rdp)
+        for each in rounds
+        if each.dp_epsilon_spent_rdp is not None
     ]

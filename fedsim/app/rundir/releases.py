@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def write_release(run: RunDir, period: int, params: Params, keep: str) -> None:
-    """Keep a period's last model beside the checkpoints; with `keep = "last"` only it and the one before."""
+    """Keep a period's last model beside the checkpoints; with `keep = "last"` only it and the one
+    before.
+    """
     folder = run.path / "checkpoints"
     folder.mkdir(exist_ok=True)
     with replaced(folder / _name(period)) as path, path.open("wb") as stream:

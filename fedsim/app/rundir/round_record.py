@@ -49,7 +49,9 @@ class Round:
     def row(self) -> Row:
         """Return the flat row of `rounds.jsonl`."""
         found = {name: getattr(self, name) for name in NAMES}
-        return {name: value for name, value in found.items() if value is not None} | {**self.measured}
+        return {name: value for name, value in found.items() if value is not None} | {
+            **self.measured
+        }
 
     @property
     def metrics(self) -> dict[str, float]:

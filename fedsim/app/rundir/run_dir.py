@@ -1,7 +1,8 @@
 """A run's folder: config, manifest, rows, checkpoints, summary. Files are the truth.
 
-Everything is written so that a kill at any moment loses at most the round at work: rows are appended
-and cut back to the last checkpoint on resume, all other files are written aside and renamed.
+Everything is written so that a kill at any moment loses at most the round at work: rows are
+appended and cut back to the last checkpoint on resume, all other files are written aside and
+renamed.
 """
 
 import json
@@ -96,7 +97,9 @@ class RunDir:
     def spec(self) -> Spec:
         """Return what the run's examples look like: words, labels, tags, sizes."""
         kept: dict[str, Any] = read_json(self.path / "spec.json")
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()
+        }
         return Spec(**fields)
 
     @contextmanager
@@ -108,7 +111,9 @@ class RunDir:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise WrongInput(f"another process is working on {self.path}; wait for it, or end it") from None
+            raise WrongInput(
+                f"another process is working on {self.path}; wait for it, or end it"
+            ) from None
         try:
             yield
         finally:
@@ -140,7 +145,9 @@ class RunDir:
         write_json(self.path / "summary.json", summary)
 
     def set_aside(self) -> Path | None:
-        """Move what is there, a run or the leftovers of one, to a folder beside it; None if nothing is."""
+        """Move what is there, a run or the leftovers of one, to a folder beside it; None if nothing
+        is.
+        """
         entries = [entry for entry in self.path.iterdir() if entry.name != "lock"]
         if not entries:
             return None
@@ -171,7 +178,9 @@ class RunDir:
 
     def rewrite_rows(self, rows: Sequence[Row], name: str) -> None:
         """Put these rows in place of a file's, whole or not at all."""
-        write_text(self.path / name, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+        write_text(
+            self.path / name, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        )
 
     def cut_rows(self, round: int, name: str = "rounds.jsonl") -> None:
         """Keep only whole rows up to `round`: what stands behind the checkpoint is done again."""
@@ -186,7 +195,10 @@ class RunDir:
         arrays |= {f"aggregator/{n}": p.cpu().numpy() for n, p in checkpoint.aggregator.items()}
         arrays |= {"participation": checkpoint.participation, "losses": checkpoint.losses}
         arrays |= {"round": np.array(checkpoint.round)}
-        with replaced(folder / f"round-{checkpoint.round:06d}.npz") as path, path.open("wb") as stream:
+        with (
+            replaced(folder / f"round-{checkpoint.round:06d}.npz") as path,
+            path.open("wb") as stream,
+        ):
             np.savez(stream, **arrays)  # type: ignore[arg-type]
         if keep == "last":
             for old in self._checkpoints()[:-1]:
@@ -210,7 +222,9 @@ class RunDir:
         return sorted((self.path / "checkpoints").glob("round-*.npz"))
 
     def _remove_if_empty(self, made: Sequence[Path]) -> None:
-        """Leave nothing behind for a run that never began: the folders just `made`, innermost first."""
+        """Leave nothing behind for a run that never began: the folders just `made`, innermost
+        first.
+        """
         if self.exists or not made or {entry.name for entry in self.path.iterdir()} > {"lock"}:
             return
         shutil.rmtree(self.path)
@@ -236,7 +250,9 @@ def open_run(path: Path) -> RunDir:
         return below[0]
     if not below:
         raise WrongInput(f"{str(path)!r} holds no run; `fedsim runs` lists those that there are")
-    raise WrongInput(f"{str(path)!r} holds {len(below)} runs; name one, as in {str(below[0].path)!r}")
+    raise WrongInput(
+        f"{str(path)!r} holds {len(below)} runs; name one, as in {str(below[0].path)!r}"
+    )
 
 
 def _read_checkpoint(path: Path) -> Checkpoint:

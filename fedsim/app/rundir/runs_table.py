@@ -8,7 +8,14 @@ import pandas as pd
 
 from fedsim.app.rundir.files import Row
 from fedsim.app.rundir.run_dir import RunDir, find_runs
-from fedsim.audit.findings import Canary, Finding, LowerBound, Membership, from_row, smallest_is_best
+from fedsim.audit.findings import (
+    Canary,
+    Finding,
+    LowerBound,
+    Membership,
+    from_row,
+    smallest_is_best,
+)
 from fedsim.config import Config, to_flat
 from fedsim.errors import WrongInput
 
@@ -23,11 +30,11 @@ AUDITED_EPSILON = "attacks.audit.epsilon_low.best"
 def load_runs(path: str | Path) -> pd.DataFrame:
     """Return a row for each run in a folder, or below it, finished or not.
 
-    Columns: `path`, `name`, `hash`, `seed`, `status`, `rounds`; every setting that differs between the runs
-    under its dotted key; `metrics.*`, `reference.*`, `privacy.*`, `time.*` as in summary.json; and of the
-    numbers in the rows of `attacks.membership | canary | audit` the strongest and the mean, as
-    `attacks.membership.auc.best` and `.mean`; rows that are mere estimates are left out. What a run lacks is
-    missing. Raises WrongInput without any run.
+    Columns: `path`, `name`, `hash`, `seed`, `status`, `rounds`; every setting that differs between
+    the runs under its dotted key; `metrics.*`, `reference.*`, `privacy.*`, `time.*` as in
+    summary.json; and of the numbers in the rows of `attacks.membership | canary | audit` the
+    strongest and the mean, as `attacks.membership.auc.best` and `.mean`; rows that are mere
+    estimates are left out. What a run lacks is missing. Raises WrongInput without any run.
 
     >>> from fedsim import load_runs, run
     >>> small = {"data.devices": 20, "data.examples": 200, "model.embedding": 8, "selection.cohort": 5}
@@ -55,7 +62,9 @@ def frame_of(runs: Sequence[RunDir]) -> pd.DataFrame:
 
 
 def differing(configs: Sequence[Config]) -> list[str]:
-    """Return the settings that differ between configs and change results, and those that always stand."""
+    """Return the settings that differ between configs and change results, and those that always
+    stand.
+    """
     flat = [to_flat(config) for config in configs]
     return [
         key
@@ -90,7 +99,9 @@ def _figures(run: RunDir) -> Row:
         "privacy": summary["privacy"],
         "time": summary["time"],
     }
-    flat = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+    flat = {
+        f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()
+    }
     for kind, rows in summary["attacks"].items():
         found = [from_row(row, kind) for row in rows]
         certified = [row for row, each in zip(rows, found, strict=True) if not _is_estimate(each)]

@@ -16,7 +16,8 @@ from fedsim.types import concatenate
 
 
 def train_centralised(config: Config, holdings: Holdings) -> dict[str, float]:
-    """Return the test metrics of the model after `train.centralised_epochs` of Adam on all examples.
+    """Return the test metrics of the model after `train.centralised_epochs` of Adam on all
+    examples.
 
     A federation of one device that holds everything, from the same first parameters. Where training
     diverged, the metrics that are no longer finite are absent.
@@ -36,7 +37,8 @@ def train_centralised(config: Config, holdings: Holdings) -> dict[str, float]:
         }
     )
     module = build_model(federation.spec, config.model, config.seed).to(torch_device(config.place))
-    task, params = make_task(federation.spec), parameters_of(module)
+    task = make_task(federation.spec)
+    params = parameters_of(module)
     trainer = Trainer(module, task, settings)
     update = trainer.train(params, [Assignment("pooled", pooled, 1.0)], config.seed, round=0)
     trained = {name: (p.double() + update.delta[name]).float() for name, p in params.items()}

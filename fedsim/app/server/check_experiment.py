@@ -1,7 +1,7 @@
 """What a run refuses, in one place; `show`, `calibrate`, `audit` and `sweep` ask the same.
 
-`check_config` reads no data, so it comes first. `check_experiment` looks at the federation and builds
-the model and the first round. Both write nothing.
+`check_config` reads no data, so it comes first. `check_experiment` looks at the federation and
+builds the model and the first round. Both write nothing.
 """
 
 from dataclasses import dataclass

@@ -24,10 +24,12 @@ FIXED = ("audit.coins", "audit.seed", "audit.shadow", "audit.mislabelled", "audi
 def audit_finished(
     path: Path, changes: Mapping[str, Scalar], another: Another, settings: Iterable[str] = ()
 ) -> list[Finding]:
-    """Audit a finished run with other `[audit]` or `[place]` settings; keep what is found beside the run.
+    """Audit a finished run with other `[audit]` or `[place]` settings; keep what is found beside
+    the run.
 
-    Findings of the same threat model are replaced, in `audit.jsonl` and in the summary. What was trained
-    stays as it was: coins, canaries and random labels cannot be changed any more. Raises WrongInput.
+    Findings of the same threat model are replaced, in `audit.jsonl` and in the summary. What was
+    trained stays as it was: coins, canaries and random labels cannot be changed any more. Raises
+    WrongInput.
     """
     run = open_run(path)
     summary = run.summary
@@ -40,16 +42,23 @@ def audit_finished(
     config = _changed(run.config, wanted)
     check_config(config)
     with run.locked():
-        found = findings_after(_audited(run, config, float(summary["privacy"].get("delta", 0.0)), another))
+        found = findings_after(
+            _audited(run, config, float(summary["privacy"].get("delta", 0.0)), another)
+        )
         replace_findings(run, found)
     return found
 
 
 def _changed(config: Config, changes: Mapping[str, Scalar]) -> Config:
-    """Return the config with other settings of the audit. Raises WrongInput where they concern training."""
+    """Return the config with other settings of the audit.
+
+    Raises WrongInput where they concern training.
+    """
     for key in changes:
         if key in FIXED or not key.startswith(("audit.", "place.")):
-            raise WrongInput(f"{key} was settled when the run was trained; change other audit keys only")
+            raise WrongInput(
+                f"{key} was settled when the run was trained; change other audit keys only"
+            )
     if not (changes.get("audit.evaluators") or config.audit.evaluators):
         changes = {**changes, "audit.evaluators": "membership"}
     return from_flat({**to_flat(config), **changes})
@@ -61,7 +70,9 @@ def _audited(run: RunDir, config: Config, delta: float, another: Another) -> Aud
     found = check_experiment(config, holdings)
     checkpoint = run.last_checkpoint()
     if checkpoint is None:
-        raise WrongInput(f"{str(run.path)!r} has no checkpoint left, so that there is no model to attack")
+        raise WrongInput(
+            f"{str(run.path)!r} has no checkpoint left, so that there is no model to attack"
+        )
     devices = len(holdings.dataset.devices)
     events = worst_events(Ledger.open(run.path, devices), delta) if delta else ()
     return Audited(

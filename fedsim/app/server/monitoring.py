@@ -1,4 +1,6 @@
-"""How a run is doing, for whoever watches over it: metrics.json, metrics.prom and log.jsonl in its folder."""
+"""How a run is doing, for whoever watches over it: metrics.json, metrics.prom and log.jsonl in its
+folder.
+"""
 
 import json
 import logging
@@ -31,7 +33,9 @@ HELP = {
 
 
 def write_health(run: RunDir, config: Config, spending: Spending, why: str = "") -> None:
-    """Write the metrics as they are after the last row; `why` tells how the run ended, "" while it works."""
+    """Write the metrics as they are after the last row; `why` tells how the run ended, "" while it
+    works.
+    """
     if not config.place.metrics:
         return
     found = gauges(run.rounds(), config, spending) | {"up": int(not why)}
@@ -65,7 +69,10 @@ class _Lines(logging.Formatter):
     """One JSON object a record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        told = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname.lower()}
+        told = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+        }
         return json.dumps(told | {"part": record.name, "message": record.getMessage()})
 
 

@@ -1,4 +1,6 @@
-"""The nodes of a run, as far as they are connected: wait for them, ask what they host, exchange messages."""
+"""The nodes of a run, as far as they are connected: wait for them, ask what they host, exchange
+messages.
+"""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -32,7 +34,8 @@ class Nodes:
     """Nodes that have announced themselves in `period`."""
 
     def roster(self, period: int = 1) -> Roster:
-        """Wait for the nodes and ask each for its devices and their public activity in a period (or `EVER`).
+        """Wait for the nodes and ask each for its devices and their public activity in a period (or
+        `EVER`).
 
         With `place.nodes`, so many good answers are enough; else every connected node must answer.
         Raises RunFailed, and WrongInput when two nodes announce one device.
@@ -56,17 +59,18 @@ class Nodes:
             raise RunFailed("no node is connected; start nodes first")
         if len(here) < wanted:
             raise RunFailed(
-                f"{len(here)} of {wanted} nodes are connected after {self.place.wait_s:g} s; start the "
-                "others, or lower place.nodes"
+                f"{len(here)} of {wanted} nodes are connected after {self.place.wait_s:g} s; "
+                "start the others, or lower place.nodes"
             )
         return here
 
     def follow(self, roster: Roster, period: int) -> Roster:
-        """Return the roster with the devices where they are now: nodes come back late or under another id.
+        """Return the roster with the devices where they are now: nodes come back late or under
+        another id.
 
-        The devices stay those that the run began with; whoever else is announced is left to the next run. In
-        a new period a device is inactive until its node says what it holds. Raises RunFailed, or WrongInput,
-        where no node says so.
+        The devices stay those that the run began with; whoever else is announced is left to the
+        next run. In a new period a device is inactive until its node says what it holds. Raises
+        RunFailed, or WrongInput, where no node says so.
         """
         begins = period != self.period
         if begins:
@@ -91,7 +95,8 @@ class Nodes:
         return roster
 
     def exchange(self, messages: Sequence[Message], round: int) -> list[Message]:
-        """Send messages and return what is answered within `place.deadline_s`, in the order of arrival.
+        """Send messages and return what is answered within `place.deadline_s`, in the order of
+        arrival.
 
         Whoever is away is not asked. Raises RunFailed where nobody is there or nobody answers.
         """
@@ -100,8 +105,8 @@ class Nodes:
         sent = self._reachable(messages) or self._reachable(messages, self.place.wait_s)
         if not sent:
             raise RunFailed(
-                f"no node that hosts a device of round {round} is connected; start the nodes and run it "
-                "again to go on from the last round"
+                f"no node that hosts a device of round {round} is connected; start the nodes and "
+                "run it again to go on from the last round"
             )
         if len(sent) < len(messages):
             logger.warning("round %d: %d node(s) are away", round, len(messages) - len(sent))
@@ -109,12 +114,16 @@ class Nodes:
         late = len(sent) - len(replies)
         if late:
             logger.warning(
-                "round %d: %d node(s) did not answer within %g s", round, late, self.place.deadline_s
+                "round %d: %d node(s) did not answer within %g s",
+                round,
+                late,
+                self.place.deadline_s,
             )
         if not replies:
             raise RunFailed(
-                f"no node answered round {round} within place.deadline_s = {self.place.deadline_s:g}; raise "
-                "it and run it again to go on from the last round"
+                f"no node answered round {round} within place.deadline_s = "
+                f"{self.place.deadline_s:g}; raise it and run it again to go on from the last "
+                "round"
             )
         return replies
 
@@ -127,10 +136,13 @@ class Nodes:
                 return sent
             time.sleep(PAUSE_S)
 
-    def _ask(self, nodes: Iterable[int], period: int) -> tuple[dict[int, Announcement], dict[int, Exception]]:
+    def _ask(
+        self, nodes: Iterable[int], period: int
+    ) -> tuple[dict[int, Announcement], dict[int, Exception]]:
         """Return the announcements by node, and why others failed; both in the order of node ids."""
         messages = [
-            Message(pack_question(period), dst_node_id=node, message_type=MessageType.QUERY) for node in nodes
+            Message(pack_question(period), dst_node_id=node, message_type=MessageType.QUERY)
+            for node in nodes
         ]
         limit = self.place.deadline_s or None
         replies = list(self.grid.send_and_receive(messages, timeout=limit)) if messages else []
@@ -141,7 +153,9 @@ class Nodes:
             try:
                 if reply.has_error():
                     failed[node] = (
-                        WrongInput(failure(reply)) if is_refusal(reply) else RunFailed(failure(reply))
+                        WrongInput(failure(reply))
+                        if is_refusal(reply)
+                        else RunFailed(failure(reply))
                     )
                 else:
                     found[node] = unpack_announcement(reply.content)

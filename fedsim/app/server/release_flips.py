@@ -22,11 +22,13 @@ def flips_since(server: "Server", before: Params, examples: Examples) -> Evaluat
 
 
 def release_row(server: "Server", period: int) -> Row:
-    """Return the flips of a period's model since the last one: over all test examples, and on devices.
+    """Return the flips of a period's model since the last one: over all test examples, and on
+    devices.
 
     Empty where there is no earlier release. Rates over devices count every device alike.
     """
-    before, now = read_release(server.run, period - 1), server.strategy.state
+    before = read_release(server.run, period - 1)
+    now = server.strategy.state
     if before is None:
         return {}
     row: Row = {"round": now.round, "release": period}

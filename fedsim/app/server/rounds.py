@@ -35,10 +35,13 @@ def run_rounds(server: Server, watch: Watch) -> str:
 
     Returns why the run ended before that, or "".
     """
-    strategy, run, settings = server.strategy, server.run, server.config.train
+    strategy = server.strategy
+    run = server.run
+    settings = server.config.train
     resume(strategy, run)
     audit_round(server)
-    period, why = 0, ""
+    period = 0
+    why = ""
     for round in range(strategy.state.round + 1, settings.rounds + 1):
         if settings.patience and stopped_early(server.config, server.task, run.rows()):
             why = early_sentence(settings.patience, run.rows())
@@ -82,7 +85,9 @@ def audit_round(server: Server, ended: bool = False) -> None:
     if state.round == 0 or (state.round == server.config.train.rounds and not ended):
         return
     if server.config.audit.evaluators:
-        from fedsim.app.audits.schedule import audit  # scipy and all attacks: only audited runs wait for it
+        from fedsim.app.audits.schedule import (
+            audit,
+        )  # scipy and all attacks: only audited runs wait for it
 
         audit(server.audited(ended))
 
@@ -99,8 +104,8 @@ def check_finite(row: Row) -> None:
     wrong = [name for name, value in row.items() if not math.isfinite(value)]
     if wrong:
         raise RunFailed(
-            f"training diverged in round {row['round']}: {', '.join(wrong)} is no longer finite; lower "
-            "train.lr or aggregation.lr"
+            f"training diverged in round {row['round']}: {', '.join(wrong)} is no longer finite; "
+            "lower train.lr or aggregation.lr"
         )
 
 
@@ -119,7 +124,8 @@ def resume(strategy: Federated, run: RunDir) -> None:
 
 def enter_period(server: Server, round: int, before: int) -> int:
     """Return the round's period; where it is a new one, measure what came before."""
-    stream, rounds = server.config.stream, server.config.train.rounds
+    stream = server.config.stream
+    rounds = server.config.train.rounds
     period = period_of_round(stream, rounds, round)
     if stream.mode == "static" or period == before:
         return period
@@ -130,7 +136,8 @@ def enter_period(server: Server, round: int, before: int) -> int:
 
 def measure_periods(server: Server) -> None:
     """Measure the current model on the test examples of every period, past, present and future."""
-    stream, round = server.config.stream, server.strategy.state.round
+    stream = server.config.stream
+    round = server.strategy.state.round
     if stream.mode == "static":
         return
     done = period_of_round(stream, server.config.train.rounds, round) if round else 0
@@ -138,7 +145,9 @@ def measure_periods(server: Server) -> None:
     for period in range(1, stream.periods + 1):
         test = server.holdings.test(period)
         if test is not None:
-            row = {"round": round, "after_period": done, "test_period": period} | server.evaluate(test)
+            row = {"round": round, "after_period": done, "test_period": period} | server.evaluate(
+                test
+            )
             check_finite(row)
             server.run.append_row(row, "periods.jsonl")
 
@@ -154,7 +163,9 @@ def measure_release(server: Server, period: int) -> None:
 
 
 def as_checkpoint(state: ServerState) -> Checkpoint:
-    return Checkpoint(state.round, state.params, state.aggregator, state.participation, state.losses)
+    return Checkpoint(
+        state.round, state.params, state.aggregator, state.participation, state.losses
+    )
 
 
 def round_done(server: Server, round: int, metrics: Mapping[str, Any]) -> Round:
@@ -226,6 +237,8 @@ def evaluated(server: Server, done: Round, period: int) -> Round:
         round, pack_params(server.strategy.state.params), ConfigRecord(), server.grid
     )
     if messages:
-        on_devices = server.strategy.aggregate_evaluate(round, server.nodes.exchange(messages, round))
+        on_devices = server.strategy.aggregate_evaluate(
+            round, server.nodes.exchange(messages, round)
+        )
         found |= dict(on_devices) if on_devices else {}
     return replace(done, period=found.pop("period", None), measured=found)

@@ -58,8 +58,8 @@ def serve(
 
     `another` does a run of another config, for audits that train shadow models.
 
-    A finished run is left as it is, unless `fresh` sets it aside (after the input was found good). Raises
-    WrongInput before anything is written, RunFailed later.
+    A finished run is left as it is, unless `fresh` sets it aside (after the input was found good).
+    Raises WrongInput before anything is written, RunFailed later.
     """
     run = RunDir.of(config)
     with run.locked():
@@ -70,8 +70,8 @@ def serve(
                 if error.errno not in NO_ROOM:
                     raise
                 raise RunFailed(
-                    f"{run.path} cannot be written ({error.strerror}); make room and run it again to go on "
-                    "from the last round"
+                    f"{run.path} cannot be written ({error.strerror}); make room and run it again "
+                    "to go on from the last round"
                 ) from error
     return run
 
@@ -106,7 +106,9 @@ def _run(
         check_roster(run.manifest.get("roster", ""), roster.devices)
     else:
         run.set_aside()
-        manifest = make_manifest(config, federation, len(np.unique(roster.nodes)), noise.kind, roster.devices)
+        manifest = make_manifest(
+            config, federation, len(np.unique(roster.nodes)), noise.kind, roster.devices
+        )
         activity = public_activity(federation.activity, config.data.activity_public)
         run.create(config, manifest, federation.spec, federation.devices, activity)
         write_plan(run, config, federation)

@@ -44,7 +44,8 @@ class Server:
 
     def audited(self, ended: bool) -> Audited:
         """Return the run as its auditors see it now; `ended` says whether this is its last model."""
-        state, config = self.strategy.state, self.config
+        state = self.strategy.state
+        config = self.config
         events = self.spending.worst_events() if config.audit.evaluators else ()
         return Audited(
             config,
@@ -63,4 +64,6 @@ class Server:
     def evaluate(self, examples: Examples) -> dict[str, float]:
         """Return the metrics of the current model on some examples."""
         metrics = metrics_of(self.config.evaluation.metrics)
-        return evaluate(self.module, self.task, self.strategy.state.params, examples, metrics=metrics)
+        return evaluate(
+            self.module, self.task, self.strategy.state.params, examples, metrics=metrics
+        )

@@ -11,10 +11,18 @@ from fedsim.data.federation import count_unseen_labels
 
 
 def summarise(
-    server: Server, reference: dict[str, float], setup_s: float, why: str, privacy: Mapping[str, Any]
+    server: Server,
+    reference: dict[str, float],
+    setup_s: float,
+    why: str,
+    privacy: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return `summary.json`; metrics are those of the last evaluated round, `why` tells of an early end."""
-    config, federation, rows = server.config, server.federation, server.run.rows()
+    """Return `summary.json`; metrics are those of the last evaluated round, `why` tells of an early
+    end.
+    """
+    config = server.config
+    federation = server.federation
+    rows = server.run.rows()
     rounds = server.run.rounds()
     matrix = period_matrix(server.run.rows("periods.jsonl"), server.task.metric)
     train_s = sum(done.time_train_s for done in rounds)

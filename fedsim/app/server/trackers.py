@@ -1,7 +1,8 @@
 """Mirrors of a run while it goes on: TensorBoard, or your own. The run's files stay the truth.
 
-`place.trackers` names them, with commas. Your own is "package.module:function", which gets the run's folder
-and its config and returns a `Tracker`. What a tracker raises is told once; it never stops a run.
+`place.trackers` names them, with commas. Your own is "package.module:function", which gets the
+run's folder and its config and returns a `Tracker`. What a tracker raises is told once; it never
+stops a run.
 """
 
 import sys
@@ -50,7 +51,9 @@ TRACKERS: dict[str, Make] = {"tensorboard": TensorBoard}
 
 def trackers_of(config: Config) -> dict[str, Make]:
     """Return the trackers that a config names. Raises WrongInput for one that is not known."""
-    return {name: lookup("place.trackers", name, TRACKERS) for name in listed(config.place.trackers)}
+    return {
+        name: lookup("place.trackers", name, TRACKERS) for name in listed(config.place.trackers)
+    }
 
 
 class Mirrors:
@@ -91,7 +94,5 @@ class Mirrors:
             act()
         except Exception as error:  # a mirror never stops what it mirrors
             self.trackers.pop(name, None)
-            told = (
-                f"the tracker {name!r} failed and is left out from here on: {type(error).__name__}: {error}"
-            )
+            told = f"the tracker {name!r} failed and is left out from here on: {type(error).__name__}: {error}"
             print(told, file=sys.stderr)

@@ -28,6 +28,6 @@ def check_runs(runs: Sequence[Member]) -> None:
     if found:
         sentence = next(iter(found.values()))
         raise WrongInput(
-            f"{len(found)} of {len({m.config.hash for m in runs})} settings would be refused; the first: "
-            f"{sentence}"
+            f"{len(found)} of {len({m.config.hash for m in runs})} settings would be refused; the "
+            f"first: {sentence}"
         )

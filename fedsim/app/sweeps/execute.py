@@ -28,24 +28,32 @@ def shared_threads(place: Place, jobs: int) -> int:
     return place.threads or max(1, (os.cpu_count() or 1) // jobs)
 
 
-def print_plan(sweep: Sweep, runs: Sequence[Member], jobs: int, out: Path, console: Console) -> None:
+def print_plan(
+    sweep: Sweep, runs: Sequence[Member], jobs: int, out: Path, console: Console
+) -> None:
     """Print every run with its state and what it will cost; do nothing."""
     cost = known_cost(out, [sweep.name, load(sweep.base).name])
-    table = Table("", *(axis.name for axis in sweep.axes), "seed", "folder", "state", "seconds, about")
+    table = Table(
+        "", *(axis.name for axis in sweep.axes), "seed", "folder", "state", "seconds, about"
+    )
     left = 0.0
     for number, member in enumerate(runs, start=1):
-        state, seconds = state_of(RunDir.of(member.config)), cost.seconds(member.config) if cost else None
+        state = state_of(RunDir.of(member.config))
+        seconds = cost.seconds(member.config) if cost else None
         left += seconds or 0.0 if state != "finished" else 0.0
         told = "unknown" if seconds is None else f"{seconds:.0f}"
         where = member.where.values()
         table.add_row(str(number), *where, str(member.config.seed), member.config.hash, state, told)
     console.print(table)
     if cost is None:
-        console.print("What they will take is not known: no run of this base or sweep is finished yet.")
+        console.print(
+            "What they will take is not known: no run of this base or sweep is finished yet."
+        )
         return
     console.print(
-        f"About {left / jobs / 60:.1f} minutes with {jobs} at a time, by rounds and cohort, from {cost.runs} "
-        "finished run(s) of this base or sweep; audits and centralised references come on top.",
+        f"About {left / jobs / 60:.1f} minutes with {jobs} at a time, by rounds and cohort, from "
+        f"{cost.runs} finished run(s) of this base or sweep; audits and centralised references "
+        "come on top.",
         soft_wrap=True,
     )
 
@@ -53,13 +61,20 @@ def print_plan(sweep: Sweep, runs: Sequence[Member], jobs: int, out: Path, conso
 def print_search(sweep: Sweep, jobs: int, out: Path, console: Console) -> None:
     """Print how much a search will do and, by its base experiment, what that will cost."""
     base = load(sweep.base)
-    cost, runs = known_cost(out, [sweep.name, base.name]), sweep.search["trials"] * len(sweep.seeds)
-    console.print(f"{sweep.search['trials']} trials of {len(sweep.seeds)} seed(s): at most {runs} runs.")
+    cost = known_cost(out, [sweep.name, base.name])
+    runs = sweep.search["trials"] * len(sweep.seeds)
+    console.print(
+        f"{sweep.search['trials']} trials of {len(sweep.seeds)} seed(s): at most {runs} runs."
+    )
     if cost is None:
-        console.print("What they will take is not known: no run of this base or sweep is finished yet.")
+        console.print(
+            "What they will take is not known: no run of this base or sweep is finished yet."
+        )
         return
     minutes = cost.seconds(base) * runs / jobs / 60
-    console.print(f"About {minutes:.1f} minutes with {jobs} at a time, if all cost what the base does.")
+    console.print(
+        f"About {minutes:.1f} minutes with {jobs} at a time, if all cost what the base does."
+    )
 
 
 def state_of(run: RunDir) -> str:
@@ -90,8 +105,12 @@ def do_runs(folder: SweepDir, runs: Sequence[Member], jobs: int, console: Consol
 
 
 def write_results(folder: SweepDir, within: float) -> list[str]:
-    """Write the sweep's tables into its folder; return what to print: the table, the cheapest, the failed."""
-    frame, axes, failed = folder.frame(), folder.axes, folder.failed()
+    """Write the sweep's tables into its folder; return what to print: the table, the cheapest, the
+    failed.
+    """
+    frame = folder.frame()
+    axes = folder.axes
+    failed = folder.failed()
     metric = folder.plan["metric"] or first_metric(frame)
     table = pareto_table(frame, axes, metric)
     paths = write_table(table, folder.path, failed)

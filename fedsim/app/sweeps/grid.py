@@ -1,4 +1,6 @@
-"""A sweep: one base experiment, settings on a grid, seeds; what its file says, and the runs that it means."""
+"""A sweep: one base experiment, settings on a grid, seeds; what its file says, and the runs that it
+means.
+"""
 
 import itertools
 import math
@@ -80,8 +82,11 @@ def load_sweep(path: Path, settings: Sequence[str] = ()) -> Sweep:
     )
 
 
-def members(sweep: Sweep, place: Settings, calibrate: Callable[[Config, float], Config]) -> list[Member]:
-    """Return every run of the grid, seeds innermost; `place` are settings of the section of that name.
+def members(
+    sweep: Sweep, place: Settings, calibrate: Callable[[Config, float], Config]
+) -> list[Member]:
+    """Return every run of the grid, seeds innermost; `place` are settings of the section of that
+    name.
 
     `calibrate(config, epsilon)` makes the guarantee of a config that epsilon. Raises WrongInput.
     """
@@ -100,7 +105,9 @@ def members(sweep: Sweep, place: Settings, calibrate: Callable[[Config, float], 
 def member_config(
     sweep: Sweep, settings: Settings, place: Settings, calibrate: Callable[[Config, float], Config]
 ) -> Config:
-    """Return the base's config with the fixed and the given settings; `epsilon` among them calibrates."""
+    """Return the base's config with the fixed and the given settings; `epsilon` among them
+    calibrates.
+    """
     wanted = sweep.fixed | settings
     epsilon = wanted.pop(EPSILON, None)
     config = from_flat(to_flat(load(sweep.base)) | wanted | place | {"name": sweep.name})
@@ -121,7 +128,8 @@ def values(name: str, given: Any) -> list[Scalar]:
     if isinstance(given, Mapping) and given.keys() == {"log_from", "log_to", "count"}:
         return _logarithmic(name, **given)
     raise WrongInput(
-        f"{name} = {given!r} is no grid: give a list, {{from, to, step}} or {{log_from, log_to, count}}"
+        f"{name} = {given!r} is no grid: give a list, {{from, to, step}} or {{log_from, log_to, "
+        "count}"
     )
 
 
@@ -152,7 +160,9 @@ def _axes(grid: Mapping[str, Any]) -> tuple[Axis, ...]:
     for axis in axes:
         for key in {key for point in axis.points for key in point.settings}:
             if key in sources:
-                raise WrongInput(f"{key} is set by two axes of the grid, {sources[key]} and {axis.name}")
+                raise WrongInput(
+                    f"{key} is set by two axes of the grid, {sources[key]} and {axis.name}"
+                )
             sources[key] = axis.name
     return axes
 
@@ -186,14 +196,18 @@ def _leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _check_key(key: str) -> None:
     if key in ("seed", "name", "schema") or key.startswith("place."):
-        raise WrongInput(f"{key!r} is not varied here: seeds = [1, 2, 3], name and --set place.* stand apart")
+        raise WrongInput(
+            f"{key!r} is not varied here: seeds = [1, 2, 3], name and --set place.* stand apart"
+        )
     if key != EPSILON and key not in known_keys():
         raise WrongInput(f"unknown config key {key!r}{suggestion(key, [EPSILON, *known_keys()])}")
 
 
 def _seeds(given: Any) -> tuple[int, ...]:
     if not isinstance(given, list) or not given or not all(type(seed) is int for seed in given):
-        raise WrongInput(f"seeds = {given!r}: give a list of whole numbers, as in seeds = [1, 2, 3]")
+        raise WrongInput(
+            f"seeds = {given!r}: give a list of whole numbers, as in seeds = [1, 2, 3]"
+        )
     return tuple(dict.fromkeys(given))
 
 

@@ -1,4 +1,6 @@
-"""Utility against privacy over the runs of a sweep: means over seeds, the frontier, the cheapest good one."""
+"""Utility against privacy over the runs of a sweep: means over seeds, the frontier, the cheapest
+good one.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,11 +26,13 @@ CONFIDENCE = 0.95
 
 
 def pareto_table(runs: pd.DataFrame, axes: Sequence[str], metric: str = "") -> pd.DataFrame:
-    """Return a row for each setting of finished runs: figures over its seeds, with 95 % t-intervals.
+    """Return a row for each setting of finished runs: figures over its seeds, with 95 %
+    t-intervals.
 
-    `axes` are columns of `runs` that name a setting. Columns: these, `hash`, `rule`, `mode`, `unit`,
-    `seeds`, `utility`, `attack_auc`, `exposure`, `audited_epsilon` (mean, `_low`, `_high`),
-    `epsilon` (the largest guarantee, infinite without DP), `delta`, `seconds` (mean of a run), `frontier`.
+    `axes` are columns of `runs` that name a setting. Columns: these, `hash`, `rule`, `mode`,
+    `unit`, `seeds`, `utility`, `attack_auc`, `exposure`, `audited_epsilon` (mean, `_low`, `_high`),
+    `epsilon` (the largest guarantee, infinite without DP), `delta`, `seconds` (mean of a run),
+    `frontier`.
     """
     done = runs[runs["status"] == "completed"]
     column = f"metrics.{metric or first_metric(done)}"
@@ -45,14 +49,18 @@ def first_metric(runs: pd.DataFrame) -> str:
 
 
 def frontier(utility: NDArray[np.float64], epsilon: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which points no other beats, with as much utility for less epsilon or more for as little."""
+    """Return which points no other beats, with as much utility for less epsilon or more for as
+    little.
+    """
     better = (utility[None] >= utility[:, None]) & (epsilon[None] <= epsilon[:, None])
     strictly = (utility[None] > utility[:, None]) | (epsilon[None] < epsilon[:, None])
     return ~(better & strictly).any(1) & ~np.isnan(utility)
 
 
 def cheapest(table: pd.DataFrame, within: float) -> pd.Series | None:
-    """Return the row of least epsilon (then of least time) whose utility is within a share of the best."""
+    """Return the row of least epsilon (then of least time) whose utility is within a share of the
+    best.
+    """
     if table.empty or table["utility"].isna().all():
         return None
     good = table[table["utility"] >= (1 - within) * table["utility"].max()]
@@ -65,10 +73,13 @@ def cheapest_sentence(table: pd.DataFrame, axes: Sequence[str], metric: str, wit
     if row is None:
         return "No run is finished yet, so none can be named the cheapest."
     where = ", ".join(f"{_title(axis)} = {row[axis]}" for axis in axes) or str(row["hash"])
-    price = f"epsilon {row['epsilon']:.3g}" if np.isfinite(row["epsilon"]) else "no guarantee (no DP)"
+    price = (
+        f"epsilon {row['epsilon']:.3g}" if np.isfinite(row["epsilon"]) else "no guarantee (no DP)"
+    )
     return (
-        f"Cheapest within {within:.0%} of the best utility: {where}, with {metric.replace('_', ' ')} "
-        f"{row['utility']:.4f} (best {table['utility'].max():.4f}) at {price}, {row['seconds']:.0f} s a run."
+        f"Cheapest within {within:.0%} of the best utility: {where}, with "
+        f"{metric.replace('_', ' ')} {row['utility']:.4f} (best {table['utility'].max():.4f}) at "
+        f"{price}, {row['seconds']:.0f} s a run."
     )
 
 
@@ -76,12 +87,19 @@ def t_interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """Return the 95 % interval of a mean by Student's t; NaN below two values."""
     if len(values) < 2:
         return np.nan, np.nan
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = (
+        stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+        * values.std(ddof=1)
+        / np.sqrt(len(values))
+    )
     return float(values.mean() - half), float(values.mean() + half)
 
 
 def write_table(table: pd.DataFrame, folder: Path, failed: Mapping[str, str]) -> dict[str, Path]:
-    """Write `table.md`, `table.csv` and `table.parquet`; return them by suffix. `failed`: run -> sentence."""
+    """Write `table.md`, `table.csv` and `table.parquet`; return them by suffix.
+
+    `failed`: run -> sentence.
+    """
     make_folder(folder)
     paths = {suffix: folder / f"table.{suffix}" for suffix in ("md", "csv", "parquet")}
     with replaced(paths["csv"]) as path:
@@ -89,7 +107,9 @@ def write_table(table: pd.DataFrame, folder: Path, failed: Mapping[str, str]) ->
     with replaced(paths["parquet"]) as path:
         table.to_parquet(path, index=False)
     with replaced(paths["md"]) as path:
-        path.write_text("\n".join(markdown(shown(table)) + failures(failed)) + "\n", encoding="utf-8")
+        path.write_text(
+            "\n".join(markdown(shown(table)) + failures(failed)) + "\n", encoding="utf-8"
+        )
     return paths
 
 
@@ -111,7 +131,9 @@ def markdown(texts: pd.DataFrame) -> list[str]:
     if texts.empty:
         return ["No run is finished yet."]
     rows = [list(texts.columns), ["---"] * texts.shape[1], *texts.to_numpy().tolist()]
-    return [f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    return [
+        f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in rows
+    ]
 
 
 def failures(failed: Mapping[str, str]) -> list[str]:
@@ -125,9 +147,15 @@ def _row(group: pd.DataFrame, axes: Sequence[str], column: str) -> dict[str, obj
     row |= {"hash": first["hash"], "rule": first["selection.rule"], "mode": first["stream.mode"]}
     row |= {"unit": first["dp.unit"], "seeds": len(group)}
     for name, source in {"utility": column, **ATTACKS}.items():
-        values = group[source].dropna().to_numpy(dtype=np.float64) if source in group else np.zeros(0)
+        values = (
+            group[source].dropna().to_numpy(dtype=np.float64) if source in group else np.zeros(0)
+        )
         low, high = t_interval(values)
-        row |= {name: values.mean() if len(values) else np.nan, f"{name}_low": low, f"{name}_high": high}
+        row |= {
+            name: values.mean() if len(values) else np.nan,
+            f"{name}_low": low,
+            f"{name}_high": high,
+        }
     row["epsilon"] = _guarantee(group)
     row["delta"] = group["privacy.delta"].max() if "privacy.delta" in group else np.nan
     row["seconds"] = float((group["time.setup_s"] + group["time.train_s"]).mean())
@@ -135,7 +163,9 @@ def _row(group: pd.DataFrame, axes: Sequence[str], column: str) -> dict[str, obj
 
 
 def _guarantee(group: pd.DataFrame) -> float:
-    """Return the largest epsilon that a run of the group may have cost; infinite where one has no DP."""
+    """Return the largest epsilon that a run of the group may have cost; infinite where one has no
+    DP.
+    """
     if "privacy.epsilon_guarantee" not in group:
         return float("inf")
     return float(group["privacy.epsilon_guarantee"].fillna(np.inf).max())
@@ -147,7 +177,9 @@ def _title(name: str) -> str:
 
 
 def _with_interval(row: pd.Series, name: str) -> str:
-    mean, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    mean = row[name]
+    low = row[f"{name}_low"]
+    high = row[f"{name}_high"]
     if np.isnan(mean):
         return ""
     return f"{mean:.4f}" if np.isnan(low) else f"{mean:.4f} ± {(high - low) / 2:.4f}"

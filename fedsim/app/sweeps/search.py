@@ -10,7 +10,15 @@ from rich.console import Console
 
 from fedsim.app.rundir.files import make_folder
 from fedsim.app.sweeps.execute import do_runs
-from fedsim.app.sweeps.grid import EPSILON, Member, Settings, Sweep, distinct, member_config, with_seed
+from fedsim.app.sweeps.grid import (
+    EPSILON,
+    Member,
+    Settings,
+    Sweep,
+    distinct,
+    member_config,
+    with_seed,
+)
 from fedsim.app.sweeps.pareto import first_metric, pareto_table
 from fedsim.app.sweeps.sweep_dir import SweepDir
 from fedsim.config import Config, Scalar, known_keys
@@ -44,7 +52,8 @@ class SweepSearch:
         """Return the runs of a trial, one a seed."""
         config = member_config(self.sweep, dict(params), self.place, self.calibrate)
         where = {
-            key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in params.items()
+            key: f"{value:.4g}" if isinstance(value, float) else str(value)
+            for key, value in params.items()
         }
         return [Member(where, with_seed(config, seed)) for seed in self.sweep.seeds]
 
@@ -66,7 +75,9 @@ def check_search(sweep: Sweep) -> None:
     if unknown:
         raise WrongInput(f"[search]: unknown key {unknown[0]!r}{suggestion(unknown[0], KEYS)}")
     if sweep.axes:
-        raise WrongInput("a sweep has a [grid] or a [search], not both; put the grid into a sweep of its own")
+        raise WrongInput(
+            "a sweep has a [grid] or a [search], not both; put the grid into a sweep of its own"
+        )
     if type(search.get("trials")) is not int or search["trials"] < 1:
         raise WrongInput("[search] wants trials = N, a whole number of settings to try")
     strange = [name for name in objectives_of(sweep) if name not in DIRECTIONS]
@@ -78,7 +89,9 @@ def check_search(sweep: Sweep) -> None:
         raise WrongInput("[search] wants a [search.space] with at least one setting")
     for key in flat_space(search["space"]):
         if key not in (EPSILON, *known_keys()):
-            raise WrongInput(f"unknown config key {key!r}{suggestion(key, [EPSILON, *known_keys()])}")
+            raise WrongInput(
+                f"unknown config key {key!r}{suggestion(key, [EPSILON, *known_keys()])}"
+            )
 
 
 def objectives_of(sweep: Sweep) -> list[str]:
@@ -86,7 +99,9 @@ def objectives_of(sweep: Sweep) -> list[str]:
     return list(sweep.search.get("objectives", ["utility", "epsilon"]))
 
 
-def open_search(sweep: Sweep, folder: SweepDir, place: Settings, calibrate: Calibrate) -> SweepSearch:
+def open_search(
+    sweep: Sweep, folder: SweepDir, place: Settings, calibrate: Calibrate
+) -> SweepSearch:
     """Return the search as its journal has it. Raises WrongInput without Optuna."""
     check_search(sweep)
     try:
@@ -102,7 +117,9 @@ def open_search(sweep: Sweep, folder: SweepDir, place: Settings, calibrate: Cali
         load_if_exists=True,
     )
     if [d.name.lower() for d in study.directions] != wanted:
-        raise WrongInput(f"{folder.path} holds a search with other objectives; give the sweep another name")
+        raise WrongInput(
+            f"{folder.path} holds a search with other objectives; give the sweep another name"
+        )
     study.sampler = optuna.samplers.TPESampler(
         seed=sweep.seeds[0] + len(study.trials)
     )  # never the same draws
@@ -121,14 +138,18 @@ def do_search(search: SweepSearch, jobs: int, console: Console) -> list[Member]:
 
 
 def suggest(trial: "optuna.Trial", space: Mapping[str, Any]) -> None:
-    """Let a trial choose a value for each setting: of a list, in {from, to[, step]} or {log_from, log_to}."""
+    """Let a trial choose a value for each setting: of a list, in {from, to[, step]} or {log_from,
+    log_to}.
+    """
     for key, given in flat_space(space).items():
         if isinstance(given, list):
             trial.suggest_categorical(key, given)
             continue
         low, high = (given.get(name, given.get(f"log_{name}")) for name in ("from", "to"))
         if low is None or high is None or low > high:
-            raise WrongInput(f"{key} = {given!r}: give a list, {{from, to}} or {{log_from, log_to}}")
+            raise WrongInput(
+                f"{key} = {given!r}: give a list, {{from, to}} or {{log_from, log_to}}"
+            )
         if isinstance(low, int) and isinstance(high, int):
             trial.suggest_int(key, low, high, step=given.get("step", 1), log="log_from" in given)
         else:
@@ -151,7 +172,9 @@ def _try(search: SweepSearch, trials: list["optuna.Trial"], jobs: int, console: 
 
     each = [_members(search, trial.params) for trial in trials]
     search.runs = distinct([*search.runs, *(member for runs in each for member in runs)])
-    search.folder.write_plan(search.sweep.metric, list(flat_space(search.sweep.search["space"])), search.runs)
+    search.folder.write_plan(
+        search.sweep.metric, list(flat_space(search.sweep.search["space"])), search.runs
+    )
     do_runs(search.folder, search.runs, jobs, console)
     for trial, runs in zip(trials, each, strict=True):
         values = search.values(runs) if runs else None

@@ -1,4 +1,6 @@
-"""A sweep's folder, `<out>/<name>`: what was planned and what failed in `sweep.json`; the runs lie below."""
+"""A sweep's folder, `<out>/<name>`: what was planned and what failed in `sweep.json`; the runs lie
+below.
+"""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,12 +54,16 @@ class SweepDir:
             with FileLock(self.path / "lock", timeout=0):
                 yield
         except Timeout:
-            raise WrongInput(f"another process is working on {self.path}; wait for it, or end it") from None
+            raise WrongInput(
+                f"another process is working on {self.path}; wait for it, or end it"
+            ) from None
 
     def write_plan(self, metric: str, axes: Sequence[str], runs: Sequence[Member]) -> None:
         """Write down which runs the sweep means; errors of before stay until a run is tried again."""
         before = (
-            {(row["hash"], row["seed"]): row["error"] for row in self.plan["runs"]} if self.exists else {}
+            {(row["hash"], row["seed"]): row["error"] for row in self.plan["runs"]}
+            if self.exists
+            else {}
         )
         rows = [
             {
@@ -68,7 +74,13 @@ class SweepDir:
             }
             for member in runs
         ]
-        plan = {"schema": 1, "command": sys.argv, "metric": metric, "axes": list(axes), "runs": rows}
+        plan = {
+            "schema": 1,
+            "command": sys.argv,
+            "metric": metric,
+            "axes": list(axes),
+            "runs": rows,
+        }
         write_json(self.path / "sweep.json", plan)
 
     def write_error(self, number: int, error: str) -> None:
@@ -77,7 +89,9 @@ class SweepDir:
         plan["runs"][number]["error"] = error
         write_json(self.path / "sweep.json", plan)
 
-    def remembered(self, calibrate: Callable[[Config, float], Config]) -> Callable[[Config, float], Config]:
+    def remembered(
+        self, calibrate: Callable[[Config, float], Config]
+    ) -> Callable[[Config, float], Config]:
         """Return `calibrate`, which takes seconds, with what it found kept in `calibrations.json`."""
         path = self.path / "calibrations.json"
         known = read_json(path) if path.is_file() else {}
@@ -121,4 +135,6 @@ class SweepDir:
 
 def named(row: Mapping[str, Any]) -> str:
     """Return a run of a plan in words."""
-    return ", ".join([*(f"{axis} {label}" for axis, label in row["where"].items()), f"seed {row['seed']}"])
+    return ", ".join(
+        [*(f"{axis} {label}" for axis, label in row["where"].items()), f"seed {row['seed']}"]
+    )

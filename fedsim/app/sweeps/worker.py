@@ -1,8 +1,9 @@
-"""A process that does runs one after another: `python -m fedsim.app.sweeps.worker`; `fedsim sweep` starts it.
+"""A process that does runs one after another: `python -m fedsim.app.sweeps.worker`; `fedsim sweep`
+starts it.
 
-Each line of stdin is the path of a config; each line of stdout answers with how that run ended, as JSON.
-When stdin closes, the process ends at once: a sweep that is killed leaves nothing running behind.
-What a run loads of data is kept for the next one (see `load_holdings`).
+Each line of stdin is the path of a config; each line of stdout answers with how that run ended, as
+JSON. When stdin closes, the process ends at once: a sweep that is killed leaves nothing running
+behind. What a run loads of data is kept for the next one (see `load_holdings`).
 """
 
 import json

@@ -21,7 +21,8 @@ class Worker:
     """One `fedsim.app.sweeps.worker` process; another is started where the last one died."""
 
     def __init__(self, threads: int, log: IO[Any]) -> None:
-        self.threads, self.log = threads, log
+        self.threads = threads
+        self.log = log
         self.process: subprocess.Popen[str] | None = None
         self.done = 0
 
@@ -29,7 +30,10 @@ class Worker:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.end()
 
@@ -54,7 +58,8 @@ class Worker:
 
     def end(self) -> None:
         """End the process: it leaves by itself when its stdin closes."""
-        process, self.process = self.process, None
+        process = self.process
+        self.process = None
         if process is not None:
             process.communicate()
 

@@ -53,7 +53,8 @@ def assign_devices(
 ) -> OwnerAssignment:
     """Return the devices "p00000", "p00001", ... of the training records; own code may name others.
 
-    The seed is `data.seed`. Raises WrongInput where the records or the numbers do not allow the rule.
+    The seed is `data.seed`. Raises WrongInput where the records or the numbers do not allow the
+    rule.
     """
     if is_own_code(partition.name):
         return _own(data, partition, records)
@@ -76,7 +77,8 @@ def _owners(
 ) -> tuple[Owners, int]:
     """Return the number of each record's device (-1 for nobody), and how many devices there are.
 
-    The partitioner sees the records in a seeded order, because several rules cut the data set into runs.
+    The partitioner sees the records in a seeded order, because several rules cut the data set into
+    runs.
     """
     values = rule.values(partition, records) if rule.values else None
     order = generator(data.seed, "partition", "order").permutation(records.size)
@@ -98,7 +100,9 @@ def _owners(
 
 
 def _numbers(partitioner: Partitioner) -> tuple[Owners, int]:
-    """Return the partition of each row of the data set (-1 for none), and how many partitions there are."""
+    """Return the partition of each row of the data set (-1 for none), and how many partitions there
+    are.
+    """
     if isinstance(partitioner, OwnerPartitioner):
         return partitioner.owners, partitioner.num_partitions
     parts = rows_of(partitioner)
@@ -115,14 +119,17 @@ def _own(data: Data, partition: Partition, records: Records) -> OwnerAssignment:
     found = [NOBODY if name is None else str(name) for name in rule(data, partition, records)]
     if len(found) != records.size:
         raise WrongInput(
-            f"partition.name = {partition.name!r} returned {len(found)} device ids for {records.size} "
-            "records; it must return one for each, None or an empty one for a record that nobody has"
+            f"partition.name = {partition.name!r} returned {len(found)} device ids for "
+            f"{records.size} records; it must return one for each, None or an empty one for a "
+            "record that nobody has"
         )
     owners = np.array(found, dtype=np.str_)
     return _assignment(owners, np.unique(owners[owners != NOBODY]), records)
 
 
-def _assignment(owners: NDArray[np.str_], devices: NDArray[np.str_], records: Records) -> OwnerAssignment:
+def _assignment(
+    owners: NDArray[np.str_], devices: NDArray[np.str_], records: Records
+) -> OwnerAssignment:
     left = int((owners == NOBODY).sum())
     note = f"{left} records of {records.origin} came to no device by the partition: left out"
     return OwnerAssignment(owners, devices, (note,) if left else ())

@@ -1,4 +1,6 @@
-"""Feature skew for tasks without a class: k-means clusters of the examples take the place of labels."""
+"""Feature skew for tasks without a class: k-means clusters of the examples take the place of
+labels.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -58,7 +60,9 @@ class ClusterPartitioner(OwnerPartitioner):
 
 def embed(texts: Sequence[str], dimensions: int, state: int) -> Vectors:
     """Return unit vectors [texts, at most `dimensions`]: hashed TF-IDF, then a truncated SVD (LSA)."""
-    words = HashingVectorizer(n_features=HASHED_WORDS, alternate_sign=False, token_pattern=r"(?u)\S+")
+    words = HashingVectorizer(
+        n_features=HASHED_WORDS, alternate_sign=False, token_pattern=r"(?u)\S+"
+    )
     weights = TfidfTransformer(sublinear_tf=True).fit_transform(words.transform(texts))
     width = min(dimensions, max(1, len(texts) - 1))
     reduced = TruncatedSVD(width, random_state=state).fit_transform(weights)
@@ -72,6 +76,8 @@ def find_clusters(vectors: Vectors, clusters: int, state: int) -> Owners:
             f"partition.clusters = {clusters} cannot be made of {len(vectors)} examples; lower it"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it says that equal rows fill fewer clusters
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # it says that equal rows fill fewer clusters
         found = KMeans(clusters, n_init=1, random_state=state).fit_predict(vectors)
     return np.asarray(found, dtype=np.int64)

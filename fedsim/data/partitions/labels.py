@@ -9,7 +9,8 @@ from fedsim.seeds import generator
 
 
 class LabelPartitioner(OwnerPartitioner):
-    """q_k ~ Dir(alpha prior) for each device k, where the prior is the pool's shares of labels (sum 1).
+    """q_k ~ Dir(alpha prior) for each device k, where the prior is the pool's shares of labels (sum
+    1).
 
     Sizes differ by one at most; a device whose label is exhausted is refilled from what is left.
     Lin et al. 2022 (FedNLP), section 3.2, after Hsu et al. 2019.
@@ -23,18 +24,23 @@ class LabelPartitioner(OwnerPartitioner):
     def assign(self) -> Owners:
         labels = codes(column(self.dataset, self._partition_by))
         sizes = apportion(np.ones(self._num_partitions), len(labels))
-        return draw_by_label(labels, sizes, self._alpha, generator(self._seed, "partition", "fednlp_label"))
+        return draw_by_label(
+            labels, sizes, self._alpha, generator(self._seed, "partition", "fednlp_label")
+        )
 
 
 def draw_by_label(labels: Owners, sizes: Counts, alpha: float, rng: np.random.Generator) -> Owners:
-    """Return the owner of each row: devices draw `sizes` rows without replacement, q ~ Dir(alpha prior).
+    """Return the owner of each row: devices draw `sizes` rows without replacement, q ~ Dir(alpha
+    prior).
 
-    `labels` are codes 0, 1, ... and `sizes` sum to their number. Devices draw in a random order, so that
-    being refilled from what is left is nobody's fate by id.
+    `labels` are codes 0, 1, ... and `sizes` sum to their number. Devices draw in a random order, so
+    that being refilled from what is left is nobody's fate by id.
     """
     left = np.bincount(labels)
     concentration = alpha * left / len(labels)
-    devices, kinds, counts = [], [], []
+    devices = []
+    kinds = []
+    counts = []
     for device in rng.permutation(len(sizes)):
         taken = _draw(dirichlet(concentration, rng), left, int(sizes[device]), rng)
         left = left - taken
@@ -42,7 +48,9 @@ def draw_by_label(labels: Owners, sizes: Counts, alpha: float, rng: np.random.Ge
         devices.append(np.full(len(held), device))
         kinds.append(held)
         counts.append(taken[held])
-    return _hand_out(labels, np.concatenate(devices), np.concatenate(kinds), np.concatenate(counts), rng)
+    return _hand_out(
+        labels, np.concatenate(devices), np.concatenate(kinds), np.concatenate(counts), rng
+    )
 
 
 def _draw(shares: NDArray[np.float64], left: Counts, size: int, rng: np.random.Generator) -> Counts:

@@ -19,12 +19,14 @@ def _label(wanted: Wanted) -> Partitioner:
 
 
 def _quantity(wanted: Wanted) -> Partitioner:
-    data, partition = wanted.data, wanted.partition
+    data = wanted.data
+    partition = wanted.partition
     return QuantityPartitioner(data.devices, partition.beta, data.seed, partition.min_size)
 
 
 def _cluster(wanted: Wanted) -> Partitioner:
-    data, p = wanted.data, wanted.partition
+    data = wanted.data
+    p = wanted.partition
     return ClusterPartitioner(data.devices, VALUE, p.alpha, data.seed, p.clusters, p.dimensions)
 
 
@@ -34,8 +36,11 @@ def _heavy_tail(wanted: Wanted) -> Partitioner:
 
 
 def _label_heavy_tail(wanted: Wanted) -> Partitioner:
-    data, p = wanted.data, wanted.partition
-    return LabelHeavyTailPartitioner(data.devices, VALUE, p.alpha, _tail(wanted), data.seed, p.min_size)
+    data = wanted.data
+    p = wanted.partition
+    return LabelHeavyTailPartitioner(
+        data.devices, VALUE, p.alpha, _tail(wanted), data.seed, p.min_size
+    )
 
 
 def _tail(wanted: Wanted) -> Tail:

@@ -69,8 +69,9 @@ def check_room(devices: int, examples: int, min_size: int) -> None:
         )
     if devices * min_size > examples:
         raise WrongInput(
-            f"partition.min_size = {min_size} for {devices} devices needs {devices * min_size} examples, but "
-            f"there are {examples}; lower it to at most {examples // devices}, or lower data.devices"
+            f"partition.min_size = {min_size} for {devices} devices needs {devices * min_size} "
+            f"examples, but there are {examples}; lower it to at most {examples // devices}, or "
+            "lower data.devices"
         )
 
 

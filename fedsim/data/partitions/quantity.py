@@ -8,9 +8,13 @@ from fedsim.seeds import generator
 
 
 class QuantityPartitioner(OwnerPartitioner):
-    """Sizes ~ Dir(beta) over what is left when each device has `min_partition_size` (FedNLP's rule)."""
+    """Sizes ~ Dir(beta) over what is left when each device has `min_partition_size` (FedNLP's
+    rule).
+    """
 
-    def __init__(self, num_partitions: int, beta: float, seed: int, min_partition_size: int = 1) -> None:
+    def __init__(
+        self, num_partitions: int, beta: float, seed: int, min_partition_size: int = 1
+    ) -> None:
         super().__init__(num_partitions, seed, min_partition_size)
         self._beta = beta
 

@@ -15,7 +15,9 @@ Law = Literal["zipf", "lognormal", "power", "copy"]
 
 @dataclass(frozen=True)
 class Tail:
-    """A law of sizes: by rank (zipf), drawn (lognormal), of a given Gini (power), or of a real set (copy)."""
+    """A law of sizes: by rank (zipf), drawn (lognormal), of a given Gini (power), or of a real set
+    (copy).
+    """
 
     law: Law
     shape: float = 1.2
@@ -53,7 +55,9 @@ def _like(counts: tuple[int, ...], devices: int) -> NDArray[np.float64]:
     """Return the sizes of a real set at as many even quantiles as there are devices."""
     real = np.sort(np.array(counts, dtype=np.float64))
     if not len(real) or real[-1] <= 0:
-        raise WrongInput("the counts to copy hold no device with examples; check partition.copy_from")
+        raise WrongInput(
+            "the counts to copy hold no device with examples; check partition.copy_from"
+        )
     return np.quantile(real, (np.arange(devices) + 0.5) / devices, method="inverted_cdf")
 
 
@@ -65,11 +69,12 @@ def _of_gini(target: float, devices: int, examples: int, min_size: int) -> Count
     lowest, highest = gini_range(devices, examples, min_size)
     if not lowest - 5e-4 <= target <= highest + 5e-4:
         raise WrongInput(
-            f"a Gini of {target} cannot be reached by {devices} devices with {examples} examples and "
-            f"at least {min_size} each, only {lowest:.3f} to {highest:.3f}; change partition.gini, lower "
-            "partition.min_size or change data.devices"
+            f"a Gini of {target} cannot be reached by {devices} devices with {examples} examples "
+            f"and at least {min_size} each, only {lowest:.3f} to {highest:.3f}; change "
+            "partition.gini, lower partition.min_size or change data.devices"
         )
-    low, high = 0.0, 64.0
+    low = 0.0
+    high = 64.0
     for _ in range(50):
         middle = (low + high) / 2
         if gini(_powers(middle, devices, examples, min_size)) < target:
@@ -81,7 +86,9 @@ def _of_gini(target: float, devices: int, examples: int, min_size: int) -> Count
 
 
 def gini_range(devices: int, examples: int, min_size: int) -> tuple[float, float]:
-    """Return the Gini of sizes as equal as whole numbers allow, and of one device that has all the rest."""
+    """Return the Gini of sizes as equal as whole numbers allow, and of one device that has all the
+    rest.
+    """
     over = examples % devices
     lowest = over * (devices - over) / (devices * examples)
     highest = (devices - 1) * (examples - devices * min_size) / (devices * examples)

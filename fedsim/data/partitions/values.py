@@ -14,7 +14,9 @@ from fedsim.errors import WrongInput
 def label_codes(partition: Partition, records: Records) -> Values:
     """Return each record's label, or what `partition.by` names, as 0, 1, ... in sorted order."""
     role = partition.by or "label"
-    return codes(_tag_sets(records) if role == "tags" else [str(x) for x in _role(partition, records, role)])
+    return codes(
+        _tag_sets(records) if role == "tags" else [str(x) for x in _role(partition, records, role)]
+    )
 
 
 def numbers(partition: Partition, records: Records) -> Values:
@@ -49,9 +51,10 @@ def _role(partition: Partition, records: Records, role: str) -> Sequence[object]
     if role not in records.columns:
         roles = ", ".join(records.columns)
         raise WrongInput(
-            f"partition.name = {partition.name!r} needs a {role!r} for each record, but {records.origin} has "
-            f'only {roles}; name a column as in data.columns = "{role}=COLUMN", look at another role with '
-            'partition.by, or use partition.name = "cluster", which needs no label'
+            f"partition.name = {partition.name!r} needs a {role!r} for each record, but "
+            f"{records.origin} has only {roles}; name a column as in data.columns = "
+            f'"{role}=COLUMN", look at another role with partition.by, or use partition.name = '
+            '"cluster", which needs no label'
         )
     return records.columns[role]
 
@@ -66,8 +69,12 @@ def _number(value: object) -> float:
 def _tag_sets(records: Records) -> list[str]:
     """Return each record's set of entity types: FedNLP's pseudo-label for tagging."""
     if "tags" not in records.columns:
-        raise WrongInput(f'partition.by = "tags", but {records.origin} has no tags; see data.columns')
-    return ["+".join(sorted({_type(tag) for tag in tags} - {"O"})) for tags in records.columns["tags"]]
+        raise WrongInput(
+            f'partition.by = "tags", but {records.origin} has no tags; see data.columns'
+        )
+    return [
+        "+".join(sorted({_type(tag) for tag in tags} - {"O"})) for tags in records.columns["tags"]
+    ]
 
 
 def _type(tag: str) -> str:

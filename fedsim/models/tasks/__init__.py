@@ -1,7 +1,8 @@
 """What is learned: the loss of an example, and the sums from which metrics are made.
 
-A task is the seam between data and models. It knows which fields a model reads, what an example's loss
-is and how to score outputs; the trainer and the evaluator know nothing of labels, tags or words.
+A task is the seam between data and models. It knows which fields a model reads, what an example's
+loss is and how to score outputs; the trainer and the evaluator know nothing of labels, tags or
+words.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,16 @@ from fedsim.models.tasks.tagging import Tagging
 from fedsim.models.tasks.task import Fields, Task
 from fedsim.types import Spec
 
-__all__ = ["TASKS", "Classification", "Fields", "IntentSlots", "Language", "Tagging", "Task", "make_task"]
+__all__ = [
+    "TASKS",
+    "Classification",
+    "Fields",
+    "IntentSlots",
+    "Language",
+    "Tagging",
+    "Task",
+    "make_task",
+]
 
 
 def _image(spec: Spec) -> Task:

@@ -33,7 +33,9 @@ class IntentSlots:
         }
 
     def losses(self, outputs: Fields, batch: Fields) -> Tensor:
-        return label_losses(outputs["label"], batch["label"]) + tag_losses(outputs["tags"], batch["tags"])
+        return label_losses(outputs["label"], batch["label"]) + tag_losses(
+            outputs["tags"], batch["tags"]
+        )
 
     def scores(self, outputs: Fields, batch: Fields) -> dict[str, float]:
         tags = batch["tags"]

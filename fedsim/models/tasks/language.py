@@ -17,12 +17,12 @@ LARGEST_EXPONENT = 700.0
 class Language:
     """Next-word modelling: each token but the first is predicted from all that stand before it.
 
-    The loss of an example is the mean negative log-likelihood (nats) of its *known* next words, over
-    all token ids; unknown next words teach nothing, so the model does not learn to say "unknown".
-    `perplexity` is exp of the mean negative log-likelihood over all known next words: unknown ones
-    are left out, so it cannot be compared between vocabularies. `word_accuracy` counts all next
-    words: an unknown one is always wrong. Under hashed buckets every word is known, and a hit is the
-    right bucket.
+    The loss of an example is the mean negative log-likelihood (nats) of its *known* next words,
+    over all token ids; unknown next words teach nothing, so the model does not learn to say
+    "unknown". `perplexity` is exp of the mean negative log-likelihood over all known next words:
+    unknown ones are left out, so it cannot be compared between vocabularies. `word_accuracy` counts
+    all next words: an unknown one is always wrong. Under hashed buckets every word is known, and a
+    hit is the right bucket.
     """
 
     inputs: tuple[str, ...] = ("tokens",)
@@ -58,7 +58,9 @@ class Language:
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         metrics = mean_loss(sums)
         if sums["words_known"]:
-            metrics["perplexity"] = math.exp(min(sums["surprise"] / sums["words_known"], LARGEST_EXPONENT))
+            metrics["perplexity"] = math.exp(
+                min(sums["surprise"] / sums["words_known"], LARGEST_EXPONENT)
+            )
         if sums["words"]:
             metrics["word_accuracy"] = sums["words_right"] / sums["words"]
         return metrics

@@ -15,7 +15,9 @@ def label_losses(logits: Tensor, labels: Tensor) -> Tensor:
 def token_losses(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
     """Cross entropy of each position, [...], and 0 where not `known`. logits: [..., classes]."""
     target = torch.where(known, labels, -100)
-    each = cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none", ignore_index=-100)
+    each = cross_entropy(
+        logits.flatten(0, -2), target.flatten(), reduction="none", ignore_index=-100
+    )
     return each.view(labels.shape)
 
 

@@ -38,7 +38,10 @@ class Tagging:
         usable = (tags < outputs["tags"].shape[-1]).all(-1)
         return (
             loss_sums(self.losses(outputs, batch), usable)
-            | {"tokens": float((tags >= 0).sum()), "right": float(((predicted == tags) & (tags >= 0)).sum())}
+            | {
+                "tokens": float((tags >= 0).sum()),
+                "right": float(((predicted == tags) & (tags >= 0)).sum()),
+            }
             | span_sums(tags, predicted, self.tag_names)
         )
 

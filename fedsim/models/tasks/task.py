@@ -28,7 +28,9 @@ class Task(Protocol):
         """Return sums over the batch [B]; sums of batches add up."""
 
     def right(self, outputs: Fields, batch: Fields) -> tuple[Tensor, Tensor]:
-        """Return what the prediction got right and what counts, both [B, units]: one a label, tag or word."""
+        """Return what the prediction got right and what counts, both [B, units]: one a label, tag
+        or word.
+        """
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Turn sums into metrics: in [0, 1], save loss (nats an example) and perplexity."""

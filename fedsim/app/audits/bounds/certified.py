@@ -32,8 +32,8 @@ def check_bounds(config: Config) -> None:
     crafted = config.dp.unit != "none" and config.dp.trust != "secure_sum"
     if config.audit.coins == "none" and not crafted and not config.audit.canary_devices:
         raise WrongInput(
-            'audit.evaluators = "bounds" needs audit.coins, or a [dp] unit without a secure sum, or '
-            "audit.canary_devices"
+            'audit.evaluators = "bounds" needs audit.coins, or a [dp] unit without a secure sum, '
+            "or audit.canary_devices"
         )
 
 
@@ -51,7 +51,9 @@ def bound_rows(audited: Audited) -> list[LowerBound]:
 
 
 def _by_coins(audited: Audited) -> LowerBound:
-    """Steinke et al. (2023): the coins of the run itself; what they bound is the epsilon of their unit."""
+    """Steinke et al. (2023): the coins of the run itself; what they bound is the epsilon of their
+    unit.
+    """
     config, name, game, trial = audited.config, *strongest_attack(audited)
     delta = audited.delta or 1e-5
     rng = generator(config.seed, "audit", "one run", audited.round)
@@ -75,9 +77,11 @@ def _by_crafting(audited: Audited) -> LowerBound:
     runs = int(np.clip(FLOATS // sum(p.numel() for p in start.values()), FEWEST, RUNS))
     code = AuditedCode(config, audited.module, audited.task, start, audited.delta, runs)
     if config.dp.unit == "device":
-        found, what = audit_devices(code), "one round's noised sum"
+        found = audit_devices(code)
+        what = "one round's noised sum"
     else:
-        found, what = audit_examples(code, _four(audited)), "one round of one device with 4 examples"
+        found = audit_examples(code, _four(audited))
+        what = "one round of one device with 4 examples"
     return replace(
         _finding(found.bound),
         method="crafted canary, two worlds",
@@ -89,7 +93,9 @@ def _by_crafting(audited: Audited) -> LowerBound:
 
 
 def _four(audited: Audited) -> Examples:
-    """Return four records, the last unlike the others as far as its gradient goes: it has a random label."""
+    """Return four records, the last unlike the others as far as its gradient goes: it has a random
+    label.
+    """
     records = pooled(audited.holdings.dataset).records[:4]
     fields = dict(records.fields)
     if "label" in fields:
@@ -101,7 +107,9 @@ def _four(audited: Audited) -> Examples:
 
 
 def _by_canary_devices(audited: Audited) -> LowerBound:
-    """Andrew et al. (2024): how far the whole change points to where canary devices did; an estimate."""
+    """Andrew et al. (2024): how far the whole change points to where canary devices did; an
+    estimate.
+    """
     config = audited.config
     start = parameters_of(build_model(audited.holdings.dataset.spec, config.model, config.seed))
     change = {name: audited.params[name].double() - p.double() for name, p in start.items()}
@@ -118,7 +126,9 @@ def _by_canary_devices(audited: Audited) -> LowerBound:
         view="final",
         canaries=len(cosines),
         epsilon_estimate=found.epsilon_estimate,
-        epsilon_ledger=epsilon(audited.events, audited.delta) if config.dp.unit == "device" else None,
+        epsilon_ledger=epsilon(audited.events, audited.delta)
+        if config.dp.unit == "device"
+        else None,
     )
 
 

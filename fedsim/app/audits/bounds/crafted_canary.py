@@ -1,8 +1,10 @@
-"""An audit of the run's own DP code: many releases with a crafted canary, as many without, and a bound.
+"""An audit of the run's own DP code: many releases with a crafted canary, as many without, and a
+bound.
 
-What is audited is one round: of one device's DP-SGD (unit "example"), or of the server's noised sum (unit
-"device"). The neighbour is the worst that the clip allows, and nothing else is in its way, so that the bound
-comes close to the ledger's epsilon of that round; a build without noise or with a loose clip stands out.
+What is audited is one round: of one device's DP-SGD (unit "example"), or of the server's noised sum
+(unit "device"). The neighbour is the worst that the clip allows, and nothing else is in its way, so
+that the bound comes close to the ledger's epsilon of that round; a build without noise or with a
+loose clip stands out.
 """
 
 from collections.abc import Iterator
@@ -44,7 +46,10 @@ class Crafted:
 
 @dataclass(frozen=True)
 class AuditedCode:
-    """The code that is audited: a run's model and settings. `runs` releases are made in each world."""
+    """The code that is audited: a run's model and settings.
+
+    `runs` releases are made in each world.
+    """
 
     config: Config
     module: nn.Module
@@ -61,8 +66,9 @@ class AuditedCode:
 def audit_examples(code: AuditedCode, records: Examples) -> Crafted:
     """Audit one round of one device that holds 3 records, with and without a fourth.
 
-    `records` [4]: the last is the canary, whose gradient is what the attacker looks for. The public activity
-    is 4 in both worlds. Noise keys are the audit's own, so that nothing of the run is repeated.
+    `records` [4]: the last is the canary, whose gradient is what the attacker looks for. The public
+    activity is 4 in both worlds. Noise keys are the audit's own, so that nothing of the run is
+    repeated.
     """
     direction = canary_direction(code, records[OTHERS : OTHERS + 1])
     without = _projections(code, records[:OTHERS], direction, "without")
@@ -79,7 +85,8 @@ def plan_events(plan: LocalPlan) -> list[Event]:
 
 def canary_direction(code: AuditedCode, canary: Examples) -> Params:
     """Return the way in which the canary alone moves the model: minus its gradient, of norm 1."""
-    task, names = code.task, sorted(canary.fields)
+    task = code.task
+    names = sorted(canary.fields)
     inputs = [canary.fields[name] for name in task.inputs]
 
     def losses(outputs: dict[str, Tensor], *targets: Tensor) -> Tensor:
@@ -98,7 +105,9 @@ def _projections(code: AuditedCode, examples: Examples, direction: Params, world
     """Return how far each run's parts moved in the canary's direction, [runs, parts]."""
     config = code.config
     noise = Seeded(config.seed, f"audit {config.hash} {world}")
-    trainer = Trainer(code.module, code.task, config.train, chunk_bytes(config.place), config.dp, noise)
+    trainer = Trainer(
+        code.module, code.task, config.train, chunk_bytes(config.place), config.dp, noise
+    )
     found = []
     for number in range(code.runs):
         device = Assignment(f"run-{number}", examples, 1.0, OTHERS + 1)
@@ -108,10 +117,11 @@ def _projections(code: AuditedCode, examples: Examples, direction: Params, world
 
 
 def weighed(without: Floats, within: Floats) -> tuple[Floats, Floats]:
-    """Return one score a run: its parts, each by how well a quarter of the runs tells the worlds apart by it.
+    """Return one score a run: its parts, each by how well a quarter of the runs tells the worlds
+    apart by it.
 
-    without, within: [runs, parts]. The quarter is given up, so that the weights owe nothing to the others.
-    A part that was left without noise then outweighs all noisy ones.
+    without, within: [runs, parts]. The quarter is given up, so that the weights owe nothing to the
+    others. A part that was left without noise then outweighs all noisy ones.
     """
     fit = len(without) // 4
     gap = within[:fit].mean(0) - without[:fit].mean(0)
@@ -121,7 +131,9 @@ def weighed(without: Floats, within: Floats) -> tuple[Floats, Floats]:
 
 
 def audit_devices(code: AuditedCode) -> Crafted:
-    """Audit one round's noised sum, with a device whose change has the largest norm and weight, or zeros."""
+    """Audit one round's noised sum, with a device whose change has the largest norm and weight, or
+    zeros.
+    """
     direction = random_direction(code.params, code.config.seed, "crafted")
     mechanism = device_mechanism(code.config)
     size = mechanism.sensitivity(code.config.dp.clip_norm)
@@ -132,7 +144,9 @@ def audit_devices(code: AuditedCode) -> Crafted:
     return Crafted(bound, epsilon([mechanism.event(1.0, mechanism.max_weight)], code.delta))
 
 
-def _steps(code: AuditedCode, total: Update, direction: Params, world: str) -> Iterator[list[float]]:
+def _steps(
+    code: AuditedCode, total: Update, direction: Params, world: str
+) -> Iterator[list[float]]:
     """Yield how far each of the runs' models moves; plain averaging, the rest is post-processing."""
     zero = {name: torch.zeros_like(p) for name, p in code.params.items()}
     settings = code.config.aggregation.model_copy(update={"rule": "fedavg"})

@@ -1,7 +1,7 @@
 """Exposure: every canary of a run ranked among all codes that it could have had.
 
-Every canary is compared with codes that were drawn alike and never planted: their exposure is the null of
-this very model.
+Every canary is compared with codes that were drawn alike and never planted: their exposure is the
+null of this very model.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,12 +72,17 @@ class CanarySearch:
 
     def nulls(self, number: int) -> list[Canary]:
         """Return canaries of the same words whose codes were never planted."""
-        canary, rng = self.canaries[number], generator(self.seed, "canary", "null", number)
-        return [Canary(canary.pattern, canary.word, c) for c in reference_codes(canary.pattern, NULLS, rng)]
+        canary = self.canaries[number]
+        rng = generator(self.seed, "canary", "null", number)
+        return [
+            Canary(canary.pattern, canary.word, c)
+            for c in reference_codes(canary.pattern, NULLS, rng)
+        ]
 
     def losses(self, params: Params, number: int, codes: NDArray[np.int64]) -> Floats:
         """Return the loss [n] of a canary's sentence with each of the codes [n, length] in its gap."""
-        audited, examples = self.audited, self.reading.completed(self.canaries[number].word, codes)
+        audited = self.audited
+        examples = self.reading.completed(self.canaries[number].word, codes)
         found = [
             audited.task.losses(outputs, fields).double().cpu()
             for _, outputs, fields in batches(audited.module, audited.task, params, examples, BATCH)
@@ -99,17 +104,22 @@ def exposures(search: CanarySearch, losses: Losses, numbers: Sequence[int]) -> l
 
 
 def _exposed(search: CanarySearch, number: int, losses: Losses) -> Exposed:
-    canary, nulls = search.canaries[number], search.nulls(number)
+    canary = search.canaries[number]
+    nulls = search.nulls(number)
     space = canary.pattern.space
     rng = generator(search.seed, "canary", "ties", search.audited.round, number)
     if space <= ENUMERABLE:
         found = losses(number, search.codes)
         own, *others = (exposure(rank(found, position(c), rng), space) for c in (canary, *nulls))
-        return Exposed(own, np.array(others), None, tuple(search.codes[int(found.argmin())].tolist()))
+        return Exposed(
+            own, np.array(others), None, tuple(search.codes[int(found.argmin())].tolist())
+        )
     planted = np.stack([canary.code, *(null.code for null in nulls)])
     found = losses(number, np.concatenate([planted, search.codes]))
     among = found[len(planted) :]
-    own, *others = (exposure(rank_among(x, among, rng), len(among) + 1) for x in found[: len(planted)])
+    own, *others = (
+        exposure(rank_among(x, among, rng), len(among) + 1) for x in found[: len(planted)]
+    )
     return Exposed(own, np.array(others), exposure_by_fit(float(found[0]), among, space))
 
 
@@ -131,13 +141,16 @@ def canary_threat(search: CanarySearch, cell: Cell, view: str) -> CanaryThreat:
 def exposure_figures(search: CanarySearch, found: Sequence[Exposed]) -> ExposureFigures:
     """Return the exposures of canaries and of their nulls, with the joint p-value of the former."""
     pattern = search.reading.pattern
-    own, nulls = np.array([f.exposure for f in found]), np.concatenate([f.nulls for f in found])
+    own = np.array([f.exposure for f in found])
+    nulls = np.concatenate([f.nulls for f in found])
     fitted = [f.fitted for f in found if f.fitted is not None]
     several = len(own) > 1
     return ExposureFigures(
         exposure_mean=float(own.mean()),
         exposure_max=float(own.max()),
-        exposure_se=float(own.std(ddof=1) / len(own) ** 0.5) if several else exposure_standard_error(1),
+        exposure_se=float(own.std(ddof=1) / len(own) ** 0.5)
+        if several
+        else exposure_standard_error(1),
         null_mean=float(nulls.mean()),
         null_expected=null_mean(min(pattern.space, len(search.codes) + 1)),
         p_value=joint_p_value(own),

@@ -21,27 +21,39 @@ BEAM = 10
 def extracted(search: CanarySearch, found: Sequence[Exposed]) -> dict[int, Extraction]:
     """Return how right the code is that is extracted for each canary, beside ceiling and control.
 
-    Searches: greedy and beam in language models; ModIvA in models with one embedding table; the ceiling is
-    the likeliest of all codes. Empty where there is no search for the model.
+    Searches: greedy and beam in language models; ModIvA in models with one embedding table; the
+    ceiling is the likeliest of all codes. Empty where there is no search for the model.
     """
-    audited, joined = search.audited, search.reading.pattern.joined
+    audited = search.audited
+    joined = search.reading.pattern.joined
     if audited.config.data.task == "language" and not joined:
         return {i: _extraction(search, i, found[i], *_beamed(search, i)) for i in range(len(found))}
     module, _ = _one_table(audited)
     mixed = list(getattr(module, "tables", {}).values()) == ["tokens"]
     if joined or not mixed or audited.config.data.ngrams:
-        return {i: _extraction(search, i, found[i]) for i in range(len(found)) if found[i].likeliest}
+        return {
+            i: _extraction(search, i, found[i]) for i in range(len(found)) if found[i].likeliest
+        }
     return {i: _extraction(search, i, found[i], guess) for i, guess in enumerate(_modiva(search))}
 
 
 def _extraction(
-    search: CanarySearch, number: int, found: Exposed, best: Guess | None = None, greedy: Guess | None = None
+    search: CanarySearch,
+    number: int,
+    found: Exposed,
+    best: Guess | None = None,
+    greedy: Guess | None = None,
 ) -> Extraction:
-    """Return how right guesses are, beside the ceiling; the last of them is tried on the control, too."""
-    own, control = search.canaries[number], search.nulls(number)[0]
+    """Return how right guesses are, beside the ceiling; the last of them is tried on the control,
+    too.
+    """
+    own = search.canaries[number]
+    control = search.nulls(number)[0]
     digits, exact = _right(best, own)
     greedy_digits, greedy_exact = _right(greedy, own)
-    ceiling_digits, ceiling_exact = _right(Guess(found.likeliest, 0.0) if found.likeliest else None, own)
+    ceiling_digits, ceiling_exact = _right(
+        Guess(found.likeliest, 0.0) if found.likeliest else None, own
+    )
     return Extraction(
         digit_accuracy=digits,
         exact_match=exact,
@@ -63,8 +75,11 @@ def _right(guess: Guess | None, canary: Canary) -> tuple[float | None, float | N
 
 def _modiva(search: CanarySearch) -> list[Guess]:
     """Return the code that ModIvA finds for each canary; all are sought as one batch."""
-    audited, pattern = search.audited, search.reading.pattern
-    fields = search.reading.examples([c.sentence for c in search.canaries]).fields  # codes only fill the gap
+    audited = search.audited
+    pattern = search.reading.pattern
+    fields = search.reading.examples(
+        [c.sentence for c in search.canaries]
+    ).fields  # codes only fill the gap
     candidates = torch.tensor(search.reading.vocabulary.ids(pattern.candidates))
     module, params = _one_table(audited)
 
@@ -75,14 +90,17 @@ def _modiva(search: CanarySearch) -> list[Guess]:
 
     module.eval()
     loss = relaxed_loss(module, params, losses, fields["tokens"], pattern.gap, candidates)
-    rng, targets = torch_generator(search.seed, "canary", "modiva"), len(search.canaries)
+    rng = torch_generator(search.seed, "canary", "modiva")
+    targets = len(search.canaries)
     guesses = modiva_each(loss, pattern.length, len(candidates), Search(), rng, targets)
     module.train()
     return guesses
 
 
 def _one_table(audited: Audited) -> tuple[nn.Module, Params]:
-    """Return the model with all that it knows of a word in one row, which mixtures of words then mix."""
+    """Return the model with all that it knows of a word in one row, which mixtures of words then
+    mix.
+    """
     params = {name: p.cpu() for name, p in audited.params.items()}
     fold = getattr(audited.module, "as_one_table", None)
     return fold(params) if fold else (audited.module, params)
@@ -90,7 +108,8 @@ def _one_table(audited: Audited) -> tuple[nn.Module, Params]:
 
 def _beamed(search: CanarySearch, number: int) -> tuple[Guess, Guess]:
     """Return the best code by beam search and by greedy search."""
-    audited, canary = search.audited, search.canaries[number]
+    audited = search.audited
+    canary = search.canaries[number]
     pattern = canary.pattern
     ids = torch.tensor([search.reading.ids(canary.sentence)[: pattern.gap]])
     candidates = torch.tensor(search.reading.vocabulary.ids(pattern.candidates))

@@ -34,14 +34,17 @@ from fedsim.privacy.accounting import epsilon, group_epsilon
 
 
 def check_canary(config: Config) -> None:
-    """Refuse to seek canaries where none are planted, or in rounds that are gone. Raises WrongInput."""
+    """Refuse to seek canaries where none are planted, or in rounds that are gone.
+
+    Raises WrongInput.
+    """
     for view in views_of(config):
         if view in REPLAYED:
             check_replayed(config, view)
     if not config.canary.count:
         raise WrongInput(
-            "audit.evaluators names 'canary', and canary.count = 0 plants none; set canary.count and "
-            'canary.pattern = "pin", for one'
+            "audit.evaluators names 'canary', and canary.count = 0 plants none; set canary.count "
+            'and canary.pattern = "pin", for one'
         )
 
 
@@ -49,7 +52,9 @@ def canary_rows(audited: Audited) -> list[Finding]:
     """Return a finding for each way of planting, and slices over holders' activity."""
     search = make_search(audited)
     everyone = range(len(search.canaries))
-    found = exposures(search, lambda number, codes: search.losses(audited.params, number, codes), everyone)
+    found = exposures(
+        search, lambda number, codes: search.losses(audited.params, number, codes), everyone
+    )
     right = extracted(search, found) if audited.ended else {}
     kinds = cells(audited.config.canary)
     final = []
@@ -78,7 +83,9 @@ def over_rounds(audited: Audited, last: Canary) -> Canary | None:
 
     Canaries and nulls both have their best round; the p-value pays for the choice (Bonferroni).
     """
-    seen = [each for each in findings_of(audited.run) if isinstance(each, Canary) and _alike(each, last)]
+    seen = [
+        each for each in findings_of(audited.run) if isinstance(each, Canary) and _alike(each, last)
+    ]
     figures = [each.figures for each in seen if each.round != audited.round] + [last.figures]
     if len(figures) < 2:
         return None
@@ -101,15 +108,21 @@ def over_rounds(audited: Audited, last: Canary) -> Canary | None:
 
 def _alike(one: Canary, other: Canary) -> bool:
     """Whether two findings are of the same canaries, sought in the same view."""
-    here, there = one.figures, other.figures
-    return one.threat == other.threat and (here.space, here.canaries) == (there.space, there.canaries)
+    here = one.figures
+    there = other.figures
+    return one.threat == other.threat and (here.space, here.canaries) == (
+        there.space,
+        there.canaries,
+    )
 
 
 def _bound(audited: Audited, cell: Cell, space: int) -> tuple[float | None, float | None]:
-    """Return what DP allows the mean exposure to be and its epsilon, where its unit covers all copies.
+    """Return what DP allows the mean exposure to be and its epsilon, where its unit covers all
+    copies.
 
-    (1 + eps)/ln 2 and delta log2 |R|, at most log2 |R|. Copies on one device are one unit of device-level DP,
-    and a group under example-level DP. The events are those of the unit with the largest epsilon.
+    (1 + eps)/ln 2 and delta log2 |R|, at most log2 |R|. Copies on one device are one unit of
+    device-level DP, and a group under example-level DP. The events are those of the unit with the
+    largest epsilon.
     """
     dp = audited.config.dp
     if dp.unit == "none" or cell.devices > 1:
@@ -126,11 +139,15 @@ def _bound(audited: Audited, cell: Cell, space: int) -> tuple[float | None, floa
 def _mean(each: Sequence[Extraction]) -> Extraction:
     """Return the mean over canaries of every share that was measured."""
     names = [one.name for one in fields(Extraction) if getattr(each[0], one.name) is not None]
-    return Extraction(**{name: float(np.mean([getattr(one, name) for one in each])) for name in names})
+    return Extraction(
+        **{name: float(np.mean([getattr(one, name) for one in each])) for name in names}
+    )
 
 
 def _slices(search: CanarySearch, found: Sequence[Exposed]) -> Iterator[CanarySlice]:
-    """Yield the mean exposure by the decile of a canary's holders' activity, and by each axis of the grid."""
+    """Yield the mean exposure by the decile of a canary's holders' activity, and by each axis of
+    the grid.
+    """
     for name, values in _groups(search).items():
         for value in dict.fromkeys(sorted(values)):
             mine = [f.exposure for f, v in zip(found, values, strict=True) if v == value]
@@ -146,7 +163,8 @@ def _slices(search: CanarySearch, found: Sequence[Exposed]) -> Iterator[CanarySl
 
 
 def _groups(search: CanarySearch) -> dict[str, list[int | str]]:
-    config, pool = search.audited.config, pooled(search.audited.holdings.dataset)
+    config = search.audited.config
+    pool = pooled(search.audited.holdings.dataset)
     decile = deciles(natural_activity(pool))
     held: dict[int, list[int]] = {}
     for planting in plan_of(pool, config.canary, search.seed):

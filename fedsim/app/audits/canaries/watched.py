@@ -1,4 +1,6 @@
-"""What an attacker who watches training sees of canaries: single updates of their holders, or sums only."""
+"""What an attacker who watches training sees of canaries: single updates of their holders, or sums
+only.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.app.audits.audited import Audited
-from fedsim.app.audits.canaries.canary_search import CanarySearch, canary_threat, exposure_figures, exposures
+from fedsim.app.audits.canaries.canary_search import (
+    CanarySearch,
+    canary_threat,
+    exposure_figures,
+    exposures,
+)
 from fedsim.app.audits.replay import REPLAYED, Replay, Round, visible
 from fedsim.app.experiment.planting import cells, plan_of
 from fedsim.audit.findings import Canary
@@ -28,48 +35,60 @@ class Step:
 def watched_rows(search: CanarySearch) -> list[Canary]:
     """Return the findings of the views "updates" and "sums", as far as the config names them.
 
-    Both look at the first `audit.window` rounds, replayed, and of these at the rounds in which a holder of
-    the canary took part. "updates": the mean loss of the holders' own models, the round's model and the
-    update. "sums": the mean change of the loss from the round's model to the next.
+    Both look at the first `audit.window` rounds, replayed, and of these at the rounds in which a
+    holder of the canary took part. "updates": the mean loss of the holders' own models, the round's
+    model and the update. "sums": the mean change of the loss from the round's model to the next.
     """
     config = search.audited.config
     rows: list[Canary] = []
     for view in (name for name in REPLAYED if name in listed(config.audit.view)):
         replay = Replay(search.audited)
-        rounds = [replay.round(t) for t in range(1, 1 + min(config.audit.window, search.audited.round))]
+        rounds = [
+            replay.round(t) for t in range(1, 1 + min(config.audit.window, search.audited.round))
+        ]
         steps = _own(search, replay, rounds) if view == "updates" else _summed(search, rounds)
         rows += _rows(search, view, steps, len(rounds))
     return rows
 
 
-def _rows(search: CanarySearch, view: str, steps: Sequence[Sequence[Step]], window: int) -> list[Canary]:
+def _rows(
+    search: CanarySearch, view: str, steps: Sequence[Sequence[Step]], window: int
+) -> list[Canary]:
     seen = [number for number in range(len(steps)) if steps[number]]
 
     def losses(number: int, codes: NDArray[np.int64]) -> Floats:
         each = [_loss(search, view, step, number, codes) for step in steps[number]]
         return np.mean(each, axis=0)
 
-    found, kinds = (
-        dict(zip(seen, exposures(search, losses, seen), strict=True)),
-        cells(search.audited.config.canary),
-    )
+    found = dict(zip(seen, exposures(search, losses, seen), strict=True))
+    kinds = cells(search.audited.config.canary)
     rows = []
     for turn, cell in enumerate(kinds):
         mine = [found[i] for i in seen if i % len(kinds) == turn]
         if mine:
-            told = visible(search.audited.config) if view == "updates" else "the sum of a round's updates"
+            told = (
+                visible(search.audited.config)
+                if view == "updates"
+                else "the sum of a round's updates"
+            )
             figures = exposure_figures(search, mine)
-            rows.append(Canary(canary_threat(search, cell, view), figures, window=window, visible=told))
+            rows.append(
+                Canary(canary_threat(search, cell, view), figures, window=window, visible=told)
+            )
     return rows
 
 
-def _loss(search: CanarySearch, view: str, step: Step, number: int, codes: NDArray[np.int64]) -> Floats:
+def _loss(
+    search: CanarySearch, view: str, step: Step, number: int, codes: NDArray[np.int64]
+) -> Floats:
     after = search.losses(step.after, number, codes)
     return after if view == "updates" else after - search.losses(step.before, number, codes)
 
 
 def _own(search: CanarySearch, replay: Replay, rounds: Sequence[Round]) -> list[list[Step]]:
-    """Return for each canary the models of its holders in each round: the round's model and their update."""
+    """Return for each canary the models of its holders in each round: the round's model and their
+    update.
+    """
     held = holders(search)
     wanted = sorted(set().union(*held))
     steps: list[list[Step]] = [[] for _ in held]
@@ -77,7 +96,9 @@ def _own(search: CanarySearch, replay: Replay, rounds: Sequence[Round]) -> list[
         for device in (d for d in wanted if d in set(round.cohort.devices.tolist())):
             change = replay.update(round, device)
             if change is not None:
-                after = {name: (p.double() + change[name]).float() for name, p in round.before.items()}
+                after = {
+                    name: (p.double() + change[name]).float() for name, p in round.before.items()
+                }
                 for number in (i for i, mine in enumerate(held) if device in mine):
                     steps[number].append(Step(round.before, after))
     return steps

@@ -8,7 +8,13 @@ import torch
 from torch.func import functional_call
 
 from fedsim.app.audits.audited import Audited
-from fedsim.app.audits.membership.by_device import SAME, could_train, held_by, over_devices, places_of
+from fedsim.app.audits.membership.by_device import (
+    SAME,
+    could_train,
+    held_by,
+    over_devices,
+    places_of,
+)
 from fedsim.app.audits.membership.game import Game, only
 from fedsim.app.audits.membership.threat import blind, threat
 from fedsim.app.audits.replay import Replay, Round
@@ -18,21 +24,27 @@ from fedsim.audit.scores import Floats
 from fedsim.audit.update_scores import moved_along, norm_of, record_losses
 from fedsim.types import Examples, Params
 
-ACTIVE_DEVICES, ACTIVE_RECORDS = 8, 16
-"""Devices that the active server tries, and records on each: a device trains once more for every record."""
+ACTIVE_DEVICES = 8
+ACTIVE_RECORDS = 16
+"""Devices that the active server tries, and records on each: a device trains once more for every
+record.
+"""
 
 
 ASCENT = 3.0
-"""How far ascent goes, in lengths of the device's own update; of 0.03 to 30, 3 was not far from the best."""
+"""How far ascent goes, in lengths of the device's own update; of 0.03 to 30, 3 was not far from the
+best.
+"""
 
 
 def active_rows(
     audited: Audited, replay: Replay, rounds: Sequence[Round], game: Game, rng: np.random.Generator
 ) -> list[Membership]:
-    """Return the attack of a server that sends a device a model made worse on the record it asks about.
+    """Return the attack of a server that sends a device a model made worse on the record it asks
+    about.
 
-    Members are what the device then mends most (gradient ascent; Nasr et al., 2019). One record at a time:
-    a model made worse on many is mended for all alike.
+    Members are what the device then mends most (gradient ascent; Nasr et al., 2019). One record at
+    a time: a model made worse on many is mended for all alike.
     """
     round = rounds[-1]
     asked = could_train(audited, round, game)
@@ -60,8 +72,12 @@ def active_rows(
     ]
 
 
-def _mended(audited: Audited, replay: Replay, round: Round, device: str, records: Examples) -> Floats | None:
-    """Return by how much a device's training lowers each record's loss after ascent on it alone, [N]."""
+def _mended(
+    audited: Audited, replay: Replay, round: Round, device: str, records: Examples
+) -> Floats | None:
+    """Return by how much a device's training lowers each record's loss after ascent on it alone,
+    [N].
+    """
     plain = replay.update(round, device)
     if plain is None:
         return None
@@ -73,7 +89,9 @@ def _mended(audited: Audited, replay: Replay, round: Round, device: str, records
         if change is None:
             return None
         losses = record_losses(audited.module, audited.task, one)
-        found.append(losses(moved_along(start, change, 0.0)) - losses(moved_along(start, change, 1.0)))
+        found.append(
+            losses(moved_along(start, change, 0.0)) - losses(moved_along(start, change, 1.0))
+        )
     return np.concatenate(found)
 
 
@@ -81,12 +99,16 @@ def _raised(audited: Audited, params: Params, records: Examples, distance: float
     """Return the model so far up the gradient of the records' losses, float32."""
     up = _ascent(audited, params, records)
     length = norm_of(up)
-    return {n: p.float() for n, p in moved_along(params, up, distance / length if length else 0.0).items()}
+    return {
+        n: p.float()
+        for n, p in moved_along(params, up, distance / length if length else 0.0).items()
+    }
 
 
 def _ascent(audited: Audited, params: Params, records: Examples) -> Params:
     """Return the gradient of the records' summed losses."""
-    module, task = audited.module, audited.task
+    module = audited.module
+    task = audited.task
     place = next(module.parameters()).device
     leaves = {name: p.detach().clone().to(place).requires_grad_() for name, p in params.items()}
     fields = records.to(place).fields

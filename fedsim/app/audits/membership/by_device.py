@@ -22,7 +22,8 @@ from fedsim.audit.update_scores import Observed, observe, record_losses
 from fedsim.errors import WrongInput
 from fedsim.types import Examples, Params, trim
 
-SAME, OTHERS = "fair coins over records of the same device", "other devices' records"
+SAME = "fair coins over records of the same device"
+OTHERS = "other devices' records"
 
 
 BATCH = 256
@@ -46,7 +47,9 @@ class Scored:
 
 
 def window(audited: Audited, replay: Replay) -> list[Round]:
-    """Return the first rounds, as many as `audit.window` fixes in advance, in which any device answered."""
+    """Return the first rounds, as many as `audit.window` fixes in advance, in which any device
+    answered.
+    """
     last = min(audited.config.audit.window, audited.round)
     rounds = [replay.round(number) for number in range(1, last + 1)]
     rounds = [round for round in rounds if len(round.cohort)]
@@ -68,7 +71,8 @@ def games_of(audited: Audited) -> dict[str, Versus]:
 
 def asked_about(audited: Audited, rounds: Sequence[Round], rng: np.random.Generator) -> Game:
     """Return the game restricted to the devices of these rounds, and to `audit.records` on each."""
-    game, most = membership_game(audited), audited.config.audit.records
+    game = membership_game(audited)
+    most = audited.config.audit.records
     seen = np.unique(np.concatenate([places_of(audited, round) for round in rounds]))
     chosen = np.isin(game.owner, seen) | (game.owner < 0)
     if most:
@@ -83,7 +87,8 @@ def asked_about(audited: Audited, rounds: Sequence[Round], rng: np.random.Genera
 
 def gradient_norms(audited: Audited, params: Params, examples: Examples) -> Floats:
     """Return the norm of each record's gradient [N], in float64 and without dropout."""
-    module, task = audited.module, audited.task
+    module = audited.module
+    task = audited.task
     place = next(module.parameters()).device
     start = {name: p.double().to(place) for name, p in params.items()}
     names = sorted(examples.fields)
@@ -97,8 +102,11 @@ def gradient_norms(audited: Audited, params: Params, examples: Examples) -> Floa
     for first in range(0, len(examples), BATCH):
         fields = trim(examples[first : first + BATCH].to(place).fields)
         fields = {n: t.double() if t.is_floating_point() else t for n, t in fields.items()}
-        inputs, targets = [fields[n] for n in task.inputs], [fields[n] for n in names]
-        norms = clipped_gradients(module, losses, inputs, targets, Clip(1.0), start, method=method).norms
+        inputs = [fields[n] for n in task.inputs]
+        targets = [fields[n] for n in names]
+        norms = clipped_gradients(
+            module, losses, inputs, targets, Clip(1.0), start, method=method
+        ).norms
         found.append(norms.cpu())
     module.train()
     each: Floats = torch.cat(found).numpy()
@@ -123,7 +131,12 @@ def could_train(audited: Audited, round: Round, game: Game) -> Bools:
 
 
 def slices_by_round(
-    found: Sequence[Scored], attack: str, game: Game, versus: Versus, seen: Threat, rng: np.random.Generator
+    found: Sequence[Scored],
+    attack: str,
+    game: Game,
+    versus: Versus,
+    seen: Threat,
+    rng: np.random.Generator,
 ) -> Iterator[MembershipSlice]:
     """Yield the attack's area on each round alone, where there is anything to compare."""
     for one in found:
@@ -131,21 +144,27 @@ def slices_by_round(
         if trials and all_devices(trials).judged:
             inner = over_devices(trials, rng)
             yield MembershipSlice(
-                "round", one.round, attack, seen, inner.area, records=inner.records, targets=inner.targets
+                "round",
+                one.round,
+                attack,
+                seen,
+                inner.area,
+                records=inner.records,
+                targets=inner.targets,
             )
 
 
 def over_devices(trials: Sequence[Trial], rng: np.random.Generator) -> AttackFigures:
     """Return the figures of all devices' records together; AUC and its interval are over devices.
 
-    Only devices with two members and two others are targets. Below five of them the area is that of all
-    records together. Raises WrongInput where there is nothing to compare.
+    Only devices with two members and two others are targets. Below five of them the area is that of
+    all records together. Raises WrongInput where there is nothing to compare.
     """
     together = all_devices(trials)
     if not together.judged:
         raise WrongInput(
-            "attacks on updates want two members and two others at least on the devices that answered; raise "
-            "audit.window or audit.records, or devices with more records"
+            "attacks on updates want two members and two others at least on the devices that "
+            "answered; raise audit.window or audit.records, or devices with more records"
         )
     pooled = attack_figures([together], rng)
     judged = [trial for trial in trials if trial.judged]
@@ -153,8 +172,12 @@ def over_devices(trials: Sequence[Trial], rng: np.random.Generator) -> AttackFig
     return replace(found, area=area(judged, rng)) if len(judged) >= FEWEST_TARGETS else found
 
 
-def trials_of_devices(found: Sequence[Scored], attack: str, game: Game, versus: Versus) -> list[Trial]:
-    """Return a trial for each device: the mean of a record's scores over the rounds in which it took part."""
+def trials_of_devices(
+    found: Sequence[Scored], attack: str, game: Game, versus: Versus
+) -> list[Trial]:
+    """Return a trial for each device: the mean of a record's scores over the rounds in which it
+    took part.
+    """
     total: dict[int, tuple[Floats, Floats]] = {}
     for one in found:
         for device, scores in zip(one.devices.tolist(), one.scores.get(attack, ()), strict=False):
@@ -183,9 +206,13 @@ def held_by(game: Game, device: int) -> Bools:
 
 
 def all_devices(trials: Sequence[Trial]) -> Trial:
-    return Trial(np.concatenate([t.scores for t in trials]), np.concatenate([t.member for t in trials]))
+    return Trial(
+        np.concatenate([t.scores for t in trials]), np.concatenate([t.member for t in trials])
+    )
 
 
 def places_of(audited: Audited, round: Round) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = np.searchsorted(audited.holdings.dataset.devices, round.cohort.devices)
+    found: NDArray[np.int64] = np.searchsorted(
+        audited.holdings.dataset.devices, round.cohort.devices
+    )
     return found

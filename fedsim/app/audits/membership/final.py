@@ -64,15 +64,17 @@ def _told(config: Config, reason: str) -> str | None:
 
 
 def trials_of(name: str, audited: Audited, game: Game, targets: Sequence[Target]) -> list[Trial]:
-    """Return an attack's scores of each target; quantile regression is tried on the run itself only."""
+    """Return an attack's scores of each target; quantile regression is tried on the run itself
+    only.
+    """
     if name != QUANTILE:
         attack = attack_of(name)
         return [Trial(attack(t), t.member) for t in targets]
     test = audited.holdings.dataset.test
     if test is None or game.unit == "device" or (game.rows < 0).any():
         raise WrongInput(
-            'audit.attacks = "quantile" fits on a test split that the model never saw, and judges records by '
-            'coins: it needs audit.coins = "record" and test examples'
+            'audit.attacks = "quantile" fits on a test split that the model never saw, and judges '
+            'records by coins: it needs audit.coins = "record" and test examples'
         )
     pool = predict(audited.module, audited.task, audited.params, test)
     scores = quantile_regression(

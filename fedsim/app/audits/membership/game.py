@@ -35,7 +35,8 @@ class Game:
 
 def membership_game(audited: Audited) -> Game:
     """Return the game that the run's coins allow; without coins, fresh records from the test split."""
-    config, holdings = audited.config, audited.holdings
+    config = audited.config
+    holdings = audited.holdings
     pool = pooled(holdings.dataset)
     if config.audit.coins == "none":
         return _fresh(audited, pool, natural(audited, pool))
@@ -43,18 +44,28 @@ def membership_game(audited: Audited) -> Game:
     member = holdings.coins[rows]
     unit = "example" if config.audit.coins == "record" else "device"
     of = {"record": "records", "device": "devices"}[config.audit.coins]
-    return Game(f"fair coins over {of}", unit, pool.records[_index(rows)], rows, pool.owner[rows], member)
+    return Game(
+        f"fair coins over {of}", unit, pool.records[_index(rows)], rows, pool.owner[rows], member
+    )
 
 
 def natural(audited: Audited, pool: Pool) -> Bools:
-    """Return which records a game may ask about: no canary, none that occurs twice or has not arrived yet."""
+    """Return which records a game may ask about: no canary, none that occurs twice or has not
+    arrived yet.
+    """
     config = audited.config
     now = period_of_round(config.stream, config.train.rounds, max(1, audited.round))
-    return (pool.canary == -1) & ~repeated(pool.records) & alive(audited.holdings, len(pool.records), now)
+    return (
+        (pool.canary == -1)
+        & ~repeated(pool.records)
+        & alive(audited.holdings, len(pool.records), now)
+    )
 
 
 def alive(holdings: Holdings, records: int, now: int) -> Bools:
-    """Return which records devices can have held by a period: not those deleted in that of their arrival."""
+    """Return which records devices can have held by a period: not those deleted in that of their
+    arrival.
+    """
     arrivals = holdings.arrivals
     if arrivals is None:
         return np.ones(records, dtype=bool)
@@ -67,19 +78,23 @@ def _fresh(audited: Audited, pool: Pool, chosen: Bools) -> Game:
     test = pool.test
     if test is None:
         raise WrongInput(
-            "a run without audit.coins is attacked with fresh records of a test split, and there is none; "
-            'set audit.coins = "record" before training, or data.test_share'
+            "a run without audit.coins is attacked with fresh records of a test split, and there "
+            'is none; set audit.coins = "record" before training, or data.test_share'
         )
     inside = np.flatnonzero(chosen & ~audited.holdings.held_out_flags)
     outside = np.flatnonzero(~repeated(test) & ~_known(pool.records, test))
     rng = generator(audited.config.seed, "audit", "fresh")
     if "label" in test.fields:
-        inside, outside = matched(_labels(pool.records, inside), _labels(test, outside), inside, outside, rng)
+        inside, outside = matched(
+            _labels(pool.records, inside), _labels(test, outside), inside, outside, rng
+        )
     records = concatenate([pool.records[_index(inside)], test[_index(outside)]])
     member = np.arange(len(inside) + len(outside)) < len(inside)
     rows = np.concatenate([inside, np.full(len(outside), -1)])
     owner = np.concatenate([pool.owner[inside], np.full(len(outside), -1)])
-    return Game("fresh records of the test split, labels matched", "example", records, rows, owner, member)
+    return Game(
+        "fresh records of the test split, labels matched", "example", records, rows, owner, member
+    )
 
 
 def matched(
@@ -90,14 +105,18 @@ def matched(
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return equally many of both sides for each label, drawn at random."""
-    kept_in, kept_out = [], []
+    kept_in = []
+    kept_out = []
     for label in np.intersect1d(labels_in, labels_out):
-        one, other = inside[labels_in == label], outside[labels_out == label]
+        one = inside[labels_in == label]
+        other = outside[labels_out == label]
         count = min(len(one), len(other))
         kept_in.append(rng.permutation(one)[:count])
         kept_out.append(rng.permutation(other)[:count])
     if not kept_in:
-        raise WrongInput("no label stands in both training and test records, so that nothing can be matched")
+        raise WrongInput(
+            "no label stands in both training and test records, so that nothing can be matched"
+        )
     return np.sort(np.concatenate(kept_in)), np.sort(np.concatenate(kept_out))
 
 
@@ -123,7 +142,9 @@ def _index(rows: NDArray[np.int64]) -> torch.Tensor:
 def _known(records: Examples, test: Examples) -> Bools:
     """Return which test records stand in training, too."""
     one, other = same_width([records, test])
-    both = Examples({name: torch.cat([one.fields[name], other.fields[name]]) for name in one.fields})
+    both = Examples(
+        {name: torch.cat([one.fields[name], other.fields[name]]) for name in one.fields}
+    )
     return repeated(both)[len(records) :]
 
 

@@ -32,7 +32,10 @@ def attack_of(name: str) -> Attack:
 
 
 def check_attacks(config: Config) -> None:
-    """Refuse attacks that are not known, and own ones that fail on made-up records. Raises WrongInput."""
+    """Refuse attacks that are not known, and own ones that fail on made-up records.
+
+    Raises WrongInput.
+    """
     audit = config.audit
     last = audit.references if audit.coins != "none" else 0
     counts = {last, 0} if audit.every else {last}  # there are references for the last model only
@@ -60,12 +63,17 @@ def _made_up(references: int) -> Target:
     phi = rng.normal(size=(references + 1, TRIED_ON))
     logp = -np.logaddexp(0.0, -phi)
     each = Predictions(logp, phi, -logp, phi > 0)
-    keep = fair_coins(references, TRIED_ON, 0) if references else np.zeros((0, TRIED_ON), dtype=bool)
+    keep = (
+        fair_coins(references, TRIED_ON, 0) if references else np.zeros((0, TRIED_ON), dtype=bool)
+    )
     return Target(rng.random(TRIED_ON) < 0.5, each[0], keep, each[np.arange(1, references + 1)])
 
 
 def _checked(name: str, scores: object, records: int) -> Floats:
-    """Return what an own attack gave as scores [N]. Raises WrongInput where it gave something else."""
+    """Return what an own attack gave as scores [N].
+
+    Raises WrongInput where it gave something else.
+    """
     wanted = f"{KEY} = {name!r} has to return a numpy array of {records} numbers, a score for each record"
     if not isinstance(scores, np.ndarray):
         raise WrongInput(f"{wanted}; it returned a {type(scores).__name__}")

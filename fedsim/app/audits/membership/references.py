@@ -24,16 +24,20 @@ NOBODY = np.zeros(0, dtype=np.int64)
 
 
 def targets_of(audited: Audited, game: Game) -> list[Target]:
-    """Return the run as a target and, with references, each of its shadows, too: all are of one law.
+    """Return the run as a target and, with references, each of its shadows, too: all are of one
+    law.
 
-    A pair more is trained than each target has references, because a shadow is judged neither by itself nor
-    by the other half of its pair. Shadows repeat only the last round, so before it there are no references.
+    A pair more is trained than each target has references, because a shadow is judged neither by
+    itself nor by the other half of its pair. Shadows repeat only the last round, so before it there
+    are no references.
     """
     own = of_unit(predict(audited.module, audited.task, audited.params, game.records), game)
     member = in_units(game.member, game)
     count = audited.config.audit.references if audited.ended else 0
     if count == 0 or (game.rows < 0).any():
-        return [Target(member, own, np.zeros((0, len(member)), dtype=bool), side_by_side([own])[NOBODY])]
+        return [
+            Target(member, own, np.zeros((0, len(member)), dtype=bool), side_by_side([own])[NOBODY])
+        ]
     keep, found = references(audited, game, count + 2)
     first = Target(member, own, keep[:count], found[np.arange(count)])
     return [first, *(_as_target(keep, found, shadow) for shadow in range(count + 2))]
@@ -81,14 +85,18 @@ def centralised(audited: Audited, game: Game, count: int) -> tuple[Bools, Predic
             f'audit.shadows = "centralised" serves one label an example, not data.task = '
             f'{audited.config.data.task!r}; set audit.shadows = "federated"'
         )
-    config, spec = audited.config, audited.holdings.dataset.spec
+    config = audited.config
+    spec = audited.holdings.dataset.spec
     field = audited.task.inputs[0]
     proxy = CentralisedProxy(
         lambda seed: build_model(spec, config.model, seed),
         game.records.fields[field],
         game.records.fields["label"],
         steps=max(
-            1, config.train.centralised_epochs * len(game.member) // (2 * config.train.centralised_batch)
+            1,
+            config.train.centralised_epochs
+            * len(game.member)
+            // (2 * config.train.centralised_batch),
         ),
         batch=config.train.centralised_batch,
         lr=config.train.centralised_lr,
@@ -96,7 +104,9 @@ def centralised(audited: Audited, game: Game, count: int) -> tuple[Bools, Predic
         logits=lambda outputs: outputs["label"],
     )
     coins = [
-        Coins(_coins(config), proxy.seed, number).toss(game.owner, len(audited.holdings.dataset.devices))
+        Coins(_coins(config), proxy.seed, number).toss(
+            game.owner, len(audited.holdings.dataset.devices)
+        )
         for number in range(1, count + 1)
     ]
     scores = score_shadows(np.stack(coins), proxy.labels, proxy)

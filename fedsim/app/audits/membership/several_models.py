@@ -34,21 +34,25 @@ def check_releases(config: Config) -> None:
     """Refuse runs of one period, which have one release. Raises WrongInput."""
     if config.stream.mode != "continual":
         raise WrongInput(
-            'audit.view names "releases", the last model of each period; set stream.mode = "continual", or '
-            'audit.view = "rounds"'
+            'audit.view names "releases", the last model of each period; set stream.mode = '
+            '"continual", or audit.view = "rounds"'
         )
 
 
 def round_rows(audited: Audited) -> list[Finding]:
     """Return the attack by the mean log-likelihood over all rounds' models, and that of each round."""
-    game, rng = membership_game(audited), generator(audited.config.seed, "audit", "rounds", audited.round)
+    game = membership_game(audited)
+    rng = generator(audited.config.seed, "audit", "rounds", audited.round)
     member = in_units(game.member, game)
     rounds = [round for round in audited.run.kept_rounds() if round <= audited.round]
     series = [_logp(audited, _kept(audited, round), game) for round in rounds]
-    attack, seen = "loss_series", threat(audited, game, 0, "rounds")
+    attack = "loss_series"
+    seen = threat(audited, game, 0, "rounds")
     figures = attack_figures([Trial(np.mean(series, 0), member)], rng)
     slices = [
-        MembershipSlice("round", round, attack, seen, area([Trial(one, member)], rng), records=len(member))
+        MembershipSlice(
+            "round", round, attack, seen, area([Trial(one, member)], rng), records=len(member)
+        )
         for round, one in zip(rounds, series, strict=True)
     ]
     unseen = blind(audited, game, rng)
@@ -56,10 +60,13 @@ def round_rows(audited: Audited) -> list[Finding]:
 
 
 def release_rows(audited: Audited) -> list[Finding]:
-    """Return attacks with and without the releases of earlier periods, by period, deletion and activity."""
+    """Return attacks with and without the releases of earlier periods, by period, deletion and
+    activity.
+    """
     rng = generator(audited.config.seed, "audit", "releases", audited.round)
     now = period_of_round(audited.config.stream, audited.config.train.rounds, audited.round)
-    game, arrivals = membership_game(audited), audited.holdings.arrivals
+    game = membership_game(audited)
+    arrivals = audited.holdings.arrivals
     assert arrivals is not None, "check_releases wants a stream for releases"
     # fresh records and whole devices have no period of their own
     arrived = arrivals.period[game.rows] if audited.config.audit.coins == "record" else None
@@ -89,8 +96,8 @@ def _attacks(
 ) -> Iterator[tuple[str, Floats, NDArray[np.bool_]]]:
     """Yield (attack, scores, for which records they can be had).
 
-    series: log-likelihoods [N] by period, 0 for the first parameters, `now` for the current model; arrived:
-    [N] the period of each record's arrival, None where the units are not records with one.
+    series: log-likelihoods [N] by period, 0 for the first parameters, `now` for the current model;
+    arrived: [N] the period of each record's arrival, None where the units are not records with one.
     """
     everyone = np.ones(len(series[now]), dtype=bool)
     yield "loss_last", series[now], everyone
@@ -100,7 +107,8 @@ def _attacks(
         return
     since = [np.where(arrived <= p, values, -np.inf) for p, values in later.items()]
     yield "loss_best", np.max(since, 0), everyone
-    own, before = np.full(len(arrived), np.nan), np.full(len(arrived), np.nan)
+    own = np.full(len(arrived), np.nan)
+    before = np.full(len(arrived), np.nan)
     for period, values in series.items():
         own[arrived == period] = values[arrived == period]
         before[arrived == period + 1] = values[arrived == period + 1]
@@ -109,8 +117,11 @@ def _attacks(
 
 
 def _models(audited: Audited, now: int) -> dict[int, Params]:
-    """Return the first parameters as 0, the releases that were kept, and the current model as that of now."""
-    spec, config = audited.holdings.dataset.spec, audited.config
+    """Return the first parameters as 0, the releases that were kept, and the current model as that
+    of now.
+    """
+    spec = audited.holdings.dataset.spec
+    config = audited.config
     models: dict[int, Params] = {0: parameters_of(build_model(spec, config.model, config.seed))}
     for period in range(1, now):
         found = read_release(audited.run, period)

@@ -1,8 +1,8 @@
 """Shadow models of a run: the same experiment with other seeds and other coins, in RUN/shadows.
 
-Each is a whole federated run, so that a reference has been through all that the attacked model has been
-through: selection, aggregation, clipping, noise. They are kept by the hash of their config and never trained
-twice; one that was interrupted goes on.
+Each is a whole federated run, so that a reference has been through all that the attacked model has
+been through: selection, aggregation, clipping, noise. They are kept by the hash of their config and
+never trained twice; one that was interrupted goes on.
 """
 
 import multiprocessing
@@ -26,7 +26,9 @@ FEWEST_IN_PROCESSES = 4
 def shadow_config(config: Config, number: int, run: RunDir) -> Config:
     """Return the config of a shadow model: another seed, other coins, no audits, no reference."""
     seed = int(generator(config.audit.seed or config.seed, "shadow", number).integers(2**62))
-    place = config.place.model_copy(update={"out": str(run.path / "shadows"), "threads": 1, "keep": "last"})
+    place = config.place.model_copy(
+        update={"out": str(run.path / "shadows"), "threads": 1, "keep": "last"}
+    )
     changed = {
         "seed": seed,
         "train.centralised": False,
@@ -41,13 +43,16 @@ def shadow_config(config: Config, number: int, run: RunDir) -> Config:
         "audit.seed": config.audit.seed or config.seed,
         "audit.shadow": number,
     }
-    return from_flat(to_flat(config) | changed | {f"place.{k}": v for k, v in place.model_dump().items()})
+    return from_flat(
+        to_flat(config) | changed | {f"place.{k}": v for k, v in place.model_dump().items()}
+    )
 
 
 def train_shadows(config: Config, run: RunDir, count: int, another: Another) -> list[RunDir]:
     """Return `count` finished shadow runs; `another` does those that are not there yet.
 
-    Numbers 2i - 1 and 2i are a pair on complementary halves. As many train at a time as there are threads.
+    Numbers 2i - 1 and 2i are a pair on complementary halves. As many train at a time as there are
+    threads.
     """
     configs = [shadow_config(config, number, run) for number in range(1, count + 1)]
     missing = [c for c in configs if RunDir.of(c).summary is None]

@@ -15,7 +15,11 @@ from fedsim.data.stream import period_of_round
 
 
 def slices_of(
-    audited: Audited, game: Game, whole: Membership, trials: Sequence[Trial], rng: np.random.Generator
+    audited: Audited,
+    game: Game,
+    whole: Membership,
+    trials: Sequence[Trial],
+    rng: np.random.Generator,
 ) -> Iterator[MembershipSlice]:
     """Yield the areas of the attack `whole` by activity, label, mislabelling, period and deletion."""
     for name, groups in _groups(audited, game):
@@ -25,8 +29,12 @@ def slices_of(
             )
 
 
-def _groups(audited: Audited, game: Game) -> Iterator[tuple[str, list[tuple[int | str | bool, Bools]]]]:
-    activity = public_activity(audited.holdings.dataset.activity, audited.config.data.activity_public)
+def _groups(
+    audited: Audited, game: Game
+) -> Iterator[tuple[str, list[tuple[int | str | bool, Bools]]]]:
+    activity = public_activity(
+        audited.holdings.dataset.activity, audited.config.data.activity_public
+    )
     owner = game.owner if game.unit == "example" else np.unique(game.owner)
     inside = owner >= 0
     if not inside.all():
@@ -35,10 +43,15 @@ def _groups(audited: Audited, game: Game) -> Iterator[tuple[str, list[tuple[int 
     yield "activity_decile", [(int(d), decile == d) for d in np.unique(decile)]
     if game.unit == "device":
         return
-    fields, pool = game.records.fields, pooled(audited.holdings.dataset)
+    fields = game.records.fields
+    pool = pooled(audited.holdings.dataset)
     if "label" in fields:
-        labels, names = fields["label"].numpy(), audited.holdings.dataset.spec.labels
-        yield "label", [(names[i], labels == i) for i in np.unique(labels).tolist() if i < len(names)]
+        labels = fields["label"].numpy()
+        names = audited.holdings.dataset.spec.labels
+        yield (
+            "label",
+            [(names[i], labels == i) for i in np.unique(labels).tolist() if i < len(names)],
+        )
     wrong = pool.mislabelled[game.rows]
     if wrong.any():
         yield "mislabelled", [(True, wrong), (False, ~wrong)]

@@ -37,15 +37,18 @@ def check_sums(config: Config) -> None:
 
 
 def sum_rows(audited: Audited) -> list[Finding]:
-    """Return the attacks of who sees only models of consecutive rounds, whose difference is a sum's step.
+    """Return the attacks of who sees only models of consecutive rounds, whose difference is a sum's
+    step.
 
     It knows who took part in a round, as the server of a secure sum does.
     """
-    replay, rng = Replay(audited), generator(audited.config.seed, "audit", "sums", audited.round)
+    replay = Replay(audited)
+    rng = generator(audited.config.seed, "audit", "sums", audited.round)
     rounds = window(audited, replay)
     game = asked_about(audited, rounds, rng)
     found = [_scored_sum(audited, round, game) for round in rounds]
-    seen, unseen = threat(audited, game, 0, "sums"), blind(audited, game, rng)
+    seen = threat(audited, game, 0, "sums")
+    unseen = blind(audited, game, rng)
     findings: list[Finding] = []
     for attack in SUM_ATTACKS:
         trial = all_devices(trials_of_devices(found, attack, game, non_members))

@@ -44,14 +44,18 @@ def unlike(config: Config, unit: str) -> str:
         return "no coins were tossed, so that members and others differ by themselves"
     if relation(config) != "add_or_remove":
         return (
-            "a coin takes a unit out of the roster, which zero-out does not cover; set selection.total_score "
-            "(device) or another dp.trust than secure_sum to compare"
+            "a coin takes a unit out of the roster, which zero-out does not cover; set "
+            "selection.total_score (device) or another dp.trust than secure_sum to compare"
         )
     return ""
 
 
-def region(audited: Audited, trial: Trial, fpr: Sequence[float], rng: np.random.Generator) -> Region:
-    """Return what the run's whole privacy profile allows, and by how much the attack is surely over it."""
+def region(
+    audited: Audited, trial: Trial, fpr: Sequence[float], rng: np.random.Generator
+) -> Region:
+    """Return what the run's whole privacy profile allows, and by how much the attack is surely over
+    it.
+    """
     over = excess(trial.scores, trial.member, lambda f: power(audited.events, f), rng)
     return Region(
         allowed_tpr=tuple(power(audited.events, np.array(fpr)).tolist()),

@@ -16,7 +16,9 @@ class Leaks:
 
     def __init__(self, module: nn.Module, holdings: Holdings) -> None:
         self.holdings = holdings
-        self.tables = [name for name, field in getattr(module, "tables", {}).items() if field == "tokens"]
+        self.tables = [
+            name for name, field in getattr(module, "tables", {}).items() if field == "tokens"
+        ]
         self.hits: dict[str, list[tuple[float, float]]] = {"token_set": [], "label_set": []}
 
     def see(self, round: Round, device: str, change: Params) -> None:
@@ -29,10 +31,14 @@ class Leaks:
         labels = len(self.holdings.dataset.spec.labels)
         biases = [c for name, c in change.items() if name.endswith("bias") and c.shape == (labels,)]
         if biases and labels and "label" in held.fields:
-            self.hits["label_set"].append(hits(leaked_labels(biases[-1]), _among(held, "label", labels)))
+            self.hits["label_set"].append(
+                hits(leaked_labels(biases[-1]), _among(held, "label", labels))
+            )
 
     def found(self, visible: str) -> list[Leak]:
-        """Return each kind of leak, means over the updates; `visible` says what of an update is seen."""
+        """Return each kind of leak, means over the updates; `visible` says what of an update is
+        seen.
+        """
         return [
             Leak(
                 attack,

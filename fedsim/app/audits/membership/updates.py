@@ -42,9 +42,12 @@ def check_updates(config: Config) -> None:
 
 
 def update_rows(audited: Audited) -> list[Finding]:
-    """Return the attacks of a passive server, and of an active one, that sees every device's update."""
+    """Return the attacks of a passive server, and of an active one, that sees every device's
+    update.
+    """
     check_single(audited.config)
-    replay, rng = Replay(audited), generator(audited.config.seed, "audit", "updates", audited.round)
+    replay = Replay(audited)
+    rng = generator(audited.config.seed, "audit", "updates", audited.round)
     rounds = window(audited, replay)
     game = asked_about(audited, rounds, rng)
     leaks = Leaks(audited.module, audited.holdings)
@@ -83,7 +86,9 @@ def _in_game(
 ) -> Iterator[Finding]:
     """Yield each attack over the window, and its area round by round."""
     seen = threat(audited, game, 0, "updates")
-    unseen = _blind_to_updates(game, found, rng) if game.name == OTHERS else blind(audited, game, rng)
+    unseen = (
+        _blind_to_updates(game, found, rng) if game.name == OTHERS else blind(audited, game, rng)
+    )
     for attack in UPDATE_ATTACKS:
         trials = trials_of_devices(found, attack, game, versus)
         if trials:
@@ -101,7 +106,8 @@ def _in_game(
 def _blind_to_updates(game: Game, found: Sequence[Scored], rng: np.random.Generator) -> float:
     """Return how well a device's records are told from others' by its label histogram alone."""
     devices = np.unique(np.concatenate([one.devices for one in found]))
-    tossed, trials = bool((~game.member & (game.owner >= 0)).any()), []
+    tossed = bool((~game.member & (game.owner >= 0)).any())
+    trials = []
     for device in devices.tolist():
         inside = game.member & held_by(game, device)
         which = inside | (game.member & ~held_by(game, device))
@@ -112,10 +118,17 @@ def _blind_to_updates(game: Game, found: Sequence[Scored], rng: np.random.Genera
 
 
 def items_of(records: Examples) -> Floats:
-    """Return what a record is about, as counts [N, items]: its label, else its tokens in 256 buckets."""
+    """Return what a record is about, as counts [N, items]: its label, else its tokens in 256
+    buckets.
+    """
     fields = records.fields
     if "label" in fields:
         labels = fields["label"]
         return torch.nn.functional.one_hot(labels).double().numpy()
     tokens = fields["tokens"] % 256
-    return torch.zeros(len(tokens), 256).scatter_add_(1, tokens, torch.ones(tokens.shape)).double().numpy()
+    return (
+        torch.zeros(len(tokens), 256)
+        .scatter_add_(1, tokens, torch.ones(tokens.shape))
+        .double()
+        .numpy()
+    )

@@ -1,7 +1,7 @@
 """Device-level inference: did a device train at all, asked by fresh records of it?
 
-The records were held out for evaluation, so that no model has seen them; what gives a device away is that a
-model which trained on its other records does better on these, too ("user inference").
+The records were held out for evaluation, so that no model has seen them; what gives a device away
+is that a model which trained on its other records does better on these, too ("user inference").
 """
 
 from dataclasses import replace
@@ -50,8 +50,11 @@ def device_rows(audited: Audited) -> list[Finding]:
 
 
 def fresh_game(audited: Audited) -> Game:
-    """Return the game of the records that devices hold out; a device is a member if its coin let it train."""
-    holdings, pool = audited.holdings, pooled(audited.holdings.dataset)
+    """Return the game of the records that devices hold out; a device is a member if its coin let it
+    train.
+    """
+    holdings = audited.holdings
+    pool = pooled(audited.holdings.dataset)
     rows = np.flatnonzero(natural(audited, pool) & holdings.held_out_flags)
     records = pool.records[torch.from_numpy(rows)]
     return Game(NAME, "device", records, rows, pool.owner[rows], holdings.coins[rows])

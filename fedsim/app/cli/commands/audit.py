@@ -15,18 +15,31 @@ from fedsim.errors import RunFailed, WrongInput
 
 def audit(
     run_path: Annotated[
-        Path | None, typer.Argument(help="A finished run's folder.", metavar="RUN", show_default=False)
+        Path | None,
+        typer.Argument(help="A finished run's folder.", metavar="RUN", show_default=False),
     ] = None,
-    sanity: Annotated[bool, typer.Option("--sanity", help="Try attacks and bounds on known cases.")] = False,
+    sanity: Annotated[
+        bool, typer.Option("--sanity", help="Try attacks and bounds on known cases.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="--sanity: another seed, other draws.")] = 0,
-    evaluators: Annotated[str, typer.Option(help="membership, canary, bounds (commas between).")] = "",
-    attack: Annotated[str, typer.Option(help="Membership attacks, as loss,lira; else the run's.")] = "",
-    references: Annotated[int, typer.Option(min=-1, help="Shadow models; -1 = as the run says.")] = -1,
+    evaluators: Annotated[
+        str, typer.Option(help="membership, canary, bounds (commas between).")
+    ] = "",
+    attack: Annotated[
+        str, typer.Option(help="Membership attacks, as loss,lira; else the run's.")
+    ] = "",
+    references: Annotated[
+        int, typer.Option(min=-1, help="Shadow models; -1 = as the run says.")
+    ] = -1,
     settings: Settings = None,
     data_dir: DataDir = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, nothing else.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the rows as JSON, nothing else.")
+    ] = False,
 ) -> None:
-    """Attack a finished run: RUN. Or try the attacks and audits on cases with a known answer: --sanity."""
+    """Attack a finished run: RUN. Or try the attacks and audits on cases with a known answer:
+    --sanity.
+    """
     if sanity == (run_path is not None):
         raise WrongInput("fedsim audit wants either a finished RUN, or --sanity, which needs none")
     if run_path is None:

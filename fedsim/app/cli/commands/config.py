@@ -17,15 +17,24 @@ BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), Lt
 
 
 def config(
-    schema: Annotated[bool, typer.Option("--schema", help="Print a JSON schema, for editors.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print a JSON schema, for editors.")
+    ] = False,
     defaults: Annotated[
-        bool, typer.Option("--defaults", help="Print every setting with its default, meaning and bounds.")
+        bool,
+        typer.Option(
+            "--defaults", help="Print every setting with its default, meaning and bounds."
+        ),
     ] = False,
 ) -> None:
-    """Print what can be set: `--schema` as a JSON schema, `--defaults` as a TOML file with comments."""
+    """Print what can be set: `--schema` as a JSON schema, `--defaults` as a TOML file with
+    comments.
+    """
     if schema == defaults:
         raise WrongInput("fedsim config wants one of --schema and --defaults")
-    print(json.dumps(json_schema(), indent=2) if schema else commented(), end="\n" if schema else "")
+    print(
+        json.dumps(json_schema(), indent=2) if schema else commented(), end="\n" if schema else ""
+    )
 
 
 def names_of(section: str, key: str) -> str:
@@ -59,7 +68,9 @@ def names_of(section: str, key: str) -> str:
 
 def described(section: str, key: str, description: str) -> str:
     """Return a description with the names of its table in it."""
-    return description.replace(NAMES, names_of(section, key)) if NAMES in description else description
+    return (
+        description.replace(NAMES, names_of(section, key)) if NAMES in description else description
+    )
 
 
 def json_schema() -> dict[str, Any]:
@@ -75,7 +86,9 @@ def json_schema() -> dict[str, Any]:
 
 
 def commented() -> str:
-    """Return a TOML file of all defaults; above each setting stands what it means and what it may be."""
+    """Return a TOML file of all defaults; above each setting stands what it means and what it may
+    be.
+    """
     tops = {name: field for name, field in Config.model_fields.items() if _section(field) is None}
     parts = ["\n".join(line for name, field in tops.items() for line in _setting("", name, field))]
     for name, field in Config.model_fields.items():
@@ -100,12 +113,16 @@ def bounds(field: FieldInfo) -> str:
 
 
 def _settings(name: str, section: type[Section]) -> list[str]:
-    return [line for key, field in section.model_fields.items() for line in _setting(name, key, field)]
+    return [
+        line for key, field in section.model_fields.items() for line in _setting(name, key, field)
+    ]
 
 
 def _setting(section: str, name: str, field: FieldInfo) -> list[str]:
     allowed = bounds(field)
-    comment = f"# {described(section, name, field.description or '')}" + (f"; {allowed}" if allowed else "")
+    comment = f"# {described(section, name, field.description or '')}" + (
+        f"; {allowed}" if allowed else ""
+    )
     key = field.alias or name
     return [comment, tomli_w.dumps({key: field.default}).rstrip("\n")]
 

@@ -18,7 +18,12 @@ from rich.text import Text
 from fedsim.app.cli.options import DataDir, Out, out
 from fedsim.errors import RunFailed
 
-WANTED = {"torch": ("2.6", ""), "flwr": ("1.41", "1.43"), "ray": ("2.31", ""), "opacus": ("1.5", "")}
+WANTED = {
+    "torch": ("2.6", ""),
+    "flwr": ("1.41", "1.43"),
+    "ray": ("2.31", ""),
+    "opacus": ("1.5", ""),
+}
 """Package -> lowest version, and the first one that is too new."""
 OPTIONAL = {"optuna": "fedsim sweep with [search]", "tensorboard": "place.trackers = tensorboard"}
 OURS = ("fedsim", "strategies", "clients")
@@ -44,7 +49,9 @@ def doctor(
     checks = list(all_checks(data_dir, Path(out_dir or "runs")))
     table = Table("", "what", "found", "what to do")
     for check in checks:
-        mark = {True: Text("ok", "green"), False: Text("RED", "bold red"), None: Text("-", "dim")}[check.ok]
+        mark = {True: Text("ok", "green"), False: Text("RED", "bold red"), None: Text("-", "dim")}[
+            check.ok
+        ]
         if not quiet or check.ok is False:
             table.add_row(mark, check.name, check.found, check.remedy)
     if table.row_count:
@@ -58,7 +65,10 @@ def all_checks(data_dir: str | None, runs: Path) -> Iterator[Check]:
     """Yield every check."""
     python = sys.version_info
     yield Check(
-        "Python", python >= (3, 11), ".".join(map(str, python[:3])), _unless(python >= (3, 11), "use 3.11")
+        "Python",
+        python >= (3, 11),
+        ".".join(map(str, python[:3])),
+        _unless(python >= (3, 11), "use 3.11"),
     )
     for name, (lowest, too_new) in WANTED.items():
         yield package_check(name, lowest, too_new)
@@ -71,12 +81,16 @@ def all_checks(data_dir: str | None, runs: Path) -> Iterator[Check]:
     yield disk_check(runs)
 
 
-def package_check(name: str, lowest: str, too_new: str, find: Callable[[str], str] | None = None) -> Check:
+def package_check(
+    name: str, lowest: str, too_new: str, find: Callable[[str], str] | None = None
+) -> Check:
     """Check that a package is there in a version that is known to work."""
     found = (find or installed)(name)
     if not found:
         return Check(name, False, "not installed", f"pip install '{name}>={lowest}'")
-    good = Version(found) >= Version(lowest) and not (too_new and Version(found) >= Version(too_new))
+    good = Version(found) >= Version(lowest) and not (
+        too_new and Version(found) >= Version(too_new)
+    )
     limit = f">={lowest}" + (f",<{too_new}" if too_new else "")
     return Check(name, good, found, _unless(good, f"pip install '{name}{limit}'"))
 
@@ -97,20 +111,29 @@ def shadow_check(name: str, ours: Path) -> Check:
     spec = find_spec(name)
     origin = Path(spec.origin).parent if spec and spec.origin else None
     good = origin == ours / name
-    return Check(f"package {name}", good, str(origin or "not found"), _unless(good, f"pip uninstall {name}"))
+    return Check(
+        f"package {name}", good, str(origin or "not found"), _unless(good, f"pip uninstall {name}")
+    )
 
 
 def data_check(named: str) -> Check:
     """Check the data directory, where one is named."""
     if not named:
-        return Check("data directory", None, "none named", "--data-dir, place.data_dir or FEDSIM_DATA")
+        return Check(
+            "data directory", None, "none named", "--data-dir, place.data_dir or FEDSIM_DATA"
+        )
     folder = Path(named).expanduser()
     sets = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
     found = (
-        f"{folder}: {', '.join(sets) or 'nothing in it'}" if folder.is_dir() else f"{folder} does not exist"
+        f"{folder}: {', '.join(sets) or 'nothing in it'}"
+        if folder.is_dir()
+        else f"{folder} does not exist"
     )
     return Check(
-        "data directory", bool(sets), found, _unless(bool(sets), "name the folder that holds the sets")
+        "data directory",
+        bool(sets),
+        found,
+        _unless(bool(sets), "name the folder that holds the sets"),
     )
 
 

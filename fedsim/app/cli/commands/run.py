@@ -22,16 +22,28 @@ def run(
     ] = "local",
     nodes: Annotated[int, typer.Option(min=0, max=1024, help="Nodes of local and ray; 0 = 1.")] = 0,
     cpus: Annotated[int, typer.Option("--node-cpus", min=1, help="CPU cores a node (ray).")] = 1,
-    gpus: Annotated[float, typer.Option("--node-gpus", min=0, help="GPUs a node, also parts (ray).")] = 0.0,
-    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="The SuperLink's (superlink).")] = "",
-    root_certificates: Annotated[Path | None, typer.Option(help="The SuperLink's CA, a PEM file.")] = None,
+    gpus: Annotated[
+        float, typer.Option("--node-gpus", min=0, help="GPUs a node, also parts (ray).")
+    ] = 0.0,
+    address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The SuperLink's (superlink).")
+    ] = "",
+    root_certificates: Annotated[
+        Path | None, typer.Option(help="The SuperLink's CA, a PEM file.")
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="A SuperLink without TLS.")] = False,
     data_dir: DataDir = None,
     device: Annotated[str | None, typer.Option(help="auto | cpu | cuda")] = None,
     out_dir: Out = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, nothing else.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over; an earlier run is kept aside.")] = False,
-    with_report: Annotated[bool, typer.Option("--report", help="Also write RUN/report.html.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON, nothing else.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over; an earlier run is kept aside.")
+    ] = False,
+    with_report: Annotated[
+        bool, typer.Option("--report", help="Also write RUN/report.html.")
+    ] = False,
 ) -> None:
     """Train an experiment; repeated, resume an unfinished run or say that it is done."""
     config = resolve(experiment, settings, data_dir=data_dir, device=device, out=out_dir)
@@ -59,6 +71,8 @@ def run(
 
 
 def _report(found: "RunDir") -> Path:
-    from fedsim.app.report.write import write_report  # matplotlib and templates only where a page is wanted
+    from fedsim.app.report.write import (
+        write_report,
+    )  # matplotlib and templates only where a page is wanted
 
     return write_report(found)

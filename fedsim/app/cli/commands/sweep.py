@@ -17,10 +17,12 @@ def sweep(
         int, typer.Option(min=1, max=1024, help="Runs side by side; they share the cores.")
     ] = os.cpu_count() or 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the runs and what they will take; train nothing.")
+        bool,
+        typer.Option("--dry-run", help="Print the runs and what they will take; train nothing."),
     ] = False,
     within: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of the best utility that a cheap run may lack.")
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of the best utility that a cheap run may lack."),
     ] = 0.05,
     data_dir: DataDir = None,
     out_dir: Out = None,
@@ -28,7 +30,13 @@ def sweep(
     """Do every run of a grid or a search; repeated, go on without repeating finished runs."""
     from fedsim.app.server.calibration import reaching
     from fedsim.app.sweeps.check import check_runs
-    from fedsim.app.sweeps.execute import do_runs, print_plan, print_search, shared_threads, write_results
+    from fedsim.app.sweeps.execute import (
+        do_runs,
+        print_plan,
+        print_search,
+        shared_threads,
+        write_results,
+    )
     from fedsim.app.sweeps.grid import load_sweep, members
     from fedsim.app.sweeps.search import check_search, do_search, open_search
     from fedsim.app.sweeps.sweep_dir import SweepDir
@@ -36,7 +44,9 @@ def sweep(
 
     given = load_sweep(file, settings or [])
     named = {"data_dir": data_dir, "out": out_dir}
-    base = load(given.base).place.model_copy(update={k: v for k, v in named.items() if v is not None})
+    base = load(given.base).place.model_copy(
+        update={k: v for k, v in named.items() if v is not None}
+    )
     place = base.model_copy(update={"threads": shared_threads(base, jobs)})
     folder = SweepDir(Path(place.out) / given.name)
     named_place = {f"place.{key}": getattr(place, key) for key in Place.model_fields}
@@ -63,4 +73,6 @@ def sweep(
     out.print(f"Look at them: fedsim report '{folder.path}'", soft_wrap=True)
     failed = len(folder.failed())
     if failed:
-        raise RunFailed(f"{failed} of {len(runs)} runs failed; their sentences stand above and in the table")
+        raise RunFailed(
+            f"{failed} of {len(runs)} runs failed; their sentences stand above and in the table"
+        )

@@ -28,7 +28,9 @@ class Point:
 
 
 def roc_curves(attacks: Sequence[Membership]) -> Figure:
-    """True against false positive rates, log-log, one curve an attack; shaded: what the guarantee forbids."""
+    """True against false positive rates, log-log, one curve an attack; shaded: what the guarantee
+    forbids.
+    """
 
     def draw(axes: Axes) -> None:
         grid = np.geomspace(LOWEST, 1, 100)
@@ -54,7 +56,8 @@ def roc_curves(attacks: Sequence[Membership]) -> Figure:
 def _draw_region(axes: Axes, attacks: Sequence[Membership]) -> None:
     """Shade what the guarantee forbids the first attack that it bounds."""
     for attack in attacks:
-        fpr, region = attack.figures.curve.fpr, attack.region
+        fpr = attack.figures.curve.fpr
+        region = attack.region
         if region is not None and region.allowed_tpr:
             axes.fill_between(fpr, region.allowed_tpr, 1, color=SERIES[4], alpha=0.15, linewidth=0)
             axes.plot(fpr, region.allowed_tpr, ":", color=SERIES[4], label="the guarantee's bound")
@@ -66,7 +69,10 @@ def exposure_histogram(exposures: Sequence[float], null: Sequence[float]) -> Fig
 
     def draw(axes: Axes) -> None:
         bins = np.linspace(0, max([*exposures, *null, 1.0]), 16).tolist()
-        for values, name, colour in ((null, "never planted", "#8a8f98"), (exposures, "planted", SERIES[1])):
+        for values, name, colour in (
+            (null, "never planted", "#8a8f98"),
+            (exposures, "planted", SERIES[1]),
+        ):
             if len(values):
                 weights = np.full(len(values), 1 / len(values))
                 axes.hist(values, bins=bins, weights=weights, alpha=0.6, color=colour, label=name)
@@ -79,10 +85,14 @@ def exposure_histogram(exposures: Sequence[float], null: Sequence[float]) -> Fig
 
 
 def by_slice(points: Sequence[Point], axis: str, label: str, chance: float) -> Figure:
-    """A figure on each part of a whole, with its interval; dashed: chance. `axis` names the parts."""
+    """A figure on each part of a whole, with its interval; dashed: chance.
+
+    `axis` names the parts.
+    """
 
     def draw(axes: Axes) -> None:
-        values, places = [point.value for point in points], range(len(points))
+        values = [point.value for point in points]
+        places = range(len(points))
         low = [point.value - point.low for point in points]
         high = [point.high - point.value for point in points]
         axes.errorbar(places, values, [low, high], fmt="o", color=SERIES[0], capsize=3)
@@ -98,14 +108,18 @@ def by_slice(points: Sequence[Point], axis: str, label: str, chance: float) -> F
 
 
 def audit_bounds(bounds: Sequence[LowerBound]) -> Figure:
-    """What each audit certifies (dot), the most that it could (bar), and what the ledger states (line)."""
+    """What each audit certifies (dot), the most that it could (bar), and what the ledger states
+    (line).
+    """
 
     def draw(axes: Axes) -> None:
         for place, bound in enumerate(bounds):
             ceiling = bound.epsilon_low if bound.ceiling is None else bound.ceiling
             axes.barh(place, ceiling, height=0.3, color=SERIES[0], alpha=0.35)
             face = "none" if bound.estimate else SERIES[0]
-            axes.plot(bound.epsilon_low, place, "o", color=SERIES[0], markerfacecolor=face, markersize=9)
+            axes.plot(
+                bound.epsilon_low, place, "o", color=SERIES[0], markerfacecolor=face, markersize=9
+            )
             if bound.epsilon_ledger is not None:
                 ledger = [bound.epsilon_ledger] * 2
                 axes.plot(ledger, [place - 0.35, place + 0.35], color=SERIES[1], linewidth=3)
@@ -137,13 +151,17 @@ def panel(parts: Mapping[str, Callable[[Axes], None]]) -> Figure:
     return draw_panels([*draws[:-1], last], 0.7 + 1.7 * len(parts))
 
 
-def lines(series: Mapping[str, Sequence[tuple[float, float]]], floor: float = 0.0) -> Callable[[Axes], None]:
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float]]], floor: float = 0.0
+) -> Callable[[Axes], None]:
     """Return what draws each series of (round, value), with a legend where there are several."""
     highest = max((value for points in series.values() for _, value in points), default=1.0)
 
     def draw(axes: Axes) -> None:
         for (name, points), colour in zip(series.items(), SERIES, strict=False):
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour, label=name)
+            axes.plot(
+                *zip(*points, strict=True), marker="o", markersize=4, color=colour, label=name
+            )
         axes.set_ylim(floor, max(floor + 0.1, highest + 0.08 * (highest - floor)))
         if len(series) > 1:
             axes.legend(loc="best")

@@ -15,7 +15,9 @@ def learning_curve(rows: list[Row], names: list[str], reference: dict[str, float
     def draw(axes: Axes) -> None:
         for name, colour in zip(names, SERIES, strict=False):
             points = [(row["round"], row[name]) for row in rows if name in row]
-            axes.plot(*zip(*points, strict=True), color=colour, label=name.replace("_", " "), marker=".")
+            axes.plot(
+                *zip(*points, strict=True), color=colour, label=name.replace("_", " "), marker="."
+            )
             if name in reference:
                 axes.axhline(reference[name], color=colour, linestyle="--", linewidth=1)
         axes.set_xlabel("round" + ("  (dashed: trained centrally)" if reference else ""))
@@ -41,7 +43,9 @@ def activity_histogram(activity: NDArray[np.int64], of: str = "public activity")
 def participation_by_activity(
     activity: NDArray[np.int64], participation: NDArray[np.int64], rounds: int
 ) -> Figure:
-    """The share of rounds in which devices were selected, by activity: mean and range in powers of two."""
+    """The share of rounds in which devices were selected, by activity: mean and range in powers of
+    two.
+    """
 
     def draw(axes: Axes) -> None:
         held = activity > 0
@@ -138,7 +142,9 @@ def forgetting_matrix(matrix: NDArray[np.float64], metric: str) -> Figure:
             ink = "white" if value > 0.6 else "black"
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=ink)
         axes.set_xticks(range(matrix.shape[1]), [str(p + 1) for p in range(matrix.shape[1])])
-        axes.set_yticks(range(matrix.shape[0]), ["none", *(str(p) for p in range(1, matrix.shape[0]))])
+        axes.set_yticks(
+            range(matrix.shape[0]), ["none", *(str(p) for p in range(1, matrix.shape[0]))]
+        )
         axes.set_xlabel(f"tested on period ({metric.replace('_', ' ')})")
         axes.set_ylabel("trained up to period")
 

@@ -1,4 +1,6 @@
-"""Figures over many runs: utility against privacy, what attacks found beside it, curves side by side."""
+"""Figures over many runs: utility against privacy, what attacks found beside it, curves side by
+side.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +18,8 @@ COLOURS = "viridis"
 
 
 def pareto(table: pd.DataFrame, metric: str) -> Figure:
-    """Utility with its interval against epsilon; a line joins the frontier, colour is the attack's AUC.
+    """Utility with its interval against epsilon; a line joins the frontier, colour is the attack's
+    AUC.
 
     `table` is that of `pareto_table`. Runs without a guarantee stand at the right edge, "no DP".
     """
@@ -25,16 +28,33 @@ def pareto(table: pd.DataFrame, metric: str) -> Figure:
 
     def draw(axes: Axes) -> None:
         front = table[table["frontier"]].sort_values("epsilon")
-        axes.plot(place[front.index], front["utility"], "-", color=CURVES, linewidth=1.5, label="frontier")
+        axes.plot(
+            place[front.index], front["utility"], "-", color=CURVES, linewidth=1.5, label="frontier"
+        )
         for (name, group), marker, colour in zip(_series(table), MARKERS, _cycled(), strict=False):
-            low, high = (group["utility"] - group["utility_low"]), (group["utility_high"] - group["utility"])
+            low = group["utility"] - group["utility_low"]
+            high = group["utility_high"] - group["utility"]
             error = np.nan_to_num(np.array([low, high]))
             at = place[group.index]
-            axes.errorbar(at, group["utility"], error, fmt="none", ecolor=colour, capsize=3, linewidth=1)
-            shades = {"c": auc[group.index], "vmin": 0.5, "vmax": max(auc.max(), 0.6), "cmap": COLOURS}
+            axes.errorbar(
+                at, group["utility"], error, fmt="none", ecolor=colour, capsize=3, linewidth=1
+            )
+            shades = {
+                "c": auc[group.index],
+                "vmin": 0.5,
+                "vmax": max(auc.max(), 0.6),
+                "cmap": COLOURS,
+            }
             filled = {"color": colour} if auc.isna().any() else shades
             axes.scatter(
-                at, group["utility"], marker=marker, s=70, edgecolors=colour, label=name, zorder=3, **filled
+                at,
+                group["utility"],
+                marker=marker,
+                s=70,
+                edgecolors=colour,
+                label=name,
+                zorder=3,
+                **filled,
             )
         _epsilon_axis(axes, table["epsilon"])
         axes.set_ylabel(metric.replace("_", " "))
@@ -63,12 +83,21 @@ def leakage(table: pd.DataFrame) -> Figure:
             for (_, group), marker in zip(_series(table.loc[order]), MARKERS, strict=False):
                 error = np.nan_to_num(
                     np.array(
-                        [group[column] - group[f"{column}_low"], group[f"{column}_high"] - group[column]]
+                        [
+                            group[column] - group[f"{column}_low"],
+                            group[f"{column}_high"] - group[column],
+                        ]
                     )
                 )
                 at = place[group.index]
                 side.errorbar(
-                    at, group[column], error, fmt=marker + line, color=colour, capsize=3, linewidth=1
+                    at,
+                    group[column],
+                    error,
+                    fmt=marker + line,
+                    color=colour,
+                    capsize=3,
+                    linewidth=1,
                 )
             side.set_ylabel(name, color=colour)
             side.tick_params(axis="y", colors=colour)
@@ -84,8 +113,12 @@ def curves(runs: Mapping[str, Sequence[tuple[float, float]]], metric: str) -> Fi
     """A metric by round, a line a run."""
 
     def draw(axes: Axes) -> None:
-        for (name, points), colour, marker in zip(runs.items(), _cycled(), MARKERS * 9, strict=False):
-            axes.plot(*zip(*points, strict=True), marker=marker, markersize=5, color=colour, label=name)
+        for (name, points), colour, marker in zip(
+            runs.items(), _cycled(), MARKERS * 9, strict=False
+        ):
+            axes.plot(
+                *zip(*points, strict=True), marker=marker, markersize=5, color=colour, label=name
+            )
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("round")
         axes.set_ylabel(metric.replace("_", " "))
@@ -96,7 +129,9 @@ def curves(runs: Mapping[str, Sequence[tuple[float, float]]], metric: str) -> Fi
 
 
 def places(epsilon: pd.Series) -> pd.Series:
-    """Return where each epsilon stands on a logarithmic axis; those without a guarantee to the right."""
+    """Return where each epsilon stands on a logarithmic axis; those without a guarantee to the
+    right.
+    """
     known = epsilon[np.isfinite(epsilon)]
     right = 2 * known.max() if len(known) else 1.0
     return epsilon.where(np.isfinite(epsilon), right)
@@ -108,7 +143,8 @@ def _epsilon_axis(axes: Axes, epsilon: pd.Series) -> None:
     ticks = [value for i, value in enumerate(known) if i == 0 or value > 1.3 * known[i - 1]]
     names = [f"{value:g}" for value in ticks]
     if np.isinf(epsilon).any():
-        ticks, names = [*ticks, float(places(epsilon).max())], [*names, "no DP"]
+        ticks = [*ticks, float(places(epsilon).max())]
+        names = [*names, "no DP"]
     axes.set_xticks(ticks, names, color=INK)
     axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     axes.set_xlabel("epsilon (guarantee)")

@@ -45,7 +45,8 @@ COLUMN = 3.5
 def inline_svg(figure: Figure, name: str = "figure", words: str = "") -> str:
     """Return the figure as an SVG element whose ink is the page's `currentColor`.
 
-    `name` stands before every id, so that figures of one page do not mix; `words` tell what it shows.
+    `name` stands before every id, so that figures of one page do not mix; `words` tell what it
+    shows.
     """
     text = _svg(figure)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text[text.index("<svg") :])
