@@ -210,6 +210,7 @@ def test_rows_that_nobody_reads_get_the_noise_of_every_step(layout: str, momentu
     assert stats.kstest(noise.flatten().numpy() / math.sqrt(expected), "norm").pvalue > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["dense", "summed"])
 @pytest.mark.parametrize("decay", [1.0, 0.5])
 def test_rows_that_are_read_now_and_then_get_the_noise_of_every_step(
