@@ -198,6 +198,7 @@ def test_a_failed_run_stops_no_other(fedsim: Cli, tmp_path: Path) -> None:
     assert "Failed" not in (tmp_path / "runs/s/table.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_tables_are_the_same_in_three_formats(fedsim: Cli, tmp_path: Path) -> None:
     fedsim("sweep", str(written(tmp_path)))
     folder = tmp_path / "runs/s"
@@ -266,6 +267,7 @@ def test_a_sweep_killed_at_five_random_points_ends_with_the_same_table(tmp_path:
     assert rows_written(killed) == rows_written(calm) == 240
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_it_ended(fedsim: Cli, tmp_path: Path) -> None:
     text = """
 base = "tiny.toml"
