@@ -1,4 +1,4 @@
-"""A run as its auditors see it, and what an audit is."""
+"""A run as its auditors see it, and the type of an audit."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,10 @@ from fedsim.privacy.accounting import Event
 from fedsim.types import Params
 
 Another = Callable[[Config], object]
-"""Does another run to its end: how audits get shadow models. Handed in: audits import no run."""
+"""A function that trains another run to its end. Audits train shadow models with it.
+
+It is handed in, because audits do not import the code that starts runs.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,9 @@ class Audited:
     params: Params
     another: Another
     ended: bool
-    """Whether this is the run's last model; only then are references trained."""
+    """Whether this is the run's last model. References are trained only for the last model."""
     events: tuple[Event, ...] = ()
-    """What the most exposed unit has been part of so far; empty without DP."""
+    """The releases so far that involved the most exposed unit; empty without DP."""
     delta: float = 0.0
 
 
@@ -45,8 +48,9 @@ def accept(config: Config) -> None:
 
 @dataclass(frozen=True)
 class Auditor:
-    """An entry of a table of audits: what it finds, and which experiments it refuses before they
-    train.
+    """An entry of a table of audits.
+
+    `find` returns its findings. `check` refuses experiments before they train.
     """
 
     find: Evaluator

@@ -1,7 +1,7 @@
-"""Rounds of a run once more, device by device: the updates that a server saw and no file holds.
+"""The replay of a run's rounds, device by device. It gives updates that no file holds.
 
-A round is a function of the checkpoint before it and of names of randomness, so single devices
-train again to what they sent, their noise included, up to the rounding of float32 sums.
+A round depends only on the checkpoint before it and on named random streams. A device that trains
+again therefore gives the update that it sent, with its noise, up to the rounding of float32 sums.
 """
 
 from collections.abc import Iterator
@@ -35,15 +35,15 @@ class Round:
     """The model that the devices were sent."""
     after: Params
     cohort: Cohort
-    """Those that answered."""
+    """The devices that answered."""
 
 
 class Replay:
-    """The rounds of a run, from its checkpoints. Raises WrongInput where they cannot be had."""
+    """The rounds of a run, from its checkpoints. Raises WrongInput if they cannot be replayed."""
 
     def __init__(self, audited: Audited) -> None:
         self.run = audited.run
-        # the noise is named by the config that was trained, whatever the audit has changed since
+        # noise streams are named by the config of the training, not by the config of the audit
         self.config = audited.run.config.model_copy(update={"place": audited.config.place})
         check_seeded(self.config, self.run.manifest["noise_source"])
         self.node = make_node(self.config, data_dir(self.config.place, {}), 0, 1)
@@ -56,14 +56,17 @@ class Replay:
         self.first = self.strategy.state
 
     def round(self, number: int) -> Round:
-        """Return a round; its cohort is selected again as the strategy did."""
+        """Return a round. The strategy selects its cohort again.
+
+        Raises RunFailed if the selection differs from the run's.
+        """
         strategy = self.strategy
         after = self._checkpoint(number)
         strategy.state = self.state(number - 1)
         period = period_of_round(self.config.stream, self.config.train.rounds, number)
         strategy.roster = self._roster(period)
         took_part = after.participation > strategy.state.participation
-        strategy.retired = ~took_part  # who had reached its epsilon, and all who were not drawn
+        strategy.retired = ~took_part  # devices that reached their epsilon or were not drawn
         cohort = strategy.select(number)
         if not np.array_equal(cohort.devices, strategy.roster.devices[took_part]):
             raise RunFailed(
@@ -75,7 +78,7 @@ class Replay:
         )
 
     def updates(self, round: Round) -> Iterator[tuple[DeviceId, Params]]:
-        """Yield each device of a round and its update; one that its node left out is missing."""
+        """Yield each device of a round and its update, without devices that their node left out."""
         for device in round.cohort.devices.tolist():
             change = self.update(round, device)
             if change is not None:
@@ -84,7 +87,8 @@ class Replay:
     def update(self, round: Round, device: DeviceId, start: Params | None = None) -> Params | None:
         """Return a device's unweighted change, clipped and noised as it left the device.
 
-        With `start` it was sent that model in place of the run's. None where its node left it out.
+        If `start` is given, the device gets that model instead of the run's. The result is None if
+        its node left it out.
         """
         cohort = round.cohort
         mine = cohort.devices == device
@@ -98,7 +102,7 @@ class Replay:
         )
 
     def state(self, round: int) -> ServerState:
-        """Return the server's state after a round; 0 is before the first."""
+        """Return the server's state after a round; round 0 is the state before the first."""
         if round == 0:
             return self.first
         found = self._checkpoint(round)
@@ -122,7 +126,7 @@ class Replay:
 
 
 def check_seeded(config: Config, noise: str) -> None:
-    """Refuse to replay what no seed repeats. Raises WrongInput."""
+    """Refuse to replay noise that no seed can repeat. Raises WrongInput."""
     if config.dp.unit != "none" and noise == "os":
         raise WrongInput(
             "rounds are replayed from a seed, and this run draws its coins and noise from the "
@@ -132,7 +136,7 @@ def check_seeded(config: Config, noise: str) -> None:
 
 
 def check_kept(config: Config, view: str) -> None:
-    """Refuse a view of past rounds where a run keeps no models. Raises WrongInput."""
+    """Refuse a view of past rounds if the run keeps no models. Raises WrongInput."""
     if config.place.keep != "all":
         raise WrongInput(
             f"audit.view names {view!r}, which looks at the checkpoint of every round, and "
@@ -150,7 +154,7 @@ def check_replayed(config: Config, view: str) -> None:
 
 
 def check_single(config: Config) -> None:
-    """Refuse attacks on single updates where nobody sees any. Raises WrongInput."""
+    """Refuse attacks on single updates if nobody sees any. Raises WrongInput."""
     dp = config.dp
     if dp.trust == "secure_sum":
         raise WrongInput(
@@ -166,7 +170,7 @@ def check_single(config: Config) -> None:
 
 
 def visible(config: Config) -> str:
-    """Say what of a device an honest-but-curious server sees."""
+    """Return a text about what an honest-but-curious server sees of a device."""
     dp = config.dp
     if dp.unit == "example":
         return "each device's update, with the noise that it added for example-level DP"

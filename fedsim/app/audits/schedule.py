@@ -1,4 +1,4 @@
-"""The audits of a run: which, at which rounds, and when they are due."""
+"""The audits of a run: which ones it has, and in which rounds they are due."""
 
 import json
 from dataclasses import replace
@@ -22,9 +22,9 @@ EVALUATORS: dict[str, Auditor] = {
 
 
 def evaluators(config: Config) -> list[str]:
-    """Return the names of the evaluators that the config wants. Raises WrongInput."""
+    """Return the names of the evaluators in the config. Raises WrongInput."""
     names = check_names(KEY, config.audit.evaluators, (*EVALUATORS, "flips"), own=True)
-    return [name for name in names if name != "flips"]  # flips come with every period's release
+    return [name for name in names if name != "flips"]  # each period's release brings flips
 
 
 def audit_named(name: str) -> Auditor:
@@ -36,17 +36,18 @@ def audit_named(name: str) -> Auditor:
 
 
 def is_due(config: Config, round: int, ended: bool) -> bool:
-    """Whether the model after this round is audited: every so many rounds, and the last."""
+    """Return whether a round's model is audited: every `audit.every` rounds and at the end."""
     if not config.audit.evaluators:
         return False
     return ended or bool(config.audit.every and round % config.audit.every == 0)
 
 
 def audit(audited: Audited) -> None:
-    """Write the findings of the audits that are due, all of a round at once; none twice.
+    """Write the findings of the audits that are due after a round.
 
-    The last audit of a run knows more (references are trained then), so it takes the place of one
-    that an early end turned into the last.
+    All findings of a round are written at once, and no round is written twice. The last audit
+    knows more, because references are trained for it. It therefore replaces earlier findings of
+    its round, which exist where the run ended early.
     """
     run = audited.run
     round = audited.round
@@ -58,14 +59,14 @@ def audit(audited: Audited) -> None:
 
 
 def findings_after(audited: Audited) -> list[Finding]:
-    """Return what all evaluators that the config wants find after a round."""
+    """Return the findings after a round of all evaluators that the config names."""
     names = evaluators(audited.config)
     found = (each for name in names for each in audit_named(name).find(audited))
     return [replace(each, round=audited.round) for each in found]
 
 
 def _checked(name: str, found: object) -> list[Finding]:
-    """Return what own code gave as findings. Raises WrongInput where it gave something else."""
+    """Return what own code gave, if it is a list of findings. Raises WrongInput otherwise."""
     wanted = f"{KEY} = {name!r} has to return a list of findings (fedsim.audit.findings)"
     if not isinstance(found, list):
         raise WrongInput(f"{wanted}; it returned a {type(found).__name__}")

@@ -1,4 +1,4 @@
-"""Audits that a run could not do, refused before it trains."""
+"""The check of audits before a run trains."""
 
 from fedsim.app.audits.schedule import audit_named, evaluators
 from fedsim.config import Config
@@ -6,7 +6,7 @@ from fedsim.errors import WrongInput
 
 
 def check_audits(config: Config, real: bool) -> None:
-    """Refuse audits that could not be done, before anything is written. Raises WrongInput."""
+    """Refuse audits that the run cannot do, before anything is written. Raises WrongInput."""
     names = evaluators(config)
     audit = config.audit
     canary = config.canary

@@ -1,4 +1,4 @@
-"""Delta of a run: set by name, or from how many units there are in public."""
+"""The delta of a run: from the config, or from the public number of protected units."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class Delta:
 
     @property
     def warning(self) -> str:
-        """The warning of a delta that is too large for the protected units, else ""."""
+        """The warning if delta is too large for the protected units, else ""."""
         return f"dp.delta = {self.value:g} {self.rule}" if "WARNING" in self.rule else ""
 
 
@@ -27,9 +27,7 @@ def delta_of(config: Config, federation: FederatedDataset) -> Delta:
 
 
 def protected_units(config: Config, federation: FederatedDataset) -> int:
-    """Return how many units there are in public: devices with examples, or an upper bound on
-    examples.
-    """
+    """Return the public number of units: devices with examples, or an upper bound on examples."""
     public = public_activity(federation.activity, config.data.activity_public)
     if config.dp.unit == "device":
         return int((public > 0).sum())

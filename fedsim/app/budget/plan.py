@@ -1,4 +1,4 @@
-"""What a run will cost in privacy, told before it trains; and the setting that reaches a target."""
+"""The planned privacy cost of a run, told before it trains."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from strategies.weights import weights_of_all
 
 
 def privacy_sentences(config: Config, holdings: Holdings, view: View) -> list[str]:
-    """Return what the run will cost at most, what is planned by activity, and what that rests on.
+    """Return sentences on the most a run can cost, its plan by activity, and the reasons.
 
     `view` is what selection sees in the first round.
     """
@@ -53,9 +53,9 @@ def privacy_sentences(config: Config, holdings: Holdings, view: View) -> list[st
 def planned(
     config: Config, holdings: Holdings, view: View, delta: float
 ) -> tuple[Plan, NDArray[np.int64]]:
-    """Return the plan, by the first round's inclusion, and the public activity of the first period."""
+    """Return the plan by the first round's inclusion, and the first period's public activity."""
     activity = view.activity
-    if config.availability.rule == "clock":  # who is in reach at one hour says little of the others
+    if config.availability.rule == "clock":  # one hour's reach says little of the others
         view = replace(view, reachable=np.ones(len(view.devices), dtype=bool))
     chances = _inclusion(view, config)
     public = weights_of_all(view, chances, config)
@@ -66,16 +66,18 @@ def planned(
 
 
 def planned_deciles(plan: Plan, activity: NDArray[np.int64]) -> list[str]:
-    """Return median and 95th percentile of the planned epsilon by decile of activity, least active
-    first.
+    """Return median and 95th percentile of the planned epsilon for each decile of activity.
+
+    The least active decile comes first.
     """
     found = [plan.planned[part] for part in tenths(activity)]
     return [f"{np.median(each):.2f} ({np.quantile(each, 0.95):.2f})" for each in found]
 
 
 def _inclusion(view: View, config: Config) -> NDArray[np.float64]:
-    """Return each device's chance in the first round; where a rule states none, the share of its
-    draws.
+    """Return each device's chance in the first round.
+
+    If a rule states no chance, the result is a device's share of 20 draws.
     """
     if rule_of(config.selection).independent and config.selection.sampling == "poisson":
         return inclusion(view, config.selection)

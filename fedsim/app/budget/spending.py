@@ -1,6 +1,4 @@
-"""The ledger at work in a run: each round's entry before the round, the target, the figures at the
-end.
-"""
+"""What a run spends: each round's ledger entry, the target epsilon, the figures at the end."""
 
 import os
 from collections.abc import Mapping
@@ -25,17 +23,17 @@ from fedsim.privacy.ledger import Entry, Ledger, row_events
 from strategies.inclusion import inclusion
 from strategies.weights import weights_of_all
 
-if TYPE_CHECKING:  # it brings Flower, which `fedsim show` does not need
+if TYPE_CHECKING:  # it imports Flower, which `fedsim show` does not need
     from strategies.federated import Federated
 
 Floats = NDArray[np.float64]
 EXACT = 12
-"""Different devices up to which each one's epsilon is by PLD; of more, only the largest."""
+"""Up to so many different epsilons, PLD computes all of them; otherwise only the largest."""
 
 
 @dataclass
 class Spending:
-    """What a run has spent; without DP it does nothing."""
+    """What a run has spent. Without DP it does nothing."""
 
     config: Config
     strategy: "Federated"
@@ -51,14 +49,17 @@ class Spending:
 
     @cached_property
     def attempt(self) -> str:
-        """Seeded noise makes a repeated round the same release; other noise makes it another one."""
+        """The name of this attempt at a round.
+
+        With seeded noise a repeated round is the same release; with other noise it is another one.
+        """
         return "seeded" if self.noise_kind == "seeded" else os.urandom(8).hex()
 
     def enter(self, round: int) -> str:
-        """Write down what the round will reveal; return why the run must stop instead, or "".
+        """Write down what the round will reveal, or return why the run must stop; "" if it goes on.
 
-        Devices whose epsilon the round would bring above `dp.target_epsilon` are retired, or the
-        run stops.
+        A round that brings a device above `dp.target_epsilon` retires that device or stops the run.
+        Raises RunFailed if a round with correlated noise was begun with other noise.
         """
         dp = self.config.dp
         strategy = self.strategy
@@ -79,18 +80,24 @@ class Spending:
         if dp.target_epsilon:
             over = self._after(entry) > dp.target_epsilon
             if over.any() and dp.on_target == "stop":
-                return f"stopped before round {round}, which would pass the target epsilon {dp.target_epsilon:g}"
+                return (
+                    f"stopped before round {round}, which would pass the target epsilon "
+                    f"{dp.target_epsilon:g}"
+                )
             strategy.retired[:] = over
             active = strategy.roster.activity > 0
             if active.any() and over[active].all():
-                return f"stopped before round {round}: every device has reached epsilon {dp.target_epsilon:g}"
+                return (
+                    f"stopped before round {round}: every device has reached epsilon "
+                    f"{dp.target_epsilon:g}"
+                )
             entry = self._entry(round) if over.any() else entry
         self.ledger.write(entry)
         return ""
 
     @property
     def repeats(self) -> int:
-        """Rounds that were done again as other releases: each counts beyond `train.rounds`."""
+        """Number of rounds repeated as other releases; they count beyond `train.rounds`."""
         entries = self.ledger.entries
         return len(entries) - len({entry.round for entry in entries})
 
@@ -99,7 +106,7 @@ class Spending:
         """The largest public activity that each device of the roster has in any period."""
         now = self.strategy.roster.activity
         if len(self.activity) % len(now):
-            return now  # nodes hold data of their own, which the server's files say nothing of
+            return now  # real nodes hold data that the server's files do not describe
         return np.maximum(now, self.activity.reshape(-1, len(now)).max(axis=0))
 
     @property
@@ -108,7 +115,7 @@ class Spending:
         return self.largest > 0
 
     def _after(self, entry: Entry) -> Floats:
-        """Return each device's epsilon if the round happens, 0 for those that have no part in it."""
+        """Return each device's epsilon after the round, 0 for devices without a part in it."""
         table, counts = self.ledger.counts(lambda known: known.key != entry.key, more=[entry])
         return np.where(entry.members >= 0, table.epsilons(counts, self.delta), 0.0)
 
@@ -135,8 +142,8 @@ class Spending:
     def epsilons(self) -> tuple[Floats, str]:
         """Return each device's epsilon so far [devices], and the accountant.
 
-        In continual mode, with examples as the unit, the largest over the periods in which a record
-        can have arrived: it composes the rounds from its arrival on.
+        In continual mode with the unit "example", a record composes the rounds from its arrival on.
+        The result is then the largest epsilon over all periods of arrival.
         """
         periods = self.config.stream.periods if self._by_period else 1
         each = [self._epsilons_from(period) for period in range(1, periods + 1)]
@@ -160,20 +167,18 @@ class Spending:
         few = len(kinds) <= EXACT
         for i in range(len(kinds)) if few else [len(kinds) - 1]:
             found[i] = min(kinds[i], epsilon(row_events(table, counts, int(first[i])), self.delta))
-        if not few:  # what was not made exact may stay above the one that was
+        if not few:  # the others stay as they are by RDP, and may be above the exact one
             return np.where(inverse == len(kinds) - 1, found[-1], loose), False
         return found[inverse], True
 
     def _stay(self, arrival: int) -> int:
-        """Return the periods for which a record that arrives in one can be held, by the memory
-        rule.
-        """
+        """Return for how many periods a record of this arrival can be held, by the memory rule."""
         stream = self.config.stream
         stay = {"current": 1, "window": stream.window}
         return stay.get(stream.memory, stream.periods - arrival + 1)
 
     def worst_events(self) -> tuple[Event, ...]:
-        """Return what the unit with the largest epsilon so far was part of; nothing without DP."""
+        """Return the events of the unit with the largest epsilon so far; none without DP."""
         if self.config.dp.unit == "none":
             return ()
         return worst_events(self.ledger, self.delta)
@@ -181,7 +186,7 @@ class Spending:
     def spent_rdp(self) -> float | None:
         """Return the largest epsilon that a unit has spent so far; None without DP.
 
-        By RDP: an upper bound, and fast.
+        It is computed by RDP, which is fast and gives an upper bound.
         """
         if self.config.dp.unit == "none":
             return None
@@ -190,8 +195,9 @@ class Spending:
 
 
 def worst_events(ledger: Ledger, delta: float) -> tuple[Event, ...]:
-    """Return the events of the unit with the largest epsilon: the largest by PLD of the largest by
-    Renyi.
+    """Return the events of the unit with the largest epsilon.
+
+    It compares the largest units by Renyi accounting, and takes the largest of them by PLD.
     """
     table, counts = ledger.counts(lambda entry: True)
     loose = table.epsilons(counts, delta)
@@ -201,9 +207,10 @@ def worst_events(ledger: Ledger, delta: float) -> tuple[Event, ...]:
 
 
 def public_over_time(config: Config, holdings: Holdings) -> NDArray[np.int64]:
-    """Return the public activities that devices have in any period, one after another.
+    """Return the public activities that devices have in each period, one period after another.
 
-    Of announced devices, whose later periods nobody knows yet, all that they may have.
+    Nobody knows the later periods of announced devices yet. For them the result is every activity
+    that they may have.
     """
     if config.stream.mode == "continual" and isinstance(holdings.dataset, Announced):
         return possible_activity(holdings.dataset)
@@ -215,7 +222,7 @@ def public_over_time(config: Config, holdings: Holdings) -> NDArray[np.int64]:
 def make_spending(
     config: Config, holdings: Holdings, strategy: "Federated", run: RunDir
 ) -> Spending:
-    """Return a run's spending, with its ledger as the files have it."""
+    """Return a run's spending, with the ledger of its run folder."""
     delta = delta_of(config, holdings.dataset).value
     return Spending(
         config, strategy, run, delta, strategy.noise.kind, public_over_time(config, holdings)
@@ -226,7 +233,7 @@ def privacy_figures(spending: Spending, guarantee: float, relation: str) -> Mapp
     """Return `summary.json["privacy"]`.
 
     `epsilon_guarantee` is promised: no unit can spend more, whatever is drawn. `epsilon_spent` is
-    the largest epsilon that a unit has spent, by PLD; `epsilon_max` is its older name.
+    the largest epsilon that a unit has spent, by PLD. `epsilon_max` is its older name.
     """
     config = spending.config
     found, accountant = spending.epsilons()

@@ -1,4 +1,4 @@
-"""The privacy statement of a run: what is promised, to whom, by what, and what would break it."""
+"""The privacy statement of a run: its promise, its reasons, and what would break it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,18 +22,19 @@ from fedsim.privacy.planning import guaranteed
 
 RELATIONS = {
     "add_or_remove": "with the unit's data or without them",
-    "zero_out": "with the unit's data, or with a contribution of zeros; who takes part stays the same",
+    "zero_out": "with the unit's data, or with a contribution of zeros; who takes part stays the "
+    "same",
 }
 GENERATORS = {
-    "seeded": "AES-256 in counter mode under a key made of the seed, for simulation: who has the seed can "
-    "take the noise off, so that epsilon describes the mechanism and not this folder. ",
-    "os": "AES-256 in counter mode under 256 bits of the operating system's entropy, never stored; selection "
-    "coins come from it, too. ",
+    "seeded": "AES-256 in counter mode under a key made of the seed, for simulation: who has the "
+    "seed can take the noise off, so that epsilon describes the mechanism and not this folder. ",
+    "os": "AES-256 in counter mode under 256 bits of the operating system's entropy, never stored; "
+    "selection coins come from it, too. ",
 }
 
 
 def write_statement(spending: Spending, federation: FederatedDataset) -> Mapping[str, Any]:
-    """Write `privacy.md` and `privacy.json` of a run; return the summary's figures ({} without DP)."""
+    """Write `privacy.md` and `privacy.json`; return the summary's figures, {} without DP."""
     config = spending.config
     if config.dp.unit == "none":
         return {}
@@ -68,7 +69,7 @@ def _parts(spending: Spending, federation: FederatedDataset) -> dict[str, Any]:
 
 
 def trust_meaning(config: Config) -> str:
-    """Return who sees what."""
+    """Return a text about who sees what."""
     dp = config.dp
     if dp.unit == "example" and dp.trust != "secure_sum":
         seen = (
@@ -82,11 +83,14 @@ def trust_meaning(config: Config) -> str:
             "devices add noise shares, and the server sees only the sum; the secure sum is "
             "SIMULATED here (its arithmetic, no cryptography)"
         )
-    return "the server is trusted with clipped updates and adds the noise; whoever gets the models is not"
+    return (
+        "the server is trusted with clipped updates and adds the noise; whoever gets the models is "
+        "not"
+    )
 
 
 def mechanism_sentence(config: Config) -> str:
-    """Return the mechanism with its numbers."""
+    """Return a text about the mechanism and its numbers."""
     dp = config.dp
     noise = f"noise multiplier {dp.noise_multiplier:g}"
     if dp.unit == "example":
@@ -94,7 +98,10 @@ def mechanism_sentence(config: Config) -> str:
         if dp.method == "edp":
             what = f"micro-batches after eDP-SGD ({dp.micro_batches} slots, sensitivity 2C)"
         decay = f", times {dp.noise_decay:g} after each epoch" if dp.method == "edp" else ""
-        return f"{what}, C = {dp.clip_norm:g}, {noise}{decay}; Poisson batches, constant divisor, local steps"
+        return (
+            f"{what}, C = {dp.clip_norm:g}, {noise}{decay}; Poisson batches, constant divisor, "
+            "local steps"
+        )
     m = device_mechanism(config)
     text = (
         f"DP-FedAvg: each device's change clipped to C = {dp.clip_norm:g}, {noise}, largest weight "
@@ -113,9 +120,12 @@ def mechanism_sentence(config: Config) -> str:
 
 
 def sampler_sentence(config: Config) -> str:
-    """Return how devices and examples are drawn."""
+    """Return a text about how devices and examples are drawn."""
     selection = config.selection
-    text = f"devices by {selection.rule}, {selection.sampling}, expected cohort {selection.cohort}, cap "
+    text = (
+        f"devices by {selection.rule}, {selection.sampling}, expected cohort {selection.cohort}, "
+        "cap "
+    )
     text += f"{selection.cap:g}"
     if config.dp.unit == "example":
         rate = config.dp.sampling_rate
@@ -130,7 +140,7 @@ def sampler_sentence(config: Config) -> str:
 
 
 def outside(config: Config) -> list[str]:
-    """Return what no epsilon of the statement covers."""
+    """Return sentences on what no epsilon of the statement covers."""
     lines = ["The configuration, and every setting that was chosen by looking at the data."]
     if config.data.vocabulary == "training" and config.data.task != "image":
         lines.append(
@@ -167,7 +177,7 @@ def outside(config: Config) -> list[str]:
 
 
 def voids(config: Config, delta: float, noise_kind: str = "seeded") -> list[str]:
-    """Return what breaks a claim if it is released, with the epsilon that is left then."""
+    """Return sentences on what breaks a claim if released, and the epsilon that is then left."""
     lines = []
     if config.dp.unit == "device" and amplification(config).claimed:
         m = device_mechanism(config)
@@ -199,7 +209,7 @@ def voids(config: Config, delta: float, noise_kind: str = "seeded") -> list[str]
 
 
 def at_ten_rounds(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Return about ten of the points, the first and the last among them."""
+    """Return at most ten of the points, with the first and the last."""
     if not points:
         return []
     return [
@@ -208,7 +218,7 @@ def at_ten_rounds(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]
 
 
 def _other_deltas(spending: Spending) -> list[str]:
-    """Return the largest epsilon at neighbouring deltas."""
+    """Return the largest epsilon at ten times and at a tenth of delta, as texts."""
     table, counts = spending.ledger.counts()
     if not table.events:
         return ["nothing was released"]
@@ -233,8 +243,8 @@ def _deciles(spending: Spending) -> list[dict[str, Any]]:
 
 
 def render_text(template: str, **values: Any) -> str:
-    """Return the plain text or Markdown that a template of this package makes of the values."""
-    import jinja2  # only runs with DP wait for it
+    """Return the plain text or Markdown of a template of this package, filled with the values."""
+    import jinja2  # it is slow to import, and only runs with DP need it
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(

@@ -1,4 +1,4 @@
-"""Whether devices could train by the settings at all, told before anything is written."""
+"""Checks of settings against the model and the data, before anything is written."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""The federation of an experiment, with what an audit changes of it before training."""
+"""The federation of an experiment, with the changes that an audit makes before training."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,22 +21,21 @@ NO_CANARY = Canary()
 
 @dataclass(frozen=True)
 class Changes:
-    """What an audit changes of the training data; hashable, so that they are changed once."""
+    """The changes that an audit makes to the training data; hashable, for a cache of holdings."""
 
     mislabelled: float = 0.0
     canary: Canary = NO_CANARY
     canary_devices: int = 0
     seed: int = 0
-    """Of random labels and of canaries; 0 where there are none."""
+    """The seed of random labels and of canaries; 0 without them."""
     coins: Coins | None = None
 
 
 def load_holdings(config: Config, data_dir: Path | None, part: bool = False) -> Holdings:
-    """Return the holdings of the federation that the config names; the same object for the same
-    settings.
+    """Return the holdings of the federation that the config names.
 
-    The folder may hold only a `part` of the federation. Raises WrongInput when the data cannot be
-    used.
+    The last two results are cached: the same settings give the same object. With `part`, the folder
+    may hold only a part of the federation. Raises WrongInput when the data cannot be used.
     """
     holdout = config.evaluation.holdout
     return _load(
@@ -47,13 +46,13 @@ def load_holdings(config: Config, data_dir: Path | None, part: bool = False) -> 
 def announced_holdings(
     config: Config, data_dir: Path | None, devices: NDArray[np.str_], activity: NDArray[np.int64]
 ) -> Holdings:
-    """Return the holdings of a federation whose examples stay on its nodes, as the server sees it."""
+    """Return the server's holdings of a federation whose examples stay on its nodes."""
     federation = announced_federation(config.data, data_dir, devices, activity)
     return Holdings(federation, config.stream, config.evaluation.holdout, config.data.seed)
 
 
 def changes_of(config: Config) -> Changes:
-    """Return what the config's audit changes; shadow models share random labels and canaries."""
+    """Return the changes of the config's audit. Shadows share random labels and canaries."""
     audit = config.audit
     canary = config.canary
     seed = audit.seed or config.seed

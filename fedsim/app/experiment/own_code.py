@@ -1,4 +1,4 @@
-"""Whether code that the settings name fits: tried on two examples before anything is written."""
+"""Checks of your own code: it is tried on two examples before anything is written."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from fedsim.types import Examples, Params, no_update
 from strategies.aggregation import make_aggregator
 
 TRIED = 2
-"""Examples that own code is tried on."""
+"""Number of examples on which own code is tried."""
 
 
 def check_own_code(
@@ -48,7 +48,10 @@ def check_own_code(
 
 
 def some_examples(federation: FederatedDataset) -> Examples | None:
-    """Return a few examples, of a device where the server has them; None where it has none at all."""
+    """Return a few examples of a device, or of the test split if the server has no others.
+
+    None if the server has no examples at all. Raises WrongInput for anything but Examples.
+    """
     if isinstance(federation, Announced):
         return None if federation.test is None else federation.test[:TRIED]
     device = federation.devices[np.argmax(federation.activity > 0)]
@@ -81,7 +84,7 @@ def check_fields(config: Config, examples: Examples, task: Task) -> None:
 
 
 def check_model(module: nn.Module, task: Task, examples: Examples) -> None:
-    """Refuse a model whose outputs on `examples` are not those that the task wants.
+    """Refuse a model whose outputs on `examples` are not the ones that the task wants.
 
     Raises WrongInput.
     """
@@ -130,7 +133,7 @@ def check_metrics(
 
 
 def check_aggregator(config: Config, params: Params) -> None:
-    """Refuse a server rule of somebody's own that does not step as an Aggregator.
+    """Refuse a server rule of your own that does not behave as an Aggregator.
 
     Raises WrongInput.
     """
@@ -162,7 +165,7 @@ def check_aggregator(config: Config, params: Params) -> None:
 
 
 def _run(module: nn.Module, task: Task, examples: Examples) -> tuple[Fields, Fields]:
-    """Return outputs and fields of one batch; draws nothing from torch's own generator."""
+    """Return outputs and fields of one batch; the state of torch's generator does not change."""
     with torch.random.fork_rng(devices=[]):
         _, outputs, fields = next(iter(batches(module, task, parameters_of(module), examples)))
     module.train()
@@ -171,7 +174,7 @@ def _run(module: nn.Module, task: Task, examples: Examples) -> tuple[Fields, Fie
 
 @contextmanager
 def _trying(what: str) -> Iterator[None]:
-    """Turn an error of somebody's own code into a sentence that says where it was."""
+    """Turn an error of your own code into a WrongInput that says where the error was."""
     try:
         yield
     except (WrongInput, RunFailed, MemoryError, torch.OutOfMemoryError):
@@ -188,7 +191,7 @@ def _trying(what: str) -> Iterator[None]:
 
 
 def _shapes(fields: Mapping[str, object], names: tuple[str, ...] = ()) -> str:
-    """Return `name [shape]` of each field, in words."""
+    """Return a text with `name [shape]` of each field."""
     chosen = {name: fields[name] for name in names or fields}
     parts = [
         f"{name} {list(field.shape) if isinstance(field, Tensor) else type(field).__name__}"

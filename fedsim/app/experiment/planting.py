@@ -1,4 +1,4 @@
-"""Canaries in a federation: copies behind the records of the devices that the plan names."""
+"""Canaries in a federation: their copies come after the records of the planned devices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,13 +28,13 @@ from fedsim.names import listed, suggestion
 from fedsim.types import UNKNOWN, Examples, Spec, concatenate
 
 FILE = "canaries.jsonl"
-"""The plan in the run directory; the secrets stand in it."""
+"""The name of the plan in the run directory. The file contains the secrets."""
 OUTSIDE = "O"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """How a canary is planted: so many copies on each of so many light, median or heavy devices."""
+    """How a canary is planted: `copies` on each of `devices` light, median or heavy devices."""
 
     copies: int
     devices: int
@@ -73,7 +73,7 @@ class Reading:
 
 
 def cells(settings: Settings) -> list[Cell]:
-    """Return the ways of planting, which canaries take in turns by their numbers."""
+    """Return the ways of planting. Canaries take them in turns, by their numbers."""
     copies, devices = (
         [int(n) for n in str(numbers).split(",")] for numbers in (settings.copies, settings.devices)
     )
@@ -97,8 +97,9 @@ def canaries_of(settings: Settings, seed: int) -> list[Canary]:
 
 
 def plan_of(pool: Pool, settings: Settings, seed: int) -> list[Planting]:
-    """Return which device holds which canary, before or after planting: by the natural records'
-    number.
+    """Return which device holds which canary.
+
+    It depends only on the number of natural records, so it is the same before and after planting.
     """
     canaries = canaries_of(settings, seed)
     kinds = cells(settings)
@@ -127,10 +128,10 @@ def natural_activity(pool: Pool) -> NDArray[np.int64]:
 
 
 def plant(pool: Pool, data: Data, stream: Stream, settings: Settings, seed: int) -> Pool:
-    """Return the federation with the canaries' copies behind the records of their devices.
+    """Return the federation with the canaries' copies after the records of their devices.
 
-    Natural records keep their order, ids, labels and tags; words, label and tags that canaries
-    bring come behind those of the data. Raises WrongInput.
+    Natural records keep their order, ids, labels and tags. New words, labels and tags of canaries
+    come after those of the data. Raises WrongInput.
     """
     period = _period(settings)
     if period > (stream.periods if stream.mode == "continual" else 1):
@@ -149,7 +150,7 @@ def plant(pool: Pool, data: Data, stream: Stream, settings: Settings, seed: int)
 
 
 def reading_of(spec: Spec, data: Data, settings: Settings) -> Reading:
-    """Return how canaries read in a federation that has been made ready for them."""
+    """Return how canaries become examples, in a federation that knows their words and labels."""
     pattern = pattern_of(settings)
     return Reading(
         pattern,
@@ -162,7 +163,7 @@ def reading_of(spec: Spec, data: Data, settings: Settings) -> Reading:
 
 
 def write_plan(run: RunDir, config: Config, federation: FederatedDataset) -> None:
-    """Write the plan into the run directory, where canaries were planted."""
+    """Write the plan into the run directory, if canaries were planted."""
     if config.canary.count:
         seed = config.audit.seed or config.seed
         plantings = plan_of(pooled(federation), config.canary, seed)
@@ -192,7 +193,7 @@ def _tags(pattern: Pattern, settings: Settings) -> list[str]:
 
 
 def _vocabulary(spec: Spec, data: Data) -> Vocabulary:
-    """Return the vocabulary that made the ids of a federation."""
+    """Return the vocabulary that made the ids of a federation. Raises WrongInput."""
     if spec.words:
         return Vocabulary({word: UNKNOWN + 1 + i for i, word in enumerate(spec.words)}, 0)
     hashed = Vocabulary({}, data.buckets, ngram_lengths(data))
@@ -205,7 +206,10 @@ def _vocabulary(spec: Spec, data: Data) -> Vocabulary:
 
 
 def _named(pool: Pool, data: Data, settings: Settings, canaries: Sequence[Canary]) -> Pool:
-    """Return the pool, still without canaries, whose words, labels and tags include theirs."""
+    """Return the pool with the canaries' words, labels and tags, still without the canaries.
+
+    Raises WrongInput.
+    """
     spec = pool.spec
     if spec.task == "image":
         raise WrongInput(
@@ -242,7 +246,7 @@ def _missing(wanted: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
 
 
 def _shifted(examples: Examples | None, before: Spec, after: Spec) -> Examples | None:
-    """Return the examples with the ids of labels and tags unseen in training behind the new ones."""
+    """Return the examples with ids of unseen labels and tags moved behind the new ones."""
     if examples is None:
         return None
     fields = dict(examples.fields)
@@ -258,11 +262,11 @@ def _shifted(examples: Examples | None, before: Spec, after: Spec) -> Examples |
 def _joined(
     pool: Pool, copies: Examples, numbers: NDArray[np.int64], owners: NDArray[np.int64]
 ) -> Pool:
-    """Return the pool with the copies behind the records of their devices."""
+    """Return the pool with the copies after the records of their devices."""
     order = np.argsort(np.concatenate([pool.owner, owners]), kind="stable")
     middle = (
         np.nan if pool.time is None else float(np.median(pool.time))
-    )  # their arrival is pool.arrival
+    )  # pool.arrival says when they arrive
 
     def with_copies(values: NDArray[Any], of_copies: object) -> NDArray[Any]:
         filled = np.broadcast_to(np.asarray(of_copies, dtype=values.dtype), len(copies))

@@ -27,7 +27,7 @@ app = ClientApp()
 
 @app.query()
 def announce(message: Message, context: Context) -> Message:
-    """Answer with the node's devices and their public activity in the period that is asked for."""
+    """Answer with the node's devices and their public activity in the period of the message."""
     node = node_of(context)
     period = unpack_question(message.content)
     node.terms.check_period(node.config, period)
@@ -37,9 +37,7 @@ def announce(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the devices that the message names; answer with their weighted sum, or what else it
-    wants.
-    """
+    """Train the devices that the message names; answer with their weighted sum or their updates."""
     node = node_of(context)
     if not node.real:
         return Message(pack_reply(reply_of(node, message.content)), reply_to=message)
@@ -49,7 +47,7 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Measure a model, or compare two, on what each of the node's devices holds out."""
+    """Measure a model, or compare two, on the held-out examples of the node's devices."""
     node = node_of(context)
     if node.terms.private:
         raise WrongInput(

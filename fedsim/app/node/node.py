@@ -1,6 +1,4 @@
-"""The Flower ClientApp: a node announces the devices that it hosts and trains those that are asked
-for.
-"""
+"""A node: it hosts devices, trains those that a task names, and keeps a ledger."""
 
 import hashlib
 import os
@@ -43,7 +41,7 @@ NO_TERMS = Terms()
 
 @dataclass(frozen=True)
 class Node:
-    """What a node keeps between messages; all of it can be made anew from the config."""
+    """What a node keeps between messages. All of it can be made again from the config."""
 
     config: Config
     holdings: Holdings
@@ -51,7 +49,7 @@ class Node:
     noise: NoiseSource
     real: bool
     share: slice
-    """The devices that the node hosts, out of the federation's sorted ones."""
+    """The places of the node's devices among the federation's sorted devices."""
     terms: Terms = NO_TERMS
     ledger: NodeLedger | None = None
 
@@ -60,12 +58,12 @@ class Node:
         return self.holdings.dataset.devices[self.share]
 
     def activity(self, period: int) -> NDArray[np.int64]:
-        """Return the public activity of the node's devices in a period, or in all of them (`EVER`)."""
+        """Return the public activity of the node's devices in a period, or in all (`EVER`)."""
         held = self.holdings.sizes if period == EVER else self.holdings.activity(period)
         return public_activity(held[self.share], self.config.data.activity_public)
 
     def held_out(self, period: int) -> tuple[NDArray[np.str_], list[Examples]]:
-        """Return the node's devices that hold examples out in a period, and these examples."""
+        """Return the node's devices with held-out examples in a period, and these examples."""
         devices = self.devices[self.holdings.held_out_sizes(period)[self.share] > 0]
         return devices, [self.holdings.held_out(device, period) for device in devices.tolist()]
 
@@ -74,8 +72,10 @@ class Node:
 def errors_kept_local(
     kind: type[Exception], told: str, as_they_are: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
-    """Keep what is said of a real node's examples on the node: an error's sentence travels to the
-    server.
+    """Turn an error into a `kind` of error that says only `told`.
+
+    An error's sentence travels to the server, and it could reveal a real node's examples. Errors of
+    the types `as_they_are` pass unchanged.
     """
     try:
         yield
@@ -86,7 +86,7 @@ def errors_kept_local(
 
 
 def reply_of(node: Node, content: RecordDict) -> Reply:
-    """Return what a node answers to a task."""
+    """Return a node's answer to a task. Raises WrongInput if its terms rule the task out."""
     params, asked = unpack_task(content)
     cohort = bounded_by_config(asked, node.config)
     _check_hosted(node, cohort)
@@ -106,7 +106,7 @@ def reply_of(node: Node, content: RecordDict) -> Reply:
 
 
 def _check_hosted(node: Node, cohort: Cohort) -> None:
-    """Refuse devices of other nodes, and one that is asked twice: it would count twice in the sum."""
+    """Refuse devices of other nodes, and a device named twice: it would count twice in the sum."""
     strange = cohort.devices[~np.isin(cohort.devices, node.devices)]
     if len(strange):
         raise WrongInput(f"device {str(strange[0])!r} is not on this node")
@@ -117,8 +117,9 @@ def _check_hosted(node: Node, cohort: Cohort) -> None:
 def _write_down(node: Node, cohort: Cohort, sizes: NDArray[np.int64], params: Params) -> None:
     """Enter the release in the node's own ledger, before anything trains.
 
-    With seeded noise the same task is the same release; a task with another model is another one,
-    since equal noise on both would cancel. With noise of the operating system every attempt is.
+    With seeded noise the same task is the same release. A task with another model is another
+    release, because equal noise on both would cancel. With noise of the operating system every
+    attempt is another release.
     """
     if node.ledger is None or node.config.dp.unit == "none":
         return
@@ -136,11 +137,10 @@ def digest(params: Params) -> str:
 
 
 def bounded_by_config(cohort: Cohort, config: Config) -> Cohort:
-    """Return what a node does of what it is asked: no less noise and no more weight than its config
-    allows.
+    """Return the cohort with no less noise and no more weight than the node's config allows.
 
-    It cannot know how many devices there are, so `survivors` may be those of the whole expected
-    cohort.
+    The node does not know how many devices there are. It therefore allows `survivors` up to the
+    fewest survivors of the whole expected cohort.
     """
     dp = config.dp
     most = 1
@@ -153,12 +153,11 @@ def bounded_by_config(cohort: Cohort, config: Config) -> Cohort:
 
 
 def disclosed(reply: Reply, dp: Dp, private: bool = False) -> Reply:
-    """Return the reply with no more figures than whoever gets it may see.
+    """Return the reply without the figures that its receiver may not see.
 
-    Exact losses are functions of protected examples: only a trusted server is told. Steps follow a
-    device's exact size, but for the unit "example", where they follow its public activity. A
-    `private` node trusts no server; its count of unclipped devices is part of the release that is
-    accounted.
+    Exact losses depend on protected examples, so only a trusted server gets them. Steps depend on a
+    device's exact size; with the unit "example" they depend on its public activity. A `private`
+    node trusts no server. Its count of unclipped devices is part of the accounted release.
     """
     if dp.unit == "none" or (dp.trust == "central" and not private):
         return reply
@@ -171,12 +170,15 @@ def disclosed(reply: Reply, dp: Dp, private: bool = False) -> Reply:
 
 
 def node_of(context: Context) -> Node:
-    """Return the node that answers in this context; the same one from message to message."""
+    """Return the node that answers in this context. Raises WrongInput if its terms refuse the run.
+
+    Its holdings and its trainer are kept from message to message.
+    """
     config = from_flat(context.run_config)
     folder = data_dir(config.place, context.node_config)
     terms = terms_of(context.node_config)
     terms.check(config)
-    if terms.real:  # a real node hosts all that its own data hold
+    if terms.real:  # a real node hosts all devices of its own data
         own = _own(config)
         with errors_kept_local(WrongInput, "the data of this node do not fit the experiment"):
             node = make_node(own, folder, 0, 1, real=True)
@@ -187,9 +189,7 @@ def node_of(context: Context) -> Node:
 
 
 def _own(config: Config) -> Config:
-    """Return the config with what a real node reads of the data: its training files, in its own
-    folder.
-    """
+    """Return the config by which a real node reads only training files, from its own folder."""
     if config.data.source != "files":
         return config
     return config.model_copy(update={"data": own_part(config.data)})
@@ -198,7 +198,7 @@ def _own(config: Config) -> Config:
 def _node_ledger(node: Node, config: Config, context: Context) -> NodeLedger | None:
     """Return the ledger on the node's disk.
 
-    Raises WrongInput where real data would be spent unnoted.
+    Raises WrongInput if real data would be released without a ledger.
     """
     named = context.node_config.get("state-path")
     if named:

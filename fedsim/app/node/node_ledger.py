@@ -1,7 +1,7 @@
-"""A node's own ledger: what it has released of its devices, in every run that it ever took part in.
+"""A node's own ledger: what it has released of its devices, in all runs that it took part in.
 
-It lies on the node's disk (node-config `state-path`), a folder a run, each with a ledger as the
-server's.
+It lies on the node's disk (node-config `state-path`). Each run has a folder with a ledger in the
+server's format.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ class NodeLedger:
     """The ledger of a node's devices, sorted by id.
 
     Guarantee: once `enter` returns, the release that follows is on disk, whatever happens to the
-    process; what a device has lost is composed over all runs, and without amplification by who is
-    selected. Of runs with different units, what it composes holds for an example.
+    process. A device's loss is composed over all runs, without amplification by device selection.
+    If runs have different units, the composed epsilon holds for an example.
     """
 
     state: Path
@@ -42,8 +42,8 @@ class NodeLedger:
     def enter(self, config: Config, entry: Entry, terms: Terms) -> None:
         """Write a release down before it happens.
 
-        Raises WrongInput where it is beyond the terms, RunFailed where it cannot be written: then
-        nothing may be released.
+        Raises WrongInput if it is beyond the terms, and RunFailed if it cannot be written. After an
+        error nothing may be released.
         """
         with self._locked():
             ledger = self._ledger(config)
@@ -54,7 +54,7 @@ class NodeLedger:
             ledger.write(entry)
 
     def events(self, device: str) -> tuple[Event, ...]:
-        """Return what was released of a device, in all runs."""
+        """Return the events of a device's releases in all runs."""
         return self._events(device)
 
     def _events(
@@ -72,9 +72,7 @@ class NodeLedger:
         return tuple(found)
 
     def _ledger(self, config: Config) -> Ledger:
-        """Return the ledger of a run: of its settings, its seed and the devices that the node
-        hosts.
-        """
+        """Return the ledger of a run; its folder is named by settings, seed and hosted devices."""
         names = json.dumps(self.devices.tolist())
         hosted = hashlib.sha256(names.encode()).hexdigest()[:8]
         folder = self.state / f"{config.hash}-{config.seed}-{hosted}"
@@ -85,7 +83,7 @@ class NodeLedger:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the state for this process; say in a sentence why it cannot be written."""
+        """Lock the state for this process. Raises RunFailed if it cannot be locked or written."""
         try:
             self.state.mkdir(parents=True, exist_ok=True)
             with FileLock(self.state / "lock", timeout=WAIT_S):
@@ -108,8 +106,9 @@ def entry_of(
     activity: NDArray[np.int64],
     attempt: str,
 ) -> Entry:
-    """Return what a task reveals of the node's devices, each surely in the round; `activity` is
-    public.
+    """Return the ledger entry of a task for the node's devices.
+
+    Every named device counts as surely in the round. `activity` [devices] is public.
     """
     chosen = np.searchsorted(devices, cohort.devices)
     told = (config, cohort.round, cohort.period, attempt, chosen)

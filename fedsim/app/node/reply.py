@@ -1,4 +1,4 @@
-"""What a node answers to a task: the sum of its devices' updates, or each of them."""
+"""The answer of a node to a task: the sum of its devices' updates, or each of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,14 +28,12 @@ class Job:
 
     @property
     def masked(self) -> bool:
-        """Whether the sum is one of masked numbers, which say nothing by themselves."""
+        """Whether the sum is of masked numbers. A masked number alone reveals nothing."""
         dp = self.config.dp
         return dp.unit != "none" and dp.trust == "secure_sum"
 
     def train(self, assigned: Sequence[Assignment]) -> Update:
-        """Return the sum of what these devices learn; canary devices of an audit send their
-        direction.
-        """
+        """Return the sum of these devices' updates; an audit's canary devices send a direction."""
         seed = self.config.seed
         cohort = self.cohort
         canaries = [
@@ -48,9 +46,7 @@ class Job:
         return sum((self._direction(a) for a in canaries), total)
 
     def _direction(self, a: Assignment) -> Update:
-        """Return a random direction of the norm that a device's change may have, as a term of the
-        sum.
-        """
+        """Return a random direction with the largest allowed norm, as a term of the sum."""
         size = a.weight * self.cohort.clip_norm
         direction = random_direction(self.params, self.config.seed, a.device)
         return Update({n: size * d for n, d in direction.items()}, a.weight, 1, {"steps": 0.0})
@@ -59,10 +55,10 @@ class Job:
 def answer(job: Job, form: Asked) -> Reply:
     """Train the assigned devices and return what the server asked for.
 
-    They train as one batch where their sum is enough. One by one they train where single updates or
-    figures are asked for, where norms are bounded, or where the sum is not finite: then those that
-    are to blame are left out and named. Of a secure sum nobody is left out: who has no finite
-    update counts with zeros.
+    The devices train as one batch if their sum is enough. They train one by one if the server wants
+    single updates or figures, if norms are bounded, or if the sum is not finite. Devices at fault
+    are then left out and named. A secure sum leaves out no device: an update that is not finite
+    counts as zeros.
     """
     if job.masked or not (form.single or form.figures or job.config.aggregation.max_norm):
         total = job.train(job.assigned)
@@ -74,10 +70,10 @@ def answer(job: Job, form: Asked) -> Reply:
 
 
 def _finite(job: Job, a: Assignment) -> Update:
-    """Return a device's term of a secure sum, zeros where it is not finite.
+    """Return a device's term of a secure sum, or zeros if it is not finite.
 
-    Clipping turns broken examples into zeros, so this befalls only a device whose parameters
-    overflowed.
+    Clipping turns broken examples into zeros. A term is therefore not finite only if the device's
+    parameters overflowed.
     """
     update = job.train([a])
     return update if update.finite else replace(no_update(job.params), weight=a.weight, devices=1)
@@ -121,7 +117,7 @@ def fault(update: Update, settings: Aggregation) -> str:
 
 
 def bound(update: Update, settings: Aggregation) -> Update:
-    """Scale a device's change down to `aggregation.max_norm`, where it is over it."""
+    """Return the update, scaled down to `aggregation.max_norm` if its norm is larger."""
     if not settings.max_norm or update.norm <= settings.max_norm:
         return update
     factor = settings.max_norm / update.norm
@@ -140,7 +136,7 @@ def _names(assigned: Sequence[Assignment]) -> NDArray[np.str_]:
 
 
 def _stacked(rows: Sequence[Params], params: Params) -> Params:
-    """Return [devices, ...] for each parameter."""
+    """Return the rows stacked as [devices, ...] for each parameter."""
     if not rows:
         return {name: torch.zeros((0, *p.shape)) for name, p in params.items()}
     return {name: torch.stack([row[name] for row in rows]) for name in params}

@@ -1,8 +1,7 @@
-"""What a node's owner allows, whatever the node is told to do: its terms stand in its own
-node-config.
+"""The terms of a node's owner: limits on every instruction, from the node's own node-config.
 
-They hold against *instructions to this app*. A server that ships another app to a node is stopped
-by `flower-supernode --trusted-entities` alone.
+They hold against *instructions to this app*. Only `flower-supernode --trusted-entities` stops a
+server that ships another app to a node.
 """
 
 from collections.abc import Mapping
@@ -24,27 +23,27 @@ from fedsim.wire import EVER
 class Terms:
     """The bounds of one node; 0 stands for "no bound".
 
-    Guarantee: a node never answers an instruction that is beyond its terms: it refuses in a
-    sentence, before it trains.
+    Guarantee: a node never answers an instruction that is beyond its terms. It refuses with a
+    sentence before it trains.
     """
 
     real: bool = False
     """Whether the node holds data of its own (node-config `data-path`)."""
     max_epsilon: float = 0.0
     max_delta: float = 1e-5
-    """Largest delta at which the owner reads an epsilon."""
+    """Largest delta at which an epsilon is compared with `max_epsilon`."""
     max_clip_norm: float = 0.0
     min_noise_multiplier: float = 0.0
     min_cohort: int = 0
-    """Fewest devices whose sum may be released, the node's own among them."""
+    """Fewest devices in a released sum, the node's own devices included."""
     min_period_days: float = 0.0
-    """Shortest period of which activity is told: a shorter one tells when a record came."""
+    """Shortest period whose activity is told; a shorter one reveals when a record came."""
     insecure_noise: bool = False
     """Whether simulations are allowed on the node's own data."""
 
     @property
     def private(self) -> bool:
-        """Whether the owner wants DP: then nothing exact leaves the node."""
+        """Whether the owner wants DP. If so, nothing exact leaves the node."""
         return bool(self.max_epsilon or self.max_clip_norm or self.min_noise_multiplier)
 
     def check(self, config: Config) -> None:
@@ -70,7 +69,7 @@ class Terms:
             self._check_length(config.stream)
 
     def check_period(self, config: Config, period: int) -> None:
-        """Refuse a question of real data in a period that the run has not. Raises WrongInput."""
+        """Refuse a question about real data in an unknown period. Raises WrongInput."""
         if self.real and not EVER <= period <= config.stream.periods:
             raise WrongInput(
                 f"this node answers for periods 1 to {config.stream.periods} (0 = all of them), "
@@ -78,10 +77,10 @@ class Terms:
             )
 
     def check_instruction(self, config: Config, cohort: Cohort) -> None:
-        """Refuse a task of a round that the terms rule out. Raises WrongInput.
+        """Refuse a task that the terms rule out. Raises WrongInput.
 
-        Real data train in the period that the round lies in: another one would bring deleted
-        records back.
+        Real data train only in the period of the round. Another period would bring deleted records
+        back.
         """
         if self.real and not _in_its_period(config, cohort):
             raise WrongInput(
@@ -102,7 +101,7 @@ class Terms:
                 )
 
     def check_epsilon(self, epsilon: float, device: str) -> None:
-        """Refuse a release after which a device would have lost more. Raises WrongInput."""
+        """Refuse a release that takes a device above `max_epsilon`. Raises WrongInput."""
         if self.max_epsilon and epsilon > self.max_epsilon:
             raise WrongInput(
                 f"this node wants max-epsilon = {self.max_epsilon:g}, and this release would "
@@ -167,7 +166,7 @@ def _in_its_period(config: Config, cohort: Cohort) -> bool:
 
 
 def _check_real(config: Config, insecure: bool) -> None:
-    """Refuse what is a simulation, and what reaches beyond the node's own folder."""
+    """Refuse simulations, and files outside the node's own folder. Raises WrongInput."""
     dp = config.dp
     if dp.noise_source == "seeded" and not insecure:
         raise WrongInput(
@@ -193,7 +192,7 @@ def _check_real(config: Config, insecure: bool) -> None:
 
 
 def _check_stream(stream: Stream) -> None:
-    """Refuse periods whose edges would follow from a node's own records, and made-up deletions."""
+    """Refuse periods whose edges depend on a node's records, and made-up deletions."""
     by_edges = stream.arrivals == "time" and stream.cut == "duration"
     if not (by_edges and stream.begin and stream.end):
         raise WrongInput(

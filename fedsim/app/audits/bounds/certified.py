@@ -23,12 +23,12 @@ from fedsim.seeds import generator
 from fedsim.types import Examples
 
 FLOATS = 2 * 10**9
-"""Noise values that a crafted audit draws at most."""
+"""The largest number of noise values that a crafted audit draws."""
 FEWEST = 100
 
 
 def check_bounds(config: Config) -> None:
-    """Refuse experiments of which no bound could be had. Raises WrongInput."""
+    """Refuse experiments that allow no lower bound. Raises WrongInput."""
     crafted = config.dp.unit != "none" and config.dp.trust != "secure_sum"
     if config.audit.coins == "none" and not crafted and not config.audit.canary_devices:
         raise WrongInput(
@@ -51,8 +51,9 @@ def bound_rows(audited: Audited) -> list[LowerBound]:
 
 
 def _by_coins(audited: Audited) -> LowerBound:
-    """Steinke et al. (2023): the coins of the run itself; what they bound is the epsilon of their
-    unit.
+    """Return the bound by the run's own coins (Steinke et al., 2023).
+
+    It bounds the epsilon of the unit that the coins are about.
     """
     config, name, game, trial = audited.config, *strongest_attack(audited)
     delta = audited.delta or 1e-5
@@ -71,7 +72,10 @@ def _by_coins(audited: Audited) -> LowerBound:
 
 
 def _by_crafting(audited: Audited) -> LowerBound:
-    """Jagielski et al. (2020), on one round of the run's own code: see crafted_canary.py."""
+    """Return the bound by a crafted canary (Jagielski et al., 2020).
+
+    It audits one round of the run's own code: see crafted_canary.py.
+    """
     config = audited.config
     start = parameters_of(build_model(audited.holdings.dataset.spec, config.model, config.seed))
     runs = int(np.clip(FLOATS // sum(p.numel() for p in start.values()), FEWEST, RUNS))
@@ -93,8 +97,9 @@ def _by_crafting(audited: Audited) -> LowerBound:
 
 
 def _four(audited: Audited) -> Examples:
-    """Return four records, the last unlike the others as far as its gradient goes: it has a random
-    label.
+    """Return four records; the last is the canary.
+
+    If records have labels, the canary gets a random one, so that its gradient stands out.
     """
     records = pooled(audited.holdings.dataset).records[:4]
     fields = dict(records.fields)
@@ -107,8 +112,9 @@ def _four(audited: Audited) -> Examples:
 
 
 def _by_canary_devices(audited: Audited) -> LowerBound:
-    """Andrew et al. (2024): how far the whole change points to where canary devices did; an
-    estimate.
+    """Return an estimate by canary devices (Andrew et al., 2024).
+
+    It compares the direction of the whole change with the directions that the canary devices sent.
     """
     config = audited.config
     start = parameters_of(build_model(audited.holdings.dataset.spec, config.model, config.seed))

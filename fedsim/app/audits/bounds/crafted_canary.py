@@ -1,10 +1,10 @@
-"""An audit of the run's own DP code: many releases with a crafted canary, as many without, and a
-bound.
+"""An audit of the run's own DP code by a crafted canary.
 
-What is audited is one round: of one device's DP-SGD (unit "example"), or of the server's noised sum
-(unit "device"). The neighbour is the worst that the clip allows, and nothing else is in its way, so
-that the bound comes close to the ledger's epsilon of that round; a build without noise or with a
-loose clip stands out.
+It makes many releases with the canary and as many without it, and bounds epsilon from them. It
+audits one round: one device's DP-SGD (unit "example") or the server's noised sum (unit "device").
+The canary is the worst neighbour that the clip allows, and no other record hides it. The bound
+therefore comes close to the ledger's epsilon of that round. Code without noise or with a loose clip
+shows a bound above that epsilon.
 """
 
 from collections.abc import Iterator
@@ -32,13 +32,13 @@ from strategies.aggregation import make_aggregator
 from strategies.noised_sum import with_privacy
 
 RUNS = 1000
-"""Releases in each world: enough for a ceiling of 4.6 at 95 %."""
+"""Releases in each world; they allow a bound of at most 4.6 at 95 % confidence."""
 OTHERS = 3
 
 
 @dataclass(frozen=True)
 class Crafted:
-    """The bound, and the ledger's epsilon of the very releases that were audited."""
+    """The bound, and the ledger's epsilon of the releases that were audited."""
 
     bound: Bound
     epsilon: float
@@ -48,7 +48,7 @@ class Crafted:
 class AuditedCode:
     """The code that is audited: a run's model and settings.
 
-    `runs` releases are made in each world.
+    `runs` is the number of releases in each world.
     """
 
     config: Config
@@ -66,9 +66,8 @@ class AuditedCode:
 def audit_examples(code: AuditedCode, records: Examples) -> Crafted:
     """Audit one round of one device that holds 3 records, with and without a fourth.
 
-    `records` [4]: the last is the canary, whose gradient is what the attacker looks for. The public
-    activity is 4 in both worlds. Noise keys are the audit's own, so that nothing of the run is
-    repeated.
+    `records` [4]: the last is the canary; the attacker looks for its gradient. The public activity
+    is 4 in both worlds. The audit has noise keys of its own, so it repeats no noise of the run.
     """
     direction = canary_direction(code, records[OTHERS : OTHERS + 1])
     without = _projections(code, records[:OTHERS], direction, "without")
@@ -79,12 +78,12 @@ def audit_examples(code: AuditedCode, records: Examples) -> Crafted:
 
 
 def plan_events(plan: LocalPlan) -> list[Event]:
-    """Return what a round's local steps reveal of an example on one device."""
+    """Return the events that a round's local steps are for one example on a device."""
     return [Event(z, plan.sampling_rate, count) for z, count in plan.multipliers().items()]
 
 
 def canary_direction(code: AuditedCode, canary: Examples) -> Params:
-    """Return the way in which the canary alone moves the model: minus its gradient, of norm 1."""
+    """Return the direction in which the canary moves the model: minus its gradient, of norm 1."""
     task = code.task
     names = sorted(canary.fields)
     inputs = [canary.fields[name] for name in task.inputs]
@@ -102,7 +101,7 @@ def canary_direction(code: AuditedCode, canary: Examples) -> Params:
 
 
 def _projections(code: AuditedCode, examples: Examples, direction: Params, world: str) -> Floats:
-    """Return how far each run's parts moved in the canary's direction, [runs, parts]."""
+    """Return how far each parameter moved in the canary's direction, [runs, parts]."""
     config = code.config
     noise = Seeded(config.seed, f"audit {config.hash} {world}")
     trainer = Trainer(
@@ -117,11 +116,11 @@ def _projections(code: AuditedCode, examples: Examples, direction: Params, world
 
 
 def weighed(without: Floats, within: Floats) -> tuple[Floats, Floats]:
-    """Return one score a run: its parts, each by how well a quarter of the runs tells the worlds
-    apart by it.
+    """Return one score for each run: the weighted sum of its parts.
 
-    without, within: [runs, parts]. The quarter is given up, so that the weights owe nothing to the
-    others. A part that was left without noise then outweighs all noisy ones.
+    without, within: [runs, parts]. A part weighs more the better it separates the two worlds. The
+    weights come from a quarter of the runs, and that quarter gets no scores; so the weights do not
+    depend on the runs that are scored. A part without noise outweighs all noisy ones.
     """
     fit = len(without) // 4
     gap = within[:fit].mean(0) - without[:fit].mean(0)
@@ -131,8 +130,9 @@ def weighed(without: Floats, within: Floats) -> tuple[Floats, Floats]:
 
 
 def audit_devices(code: AuditedCode) -> Crafted:
-    """Audit one round's noised sum, with a device whose change has the largest norm and weight, or
-    zeros.
+    """Audit one round's noised sum, with and without a crafted device.
+
+    Its change has the largest norm and weight; in the other world it sends zeros.
     """
     direction = random_direction(code.params, code.config.seed, "crafted")
     mechanism = device_mechanism(code.config)
@@ -147,7 +147,10 @@ def audit_devices(code: AuditedCode) -> Crafted:
 def _steps(
     code: AuditedCode, total: Update, direction: Params, world: str
 ) -> Iterator[list[float]]:
-    """Yield how far each of the runs' models moves; plain averaging, the rest is post-processing."""
+    """Yield how far the model of each run moves in each parameter.
+
+    The rule is plain averaging; other rules only process its result.
+    """
     zero = {name: torch.zeros_like(p) for name, p in code.params.items()}
     settings = code.config.aggregation.model_copy(update={"rule": "fedavg"})
     config = code.config.model_copy(update={"aggregation": settings})
@@ -158,5 +161,5 @@ def _steps(
 
 
 def along(change: Params, direction: Params) -> list[float]:
-    """Return the product of a change and a direction in each parameter."""
+    """Return the inner product of a change and a direction for each parameter."""
     return [float((change[name].double() * d).sum()) for name, d in direction.items()]

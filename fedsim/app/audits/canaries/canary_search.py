@@ -1,7 +1,7 @@
-"""Exposure: every canary of a run ranked among all codes that it could have had.
+"""Exposure: the rank of each canary of a run among all codes that it could have had.
 
-Every canary is compared with codes that were drawn alike and never planted: their exposure is the
-null of this very model.
+Each canary is compared with codes that were drawn in the same way and never planted. Their
+exposure is the null distribution for this model.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,30 +32,30 @@ from fedsim.seeds import generator
 from fedsim.types import Params
 
 NULLS = 10
-"""Codes never planted that are ranked beside each canary."""
+"""Number of codes that were never planted and are ranked beside each canary."""
 REFERENCES = 4095
-"""Codes that a canary of a space too large to list is ranked among: at most 12 bits."""
+"""Number of codes to rank a canary among if its space is too large to list: at most 12 bits."""
 BATCH = 2000
 Losses = Callable[[int, NDArray[np.int64]], Floats]
-"""A canary's number and codes [n, length] -> [n]."""
+"""A canary's number and codes [n, length] -> losses [n]."""
 
 
 @dataclass(frozen=True)
 class Exposed:
-    """How one canary stands in one model."""
+    """The exposure of one canary in one model."""
 
     exposure: float
     nulls: Floats
     """[NULLS] exposures of codes that were never planted, behind the same words."""
     fitted: float | None = None
-    """By a skew-normal: an estimate, for spaces too large to list."""
+    """An estimate by a skew-normal fit, for spaces too large to list."""
     likeliest: tuple[int, ...] = ()
     """The code with the lowest loss of all; empty for those spaces."""
 
 
 @dataclass(frozen=True)
 class CanarySearch:
-    """What seeks the canaries of a run in a model."""
+    """A search for the canaries of a run in a model."""
 
     audited: Audited
     reading: Reading
@@ -71,7 +71,7 @@ class CanarySearch:
         return reference_codes(pattern, REFERENCES, generator(self.seed, "canary", "references"))
 
     def nulls(self, number: int) -> list[Canary]:
-        """Return canaries of the same words whose codes were never planted."""
+        """Return canaries with the same words and codes that were never planted."""
         canary = self.canaries[number]
         rng = generator(self.seed, "canary", "null", number)
         return [
@@ -80,7 +80,7 @@ class CanarySearch:
         ]
 
     def losses(self, params: Params, number: int, codes: NDArray[np.int64]) -> Floats:
-        """Return the loss [n] of a canary's sentence with each of the codes [n, length] in its gap."""
+        """Return the loss [n] of a canary's sentence with each code of [n, length] in its gap."""
         audited = self.audited
         examples = self.reading.completed(self.canaries[number].word, codes)
         found = [
@@ -91,7 +91,7 @@ class CanarySearch:
 
 
 def make_search(audited: Audited) -> CanarySearch:
-    """Return what seeks the canaries that a run has planted."""
+    """Return the search for the canaries that a run has planted."""
     config = audited.config
     seed = changes_of(config).seed
     reading = reading_of(audited.holdings.dataset.spec, config.data, config.canary)
@@ -99,7 +99,7 @@ def make_search(audited: Audited) -> CanarySearch:
 
 
 def exposures(search: CanarySearch, losses: Losses, numbers: Sequence[int]) -> list[Exposed]:
-    """Return the exposure of canaries by what an attacker makes of each code; lower is likelier."""
+    """Return the exposure of canaries by a loss for each code; a lower loss is likelier."""
     return [_exposed(search, number, losses) for number in numbers]
 
 
@@ -124,7 +124,7 @@ def _exposed(search: CanarySearch, number: int, losses: Losses) -> Exposed:
 
 
 def canary_threat(search: CanarySearch, cell: Cell, view: str) -> CanaryThreat:
-    """Return whose secret is sought where."""
+    """Return the threat model of a canary: its pattern, the view, the unit and its holders."""
     settings = search.audited.config.canary
     unit = "group" if cell.devices > 1 else "device" if cell.copies > 1 else "example"
     return CanaryThreat(
@@ -139,7 +139,7 @@ def canary_threat(search: CanarySearch, cell: Cell, view: str) -> CanaryThreat:
 
 
 def exposure_figures(search: CanarySearch, found: Sequence[Exposed]) -> ExposureFigures:
-    """Return the exposures of canaries and of their nulls, with the joint p-value of the former."""
+    """Return the exposures of canaries and of their nulls, and the canaries' joint p-value."""
     pattern = search.reading.pattern
     own = np.array([f.exposure for f in found])
     nulls = np.concatenate([f.nulls for f in found])

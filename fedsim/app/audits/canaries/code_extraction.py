@@ -1,4 +1,4 @@
-"""Codes of canaries extracted from a model: by beam, by greedy search and by ModIvA."""
+"""Extraction of canaries' codes from a model: by beam search, greedy search and ModIvA."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,10 +19,11 @@ BEAM = 10
 
 
 def extracted(search: CanarySearch, found: Sequence[Exposed]) -> dict[int, Extraction]:
-    """Return how right the code is that is extracted for each canary, beside ceiling and control.
+    """Return how correct each canary's extracted code is, with the ceiling and the control.
 
-    Searches: greedy and beam in language models; ModIvA in models with one embedding table; the
-    ceiling is the likeliest of all codes. Empty where there is no search for the model.
+    Language models are searched greedily and by beam. Models with one embedding table are searched
+    by ModIvA. The ceiling is the likeliest of all codes. The result is empty if no search fits the
+    model.
     """
     audited = search.audited
     joined = search.reading.pattern.joined
@@ -44,8 +45,9 @@ def _extraction(
     best: Guess | None = None,
     greedy: Guess | None = None,
 ) -> Extraction:
-    """Return how right guesses are, beside the ceiling; the last of them is tried on the control,
-    too.
+    """Return how correct the guesses are, with the ceiling and the control.
+
+    The greedy guess, or else the best one, is also compared with the control.
     """
     own = search.canaries[number]
     control = search.nulls(number)[0]
@@ -66,7 +68,7 @@ def _extraction(
 
 
 def _right(guess: Guess | None, canary: Canary) -> tuple[float | None, float | None]:
-    """Return the share of a code's tokens that a guess has right, and whether it has all of them."""
+    """Return the share of a code's tokens that a guess has right, and 1.0 if all are right."""
     if guess is None:
         return None, None
     right = success(guess, canary.code.tolist(), len(canary.pattern.candidates))
@@ -74,17 +76,17 @@ def _right(guess: Guess | None, canary: Canary) -> tuple[float | None, float | N
 
 
 def _modiva(search: CanarySearch) -> list[Guess]:
-    """Return the code that ModIvA finds for each canary; all are sought as one batch."""
+    """Return the code that ModIvA finds for each canary; it searches for all in one batch."""
     audited = search.audited
     pattern = search.reading.pattern
     fields = search.reading.examples(
         [c.sentence for c in search.canaries]
-    ).fields  # codes only fill the gap
+    ).fields  # the codes are placeholders in the gap
     candidates = torch.tensor(search.reading.vocabulary.ids(pattern.candidates))
     module, params = _one_table(audited)
 
     def losses(outputs: Mapping[str, Tensor], ids: Tensor) -> Tensor:
-        # label and tags are those of all canaries
+        # all canaries share one label and the same tags
         batch = {name: t[:1].expand(len(ids), *t.shape[1:]) for name, t in fields.items()}
         return audited.task.losses(outputs, {**batch, "tokens": ids})
 
@@ -98,8 +100,9 @@ def _modiva(search: CanarySearch) -> list[Guess]:
 
 
 def _one_table(audited: Audited) -> tuple[nn.Module, Params]:
-    """Return the model with all that it knows of a word in one row, which mixtures of words then
-    mix.
+    """Return the model with one embedding table, and its parameters on the CPU.
+
+    Each word then has a single row, so a mixture of words is a mixture of rows.
     """
     params = {name: p.cpu() for name, p in audited.params.items()}
     fold = getattr(audited.module, "as_one_table", None)

@@ -1,6 +1,6 @@
-"""The canaries of a run sought in its models: exposures, and codes extracted.
+"""The audit of a run's canaries: their exposures, and the codes that can be extracted.
 
-A code that was extracted is held against one that was never planted, too: the control.
+The control compares an extracted code with a code that was never planted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ from fedsim.privacy.accounting import epsilon, group_epsilon
 
 
 def check_canary(config: Config) -> None:
-    """Refuse to seek canaries where none are planted, or in rounds that are gone.
+    """Refuse a search for canaries that were not planted, or in rounds that cannot be replayed.
 
     Raises WrongInput.
     """
@@ -49,7 +49,7 @@ def check_canary(config: Config) -> None:
 
 
 def canary_rows(audited: Audited) -> list[Finding]:
-    """Return a finding for each way of planting, and slices over holders' activity."""
+    """Return a finding for each way of planting, and slices by the activity of holders."""
     search = make_search(audited)
     everyone = range(len(search.canaries))
     found = exposures(
@@ -79,9 +79,10 @@ def canary_rows(audited: Audited) -> list[Finding]:
 
 
 def over_rounds(audited: Audited, last: Canary) -> Canary | None:
-    """Return what an attacker finds who keeps the model of every audited round and takes the best.
+    """Return the finding of an attacker who keeps the model of every audited round.
 
-    Canaries and nulls both have their best round; the p-value pays for the choice (Bonferroni).
+    The attacker takes the best round of each canary and of each null. The p-value is corrected for
+    this choice (Bonferroni). None if fewer than two rounds were audited.
     """
     seen = [
         each for each in findings_of(audited.run) if isinstance(each, Canary) and _alike(each, last)
@@ -107,7 +108,7 @@ def over_rounds(audited: Audited, last: Canary) -> Canary | None:
 
 
 def _alike(one: Canary, other: Canary) -> bool:
-    """Whether two findings are of the same canaries, sought in the same view."""
+    """Return whether two findings are about the same canaries in the same view."""
     here = one.figures
     there = other.figures
     return one.threat == other.threat and (here.space, here.canaries) == (
@@ -117,12 +118,12 @@ def _alike(one: Canary, other: Canary) -> bool:
 
 
 def _bound(audited: Audited, cell: Cell, space: int) -> tuple[float | None, float | None]:
-    """Return what DP allows the mean exposure to be and its epsilon, where its unit covers all
-    copies.
+    """Return the largest mean exposure that DP allows, and the epsilon behind it.
 
-    (1 + eps)/ln 2 and delta log2 |R|, at most log2 |R|. Copies on one device are one unit of
-    device-level DP, and a group under example-level DP. The events are those of the unit with the
-    largest epsilon.
+    The bound is (1 + eps)/ln 2 plus delta log2 |R|, and at most log2 |R|. Copies on one device are
+    one unit of device-level DP, and a group under example-level DP. The events are those of the
+    unit with the largest epsilon. The bound is None where the unit does not cover all copies; the
+    epsilon is None there, too, and where it is infinite.
     """
     dp = audited.config.dp
     if dp.unit == "none" or cell.devices > 1:
@@ -137,7 +138,7 @@ def _bound(audited: Audited, cell: Cell, space: int) -> tuple[float | None, floa
 
 
 def _mean(each: Sequence[Extraction]) -> Extraction:
-    """Return the mean over canaries of every share that was measured."""
+    """Return the mean over canaries of each share that was measured."""
     names = [one.name for one in fields(Extraction) if getattr(each[0], one.name) is not None]
     return Extraction(
         **{name: float(np.mean([getattr(one, name) for one in each])) for name in names}
@@ -145,9 +146,7 @@ def _mean(each: Sequence[Extraction]) -> Extraction:
 
 
 def _slices(search: CanarySearch, found: Sequence[Exposed]) -> Iterator[CanarySlice]:
-    """Yield the mean exposure by the decile of a canary's holders' activity, and by each axis of
-    the grid.
-    """
+    """Yield the mean exposure by the activity decile of holders, and by each axis of the grid."""
     for name, values in _groups(search).items():
         for value in dict.fromkeys(sorted(values)):
             mine = [f.exposure for f, v in zip(found, values, strict=True) if v == value]

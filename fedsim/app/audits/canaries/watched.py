@@ -1,6 +1,4 @@
-"""What an attacker who watches training sees of canaries: single updates of their holders, or sums
-only.
-"""
+"""Canaries as an attacker sees them during training, by single updates or by sums only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,18 +24,19 @@ from fedsim.types import Params
 
 @dataclass(frozen=True)
 class Step:
-    """A model before and after something that a canary had a part in."""
+    """A model before and after an update or a round that a canary took part in."""
 
     before: Params
     after: Params
 
 
 def watched_rows(search: CanarySearch) -> list[Canary]:
-    """Return the findings of the views "updates" and "sums", as far as the config names them.
+    """Return the findings of the views "updates" and "sums", if the config names them.
 
-    Both look at the first `audit.window` rounds, replayed, and of these at the rounds in which a
-    holder of the canary took part. "updates": the mean loss of the holders' own models, the round's
-    model and the update. "sums": the mean change of the loss from the round's model to the next.
+    Both replay the first `audit.window` rounds and use those in which a holder of the canary took
+    part. "updates" scores a code by its mean loss in the holders' own models: the round's model
+    plus the update. "sums" scores it by the mean change of the loss from a round's model to the
+    next.
     """
     config = search.audited.config
     rows: list[Canary] = []
@@ -86,9 +85,7 @@ def _loss(
 
 
 def _own(search: CanarySearch, replay: Replay, rounds: Sequence[Round]) -> list[list[Step]]:
-    """Return for each canary the models of its holders in each round: the round's model and their
-    update.
-    """
+    """Return the steps of each canary: the round's model, and that model plus a holder's update."""
     held = holders(search)
     wanted = sorted(set().union(*held))
     steps: list[list[Step]] = [[] for _ in held]
@@ -105,7 +102,7 @@ def _own(search: CanarySearch, replay: Replay, rounds: Sequence[Round]) -> list[
 
 
 def _summed(search: CanarySearch, rounds: Sequence[Round]) -> list[list[Step]]:
-    """Return for each canary the models before and after the rounds in which a holder took part."""
+    """Return each canary's steps: the models before and after rounds with one of its holders."""
     return [
         [Step(r.before, r.after) for r in rounds if mine & set(r.cohort.devices.tolist())]
         for mine in holders(search)

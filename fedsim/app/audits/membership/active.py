@@ -1,4 +1,4 @@
-"""The active server: it sends a device a model made worse on the record that it asks about."""
+"""The attack of an active server: it sends a device a model made worse on one record."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,26 +25,26 @@ from fedsim.audit.update_scores import moved_along, norm_of, record_losses
 from fedsim.types import Examples, Params
 
 ACTIVE_DEVICES = 8
+"""Number of devices that the active server tries."""
 ACTIVE_RECORDS = 16
-"""Devices that the active server tries, and records on each: a device trains once more for every
-record.
-"""
+"""Number of records that it tries on each device; the device trains once more for each."""
 
 
 ASCENT = 3.0
-"""How far ascent goes, in lengths of the device's own update; of 0.03 to 30, 3 was not far from the
-best.
+"""Length of the ascent step, as a multiple of the norm of the device's own update.
+
+Values from 0.03 to 30 were tried, and 3 was close to the best.
 """
 
 
 def active_rows(
     audited: Audited, replay: Replay, rounds: Sequence[Round], game: Game, rng: np.random.Generator
 ) -> list[Membership]:
-    """Return the attack of a server that sends a device a model made worse on the record it asks
-    about.
+    """Return the findings of a server that sends devices a model made worse on one record.
 
-    Members are what the device then mends most (gradient ascent; Nasr et al., 2019). One record at
-    a time: a model made worse on many is mended for all alike.
+    A record whose loss the device then lowers most is taken for a member (gradient ascent; Nasr et
+    al., 2019). The server tries one record at a time, because training repairs a model made worse
+    on many records equally for all of them. The list is empty if no device has enough records.
     """
     round = rounds[-1]
     asked = could_train(audited, round, game)
@@ -67,7 +67,8 @@ def active_rows(
             blind_auc=blind(audited, game, rng),
             active=True,
             window=1,
-            visible="each device's update of a round in which the server sends it a model of its making",
+            visible="each device's update of a round in which the server sends it a model of its "
+            "making",
         )
     ]
 
@@ -75,8 +76,9 @@ def active_rows(
 def _mended(
     audited: Audited, replay: Replay, round: Round, device: str, records: Examples
 ) -> Floats | None:
-    """Return by how much a device's training lowers each record's loss after ascent on it alone,
-    [N].
+    """Return by how much training lowers each record's loss after ascent on it alone, [N].
+
+    None if the node leaves the device out.
     """
     plain = replay.update(round, device)
     if plain is None:
@@ -96,7 +98,7 @@ def _mended(
 
 
 def _raised(audited: Audited, params: Params, records: Examples, distance: float) -> Params:
-    """Return the model so far up the gradient of the records' losses, float32."""
+    """Return the model moved by `distance` up the gradient of the records' losses, float32."""
     up = _ascent(audited, params, records)
     length = norm_of(up)
     return {

@@ -1,4 +1,4 @@
-"""Scores of records by device and round, and what they amount to over devices."""
+"""Scores of records by device and round, and the figures over devices."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,25 +30,26 @@ BATCH = 256
 
 
 Versus = Callable[[Game, int], Bools]
-"""A game's non-members [N], where a device is the target."""
+"""A game and the place of a target device -> which records are its non-members [N]."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What attacks say of N records by the updates of one round."""
+    """The attacks' scores of N records, from the updates of one round."""
 
     round: int
     devices: NDArray[np.int64]
     """[K]: the places of the devices, sorted."""
     asked: Bools
-    """[N]: records that those who hold them could have trained on in this round."""
+    """[N]: whether the record's device could have trained on it in this round."""
     scores: dict[str, Floats]
     """[K, N] by attack."""
 
 
 def window(audited: Audited, replay: Replay) -> list[Round]:
-    """Return the first rounds, as many as `audit.window` fixes in advance, in which any device
-    answered.
+    """Return those of the first `audit.window` rounds in which any device answered.
+
+    Raises WrongInput if no device answered in any of them.
     """
     last = min(audited.config.audit.window, audited.round)
     rounds = [replay.round(number) for number in range(1, last + 1)]
@@ -70,7 +71,7 @@ def games_of(audited: Audited) -> dict[str, Versus]:
 
 
 def asked_about(audited: Audited, rounds: Sequence[Round], rng: np.random.Generator) -> Game:
-    """Return the game restricted to the devices of these rounds, and to `audit.records` on each."""
+    """Return the game of these rounds' devices, with at most `audit.records` records on each."""
     game = membership_game(audited)
     most = audited.config.audit.records
     seen = np.unique(np.concatenate([places_of(audited, round) for round in rounds]))
@@ -122,7 +123,7 @@ def observed_in(
 
 
 def could_train(audited: Audited, round: Round, game: Game) -> Bools:
-    """Return which records their devices hold in the round's period, or would without the coins."""
+    """Return which records [N] their devices would hold in the round's period without coins."""
     arrivals = audited.holdings.arrivals
     if arrivals is None:
         return np.ones(len(game.rows), dtype=bool)
@@ -138,7 +139,7 @@ def slices_by_round(
     seen: Threat,
     rng: np.random.Generator,
 ) -> Iterator[MembershipSlice]:
-    """Yield the attack's area on each round alone, where there is anything to compare."""
+    """Yield the attack's area in each round alone, if the round has records to compare."""
     for one in found:
         trials = trials_of_devices([one], attack, game, versus)
         if trials and all_devices(trials).judged:
@@ -157,8 +158,8 @@ def slices_by_round(
 def over_devices(trials: Sequence[Trial], rng: np.random.Generator) -> AttackFigures:
     """Return the figures of all devices' records together; AUC and its interval are over devices.
 
-    Only devices with two members and two others are targets. Below five of them the area is that of
-    all records together. Raises WrongInput where there is nothing to compare.
+    A device is a target if it has at least two members and two others. With fewer than five targets
+    the area is that of all records together. Raises WrongInput if there is nothing to compare.
     """
     together = all_devices(trials)
     if not together.judged:
@@ -175,8 +176,10 @@ def over_devices(trials: Sequence[Trial], rng: np.random.Generator) -> AttackFig
 def trials_of_devices(
     found: Sequence[Scored], attack: str, game: Game, versus: Versus
 ) -> list[Trial]:
-    """Return a trial for each device: the mean of a record's scores over the rounds in which it
-    took part.
+    """Return a trial for each device.
+
+    A record's score is its mean over the rounds in which the device took part and could train on
+    it.
     """
     total: dict[int, tuple[Floats, Floats]] = {}
     for one in found:
@@ -196,7 +199,7 @@ def members(game: Game, device: int, versus: Versus) -> Bools:
 
 
 def non_members(game: Game, device: int) -> Bools:
-    """Return the non-members of a sum: nobody's in particular."""
+    """Return the non-members of a sum [N]; they do not depend on the device."""
     return ~game.member
 
 

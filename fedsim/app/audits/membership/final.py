@@ -1,4 +1,4 @@
-"""Membership attacks on a run's model: the game, the references, the ladder, the rows."""
+"""Membership attacks on a run's current model."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,8 +64,9 @@ def _told(config: Config, reason: str) -> str | None:
 
 
 def trials_of(name: str, audited: Audited, game: Game, targets: Sequence[Target]) -> list[Trial]:
-    """Return an attack's scores of each target; quantile regression is tried on the run itself
-    only.
+    """Return an attack's scores of each target; quantile regression attacks only the run itself.
+
+    Raises WrongInput if quantile regression does not fit the game.
     """
     if name != QUANTILE:
         attack = attack_of(name)
@@ -84,7 +85,7 @@ def trials_of(name: str, audited: Audited, game: Game, targets: Sequence[Target]
 
 
 def _described(records: Examples) -> Floats:
-    """Return label and length of each record: what the quantile is predicted from."""
+    """Return label and length of each record [N, 2]; the quantile is predicted from them."""
     fields = records.fields
     label = fields["label"].double() if "label" in fields else torch.zeros(len(records)).double()
     length = (

@@ -1,4 +1,4 @@
-"""The game of a membership attack: which records are asked about, and who of them was in training."""
+"""The game of a membership attack: the records it asks about, and which of them are members."""
 
 from dataclasses import dataclass
 
@@ -19,22 +19,25 @@ from fedsim.types import Examples, concatenate, same_width
 
 @dataclass(frozen=True)
 class Game:
-    """Who is asked about, and who of them was in training."""
+    """The records that an attack is asked about, and which of them were in training."""
 
     name: str
     unit: str
     records: Examples
-    """Natural records [N] that occur once."""
+    """Natural records [N]; each occurs once."""
     rows: NDArray[np.int64]
     """[N]: their places in the pool; -1 for records of the test split."""
     owner: NDArray[np.int64]
     """[N]: the place of each record's device, -1 for none."""
     member: Bools
-    """[N]"""
+    """[N]: whether each record was in training."""
 
 
 def membership_game(audited: Audited) -> Game:
-    """Return the game that the run's coins allow; without coins, fresh records from the test split."""
+    """Return the game that the run's coins allow.
+
+    Without coins, the non-members are fresh records of the test split.
+    """
     config = audited.config
     holdings = audited.holdings
     pool = pooled(holdings.dataset)
@@ -50,8 +53,9 @@ def membership_game(audited: Audited) -> Game:
 
 
 def natural(audited: Audited, pool: Pool) -> Bools:
-    """Return which records a game may ask about: no canary, none that occurs twice or has not
-    arrived yet.
+    """Return which records a game may ask about.
+
+    It leaves out canaries, records that occur twice and records that have not arrived yet.
     """
     config = audited.config
     now = period_of_round(config.stream, config.train.rounds, max(1, audited.round))
@@ -63,8 +67,9 @@ def natural(audited: Audited, pool: Pool) -> Bools:
 
 
 def alive(holdings: Holdings, records: int, now: int) -> Bools:
-    """Return which records devices can have held by a period: not those deleted in that of their
-    arrival.
+    """Return which records devices can have held by the period `now`.
+
+    A record that was deleted in the period of its arrival was never held.
     """
     arrivals = holdings.arrivals
     if arrivals is None:
@@ -74,7 +79,10 @@ def alive(holdings: Holdings, records: int, now: int) -> Bools:
 
 
 def _fresh(audited: Audited, pool: Pool, chosen: Bools) -> Game:
-    """Training records against as many test records of each label; no coins were tossed."""
+    """Return the game of training records against as many test records of each label.
+
+    Raises WrongInput if there is no test split.
+    """
     test = pool.test
     if test is None:
         raise WrongInput(
@@ -104,7 +112,10 @@ def matched(
     outside: NDArray[np.int64],
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return equally many of both sides for each label, drawn at random."""
+    """Return equally many rows of both sides for each label, drawn at random.
+
+    Raises WrongInput if the sides share no label.
+    """
     kept_in = []
     kept_out = []
     for label in np.intersect1d(labels_in, labels_out):
@@ -121,7 +132,7 @@ def matched(
 
 
 def of_unit(found: Predictions, game: Game) -> Predictions:
-    """Return predictions of the game's units: of records, or the mean of a device's records."""
+    """Return predictions for the game's units: for records, or means over a device's records."""
     return found if game.unit == "example" else by_group(found, game.owner, np.unique(game.owner))
 
 
@@ -140,7 +151,7 @@ def _index(rows: NDArray[np.int64]) -> torch.Tensor:
 
 
 def _known(records: Examples, test: Examples) -> Bools:
-    """Return which test records stand in training, too."""
+    """Return which test records also occur in training."""
     one, other = same_width([records, test])
     both = Examples(
         {name: torch.cat([one.fields[name], other.fields[name]]) for name in one.fields}
@@ -149,7 +160,7 @@ def _known(records: Examples, test: Examples) -> Bools:
 
 
 def only(game: Game, which: Bools) -> Game:
-    """Return the game about some of its records; its unit is the record."""
+    """Return the game with only the records of `which` [N]; its unit is the example."""
     index = np.flatnonzero(which)
     return Game(
         game.name,

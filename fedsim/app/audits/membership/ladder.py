@@ -12,7 +12,7 @@ from fedsim.seeds import generator
 
 KEY = "audit.attacks"
 TRIED_ON = 100
-"""Made-up records that an own attack is tried on before a run trains."""
+"""Number of made-up records on which your own attack is tried before a run trains."""
 
 
 def attacks_of(config: Config, references: int) -> list[str]:
@@ -32,13 +32,13 @@ def attack_of(name: str) -> Attack:
 
 
 def check_attacks(config: Config) -> None:
-    """Refuse attacks that are not known, and own ones that fail on made-up records.
+    """Refuse unknown attacks, and attacks of your own that fail on made-up records.
 
     Raises WrongInput.
     """
     audit = config.audit
     last = audit.references if audit.coins != "none" else 0
-    counts = {last, 0} if audit.every else {last}  # there are references for the last model only
+    counts = {last, 0} if audit.every else {last}  # only the last model has references
     for name in attacks_of(config, last):
         if is_own_code(name):
             for count in sorted(counts):
@@ -58,7 +58,7 @@ def _try(name: str, attack: Attack, references: int) -> None:
 
 
 def _made_up(references: int) -> Target:
-    """Return a target with predictions of chance."""
+    """Return a target with random predictions."""
     rng = generator(0, "audit", "made up")
     phi = rng.normal(size=(references + 1, TRIED_ON))
     logp = -np.logaddexp(0.0, -phi)
@@ -70,11 +70,14 @@ def _made_up(references: int) -> Target:
 
 
 def _checked(name: str, scores: object, records: int) -> Floats:
-    """Return what an own attack gave as scores [N].
+    """Return the scores [N] that an attack of your own gave.
 
-    Raises WrongInput where it gave something else.
+    Raises WrongInput if it gave something else.
     """
-    wanted = f"{KEY} = {name!r} has to return a numpy array of {records} numbers, a score for each record"
+    wanted = (
+        f"{KEY} = {name!r} has to return a numpy array of {records} numbers, a score for each "
+        "record"
+    )
     if not isinstance(scores, np.ndarray):
         raise WrongInput(f"{wanted}; it returned a {type(scores).__name__}")
     if scores.shape != (records,) or scores.dtype.kind not in "fiu":

@@ -1,4 +1,4 @@
-"""The models that a membership attack has: the run's own, and references on other coins."""
+"""The models that a membership attack uses: the run's own, and references on other coins."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -24,12 +24,11 @@ NOBODY = np.zeros(0, dtype=np.int64)
 
 
 def targets_of(audited: Audited, game: Game) -> list[Target]:
-    """Return the run as a target and, with references, each of its shadows, too: all are of one
-    law.
+    """Return the targets: the run first and, with references, each of its shadows.
 
-    A pair more is trained than each target has references, because a shadow is judged neither by
-    itself nor by the other half of its pair. Shadows repeat only the last round, so before it there
-    are no references.
+    The run and its shadows have one distribution. Each target has `audit.references` references,
+    and one pair more is trained: a shadow is judged neither by itself nor by the other half of its
+    pair. References exist only for the last round, because shadows keep only their last model.
     """
     own = of_unit(predict(audited.module, audited.task, audited.params, game.records), game)
     member = in_units(game.member, game)
@@ -49,7 +48,7 @@ def _as_target(keep: Bools, found: Predictions, shadow: int) -> Target:
 
 
 def references(audited: Audited, game: Game, count: int) -> tuple[Bools, Predictions]:
-    """Return which reference trained on which unit, [R, N], and what they predict."""
+    """Return which reference trained on which unit [R, N], and the references' predictions."""
     config = audited.config
     if config.audit.shadows == "centralised":
         keep, found = centralised(audited, game, count)
@@ -79,7 +78,10 @@ def shadow_params(audited: Audited, count: int) -> Iterator[dict[str, torch.Tens
 
 
 def centralised(audited: Audited, game: Game, count: int) -> tuple[Bools, Predictions]:
-    """Return references of a weaker attacker, who trains plain models on pooled records."""
+    """Return the references of a weaker attacker, who trains plain models on pooled records.
+
+    Raises WrongInput for a task other than classification.
+    """
     if not isinstance(audited.task, Classification):
         raise WrongInput(
             f'audit.shadows = "centralised" serves one label an example, not data.task = '

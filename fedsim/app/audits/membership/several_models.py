@@ -1,4 +1,4 @@
-"""Membership attacks by whoever kept models: those of single rounds, or the release of each period."""
+"""Membership attacks on several models of a run: one for each round, or one for each period."""
 
 from collections.abc import Iterator
 
@@ -31,7 +31,7 @@ def check_rounds(config: Config) -> None:
 
 
 def check_releases(config: Config) -> None:
-    """Refuse runs of one period, which have one release. Raises WrongInput."""
+    """Refuse runs of one period, because they have one release. Raises WrongInput."""
     if config.stream.mode != "continual":
         raise WrongInput(
             'audit.view names "releases", the last model of each period; set stream.mode = '
@@ -40,7 +40,7 @@ def check_releases(config: Config) -> None:
 
 
 def round_rows(audited: Audited) -> list[Finding]:
-    """Return the attack by the mean log-likelihood over all rounds' models, and that of each round."""
+    """Return the attack by the mean log-likelihood over rounds, and a slice for each round."""
     game = membership_game(audited)
     rng = generator(audited.config.seed, "audit", "rounds", audited.round)
     member = in_units(game.member, game)
@@ -60,8 +60,9 @@ def round_rows(audited: Audited) -> list[Finding]:
 
 
 def release_rows(audited: Audited) -> list[Finding]:
-    """Return attacks with and without the releases of earlier periods, by period, deletion and
-    activity.
+    """Return attacks with and without the releases of earlier periods, and their slices.
+
+    The slices are by period, deletion and activity.
     """
     rng = generator(audited.config.seed, "audit", "releases", audited.round)
     now = period_of_round(audited.config.stream, audited.config.train.rounds, audited.round)
@@ -94,10 +95,10 @@ def release_rows(audited: Audited) -> list[Finding]:
 def _attacks(
     series: dict[int, Floats], arrived: NDArray[np.int64] | None, now: int
 ) -> Iterator[tuple[str, Floats, NDArray[np.bool_]]]:
-    """Yield (attack, scores, for which records they can be had).
+    """Yield (attack, scores [N], which records have a score [N]).
 
-    series: log-likelihoods [N] by period, 0 for the first parameters, `now` for the current model;
-    arrived: [N] the period of each record's arrival, None where the units are not records with one.
+    series: log-likelihoods [N] by period; 0 stands for the first parameters, `now` for the current
+    model. arrived: [N] the period of each record's arrival; None if the units have no arrival.
     """
     everyone = np.ones(len(series[now]), dtype=bool)
     yield "loss_last", series[now], everyone
@@ -117,9 +118,7 @@ def _attacks(
 
 
 def _models(audited: Audited, now: int) -> dict[int, Params]:
-    """Return the first parameters as 0, the releases that were kept, and the current model as that
-    of now.
-    """
+    """Return models by period: first parameters as 0, kept releases, the current one as `now`."""
     spec = audited.holdings.dataset.spec
     config = audited.config
     models: dict[int, Params] = {0: parameters_of(build_model(spec, config.model, config.seed))}

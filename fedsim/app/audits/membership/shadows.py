@@ -1,8 +1,8 @@
 """Shadow models of a run: the same experiment with other seeds and other coins, in RUN/shadows.
 
-Each is a whole federated run, so that a reference has been through all that the attacked model has
-been through: selection, aggregation, clipping, noise. They are kept by the hash of their config and
-never trained twice; one that was interrupted goes on.
+Each shadow is a whole federated run. It goes through the same selection, aggregation, clipping and
+noise as the attacked model. Shadows are stored under the hash of their config and are never trained
+twice. An interrupted shadow continues where it stopped.
 """
 
 import multiprocessing
@@ -20,7 +20,7 @@ from fedsim.config import Config, Place, from_flat, to_flat
 from fedsim.seeds import generator
 
 FEWEST_IN_PROCESSES = 4
-"""Below, starting processes takes longer than they save."""
+"""Fewest shadows that train in processes; for fewer, starting processes takes longer."""
 
 
 def shadow_config(config: Config, number: int, run: RunDir) -> Config:
@@ -49,10 +49,10 @@ def shadow_config(config: Config, number: int, run: RunDir) -> Config:
 
 
 def train_shadows(config: Config, run: RunDir, count: int, another: Another) -> list[RunDir]:
-    """Return `count` finished shadow runs; `another` does those that are not there yet.
+    """Return `count` finished shadow runs; `another` trains the missing ones.
 
-    Numbers 2i - 1 and 2i are a pair on complementary halves. As many train at a time as there are
-    threads.
+    Numbers 2i - 1 and 2i are a pair on complementary halves. At most as many shadows train at once
+    as there are threads.
     """
     configs = [shadow_config(config, number, run) for number in range(1, count + 1)]
     missing = [c for c in configs if RunDir.of(c).summary is None]
@@ -82,7 +82,7 @@ def _in_processes(configs: Sequence[Config], workers: int, another: Another) -> 
 
 
 def _trained(another: Another, config: Config) -> None:
-    another(config)  # what it returns stays in its process
+    another(config)  # the result stays in its process
 
 
 def _begin(path: list[str]) -> None:

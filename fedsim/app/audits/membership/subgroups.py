@@ -21,7 +21,7 @@ def slices_of(
     trials: Sequence[Trial],
     rng: np.random.Generator,
 ) -> Iterator[MembershipSlice]:
-    """Yield the areas of the attack `whole` by activity, label, mislabelling, period and deletion."""
+    """Yield the areas of the attack `whole` by activity, label, random label, period, deletion."""
     for name, groups in _groups(audited, game):
         for group in sliced(trials, groups, rng):
             yield MembershipSlice(

@@ -1,4 +1,4 @@
-"""Membership attacks on sums of updates: the difference between models of consecutive rounds."""
+"""Membership attacks on sums of updates, seen as differences of consecutive models."""
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from fedsim.seeds import generator
 
 
 def check_sums(config: Config) -> None:
-    """Refuse runs whose rounds cannot be replayed, and a game over devices. Raises WrongInput."""
+    """Refuse runs whose rounds cannot be replayed, and games over devices. Raises WrongInput."""
     check_replayed(config, "sums")
     if config.audit.coins == "device":
         raise WrongInput(
@@ -37,10 +37,10 @@ def check_sums(config: Config) -> None:
 
 
 def sum_rows(audited: Audited) -> list[Finding]:
-    """Return the attacks of who sees only models of consecutive rounds, whose difference is a sum's
-    step.
+    """Return the attacks of an observer who sees only the models of consecutive rounds.
 
-    It knows who took part in a round, as the server of a secure sum does.
+    Their difference is the step of a sum. The observer knows which devices took part in a round, as
+    the server of a secure sum does.
     """
     replay = Replay(audited)
     rng = generator(audited.config.seed, "audit", "sums", audited.round)
@@ -65,7 +65,7 @@ def sum_rows(audited: Audited) -> list[Finding]:
 
 
 def _scored_sum(audited: Audited, round: Round, game: Game) -> Scored:
-    """Return the scores by the one sum of a round, of the records of its devices."""
+    """Return the scores of a round's records, from the one sum of the round."""
     step = {name: p - round.before[name] for name, p in round.after.items()}
     seen = observed_in(audited, round, game, [step])
     there = np.isin(game.owner, places_of(audited, round)) | (game.owner < 0)

@@ -1,4 +1,4 @@
-"""The threat model of a membership attack, what DP allows it, and the blind baseline beside it."""
+"""The threat model of a membership attack, its limit under DP, and the blind baseline."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ from fedsim.privacy.claims import relation
 from fedsim.types import PAD
 
 MANY_LABELS = 100
-"""The blind baseline knows the labels one by one up to here."""
+"""Largest number of labels that the blind baseline has as features."""
 
 
 def threat(audited: Audited, game: Game, references: int, view: str = "final") -> Threat:
@@ -27,14 +27,14 @@ def threat(audited: Audited, game: Game, references: int, view: str = "final") -
 
 
 def fits_dp(config: Config, game: Game) -> bool:
-    """Whether the run's DP bounds an attack in this game."""
+    """Return whether the run's DP bounds an attack in this game."""
     return not unlike(config, game.unit)
 
 
 def unlike(config: Config, unit: str) -> str:
-    """Return why the run's epsilon says nothing of a game over these units, or "".
+    """Return why the run's epsilon does not bound a game over these units, or "".
 
-    Coins add or remove a unit, so the relation has to be that one, too.
+    Coins add or remove a unit, so the run's relation must be add_or_remove.
     """
     if config.dp.unit == "none":
         return "no differential privacy, no bound"
@@ -53,8 +53,9 @@ def unlike(config: Config, unit: str) -> str:
 def region(
     audited: Audited, trial: Trial, fpr: Sequence[float], rng: np.random.Generator
 ) -> Region:
-    """Return what the run's whole privacy profile allows, and by how much the attack is surely over
-    it.
+    """Return the limits by the run's whole privacy profile, and how far the attack exceeds them.
+
+    The excess is a confident lower bound, and at least 0.
     """
     over = excess(trial.scores, trial.member, lambda f: power(audited.events, f), rng)
     return Region(
@@ -65,7 +66,10 @@ def region(
 
 
 def blind(audited: Audited, game: Game, rng: np.random.Generator) -> float:
-    """Return the AUC of who never sees the model, and goes by label, length, device and activity."""
+    """Return the AUC of the blind baseline, which never sees the model.
+
+    It predicts from label, length and device of records, or from the activity of devices.
+    """
     if game.unit == "device":
         activity = audited.holdings.dataset.activity[np.unique(game.owner)]
         features = np.log1p(activity)[:, None].astype(np.float64)
@@ -76,7 +80,7 @@ def blind(audited: Audited, game: Game, rng: np.random.Generator) -> float:
 
 def _features(game: Game) -> Floats:
     fields = game.records.fields
-    # that a test record has no device would tell it by itself
+    # test records have no device, and that alone would reveal them
     parts = [game.owner[:, None].astype(np.float64)] if (game.owner >= 0).all() else []
     if "tokens" in fields:
         parts.append((fields["tokens"] != PAD).sum(1, keepdim=True).double().numpy())

@@ -1,4 +1,4 @@
-"""What plain updates give away without any attack model: their words and their labels."""
+"""The words and labels that plain updates reveal without any attack model."""
 
 import numpy as np
 from torch import nn
@@ -22,7 +22,7 @@ class Leaks:
         self.hits: dict[str, list[tuple[float, float]]] = {"token_set": [], "label_set": []}
 
     def see(self, round: Round, device: str, change: Params) -> None:
-        """Compare an update with what the device held in the round."""
+        """Compare an update with the examples that the device held in the round."""
         held = self.holdings.train(device, round.period)
         for table in self.tables:
             truth = _among(held, "tokens", len(change[table]))
@@ -36,8 +36,9 @@ class Leaks:
             )
 
     def found(self, visible: str) -> list[Leak]:
-        """Return each kind of leak, means over the updates; `visible` says what of an update is
-        seen.
+        """Return each kind of leak as means over the updates.
+
+        `visible` tells what an attacker sees of an update.
         """
         return [
             Leak(

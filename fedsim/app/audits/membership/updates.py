@@ -1,4 +1,4 @@
-"""Membership attacks on what a server sees in training: single updates, or sums of them."""
+"""Membership attacks on the single updates that a server sees in training."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -37,13 +37,14 @@ from fedsim.types import Examples, Params
 
 
 def check_updates(config: Config) -> None:
-    """Refuse runs whose updates cannot be replayed or are seen by nobody. Raises WrongInput."""
+    """Refuse runs whose updates nobody sees or cannot be replayed. Raises WrongInput."""
     check_replayed(config, "updates")
 
 
 def update_rows(audited: Audited) -> list[Finding]:
-    """Return the attacks of a passive server, and of an active one, that sees every device's
-    update.
+    """Return the attacks of a server that sees every device's update.
+
+    The server is passive and, if the coins are over records, also active.
     """
     check_single(audited.config)
     replay = Replay(audited)
@@ -84,7 +85,7 @@ def _scored(audited: Audited, replay: Replay, round: Round, game: Game, leaks: L
 def _in_game(
     audited: Audited, game: Game, found: Sequence[Scored], versus: Versus, rng: np.random.Generator
 ) -> Iterator[Finding]:
-    """Yield each attack over the window, and its area round by round."""
+    """Yield each attack over the window, and its area in each round."""
     seen = threat(audited, game, 0, "updates")
     unseen = (
         _blind_to_updates(game, found, rng) if game.name == OTHERS else blind(audited, game, rng)
@@ -104,7 +105,7 @@ def _in_game(
 
 
 def _blind_to_updates(game: Game, found: Sequence[Scored], rng: np.random.Generator) -> float:
-    """Return how well a device's records are told from others' by its label histogram alone."""
+    """Return the AUC of a device's records against others', by its label histogram alone."""
     devices = np.unique(np.concatenate([one.devices for one in found]))
     tossed = bool((~game.member & (game.owner >= 0)).any())
     trials = []
@@ -118,9 +119,7 @@ def _blind_to_updates(game: Game, found: Sequence[Scored], rng: np.random.Genera
 
 
 def items_of(records: Examples) -> Floats:
-    """Return what a record is about, as counts [N, items]: its label, else its tokens in 256
-    buckets.
-    """
+    """Return counts [N, items] for each record: of its label, else of its tokens in 256 buckets."""
     fields = records.fields
     if "label" in fields:
         labels = fields["label"]

@@ -1,7 +1,7 @@
-"""Device-level inference: did a device train at all, asked by fresh records of it?
+"""Device-level inference: the attack finds out whether a device trained at all.
 
-The records were held out for evaluation, so that no model has seen them; what gives a device away
-is that a model which trained on its other records does better on these, too ("user inference").
+It uses fresh records of the device. They were held out for evaluation, so no model has seen them.
+A model that trained on the device's other records does better on these, too ("user inference").
 """
 
 from dataclasses import replace
@@ -25,9 +25,10 @@ NAME = "fresh records of the device"
 
 
 def device_rows(audited: Audited) -> list[Finding]:
-    """Return device-level inference, and its slices by activity; none without coins over devices.
+    """Return device-level inference, and its slices by activity.
 
-    It needs `evaluation.holdout`, which is where fresh records come from.
+    The list is empty without coins over devices, and without `evaluation.holdout`: fresh records
+    come from there.
     """
     if audited.config.audit.coins != "device" or not audited.holdings.holds_out:
         return []
@@ -50,8 +51,9 @@ def device_rows(audited: Audited) -> list[Finding]:
 
 
 def fresh_game(audited: Audited) -> Game:
-    """Return the game of the records that devices hold out; a device is a member if its coin let it
-    train.
+    """Return the game of the records that devices hold out.
+
+    A device is a member if its coin let it train.
     """
     holdings = audited.holdings
     pool = pooled(audited.holdings.dataset)
@@ -61,7 +63,7 @@ def fresh_game(audited: Audited) -> Game:
 
 
 def device_trial(target: Target, game: Game, attack: str) -> Trial:
-    """Return each device's mean score over its fresh records, devices in their order."""
+    """Return each device's mean score over its fresh records; devices are sorted."""
     devices, first, each = np.unique(game.owner, return_index=True, return_inverse=True)
     scores: Floats = np.bincount(each, ATTACKS[attack](target), len(devices)) / np.bincount(each)
     return Trial(scores, target.member[first])

@@ -1,4 +1,4 @@
-"""What membership attacks look at: the table of views."""
+"""The table of views: each is what a membership attack can see of a run."""
 
 from fedsim.app.audits.audited import Audited, Auditor
 from fedsim.app.audits.membership.final import final_rows
@@ -42,7 +42,7 @@ def membership_rows(audited: Audited) -> list[Finding]:
 
 
 def check_membership(config: Config) -> None:
-    """Refuse views that this run cannot give, and attacks that are not known. Raises WrongInput."""
+    """Refuse views that this run cannot give, and unknown attacks. Raises WrongInput."""
     for name in views_of(config):
         VIEWS[name].check(config)
     check_attacks(config)
