@@ -1,7 +1,7 @@
 """The application: the only place that composes data, strategies, clients and evaluation.
 
-For notebooks and scripts: `run(config) -> RunDir`, `load_runs(path) -> pandas.DataFrame` and, of a
-finished run, `RunDir.model() -> torch.nn.Module`.
+Notebooks and scripts use `run(config) -> RunDir` and `load_runs(path) -> pandas.DataFrame`.
+`RunDir.model() -> torch.nn.Module` gives a run's trained model.
 """
 
 from importlib import import_module
@@ -19,20 +19,18 @@ OFFERED = {
     "load_runs": "fedsim.app.rundir.runs_table",
     "RunDir": "fedsim.app.rundir.run_dir",
 }
-"""What the application offers, by the module that has it; imported when it is asked for: torch is
-heavy.
-"""
+"""Name -> the module that has it. It is imported at first use, because torch is heavy."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is offered at its first use."""
+    """Import an offered name at its first use."""
     if name not in OFFERED:
         raise AttributeError(f"module 'fedsim.app' has no attribute {name!r}")
     return getattr(import_module(OFFERED[name]), name)
 
 
 def check_side_by_side() -> None:
-    """Raise ImportError when `strategies` or `clients` is somebody else's package.
+    """Raise ImportError when `strategies` or `clients` is another project's package.
 
     Distributions of these names exist on the public index and would shadow ours.
     """

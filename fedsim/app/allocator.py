@@ -1,6 +1,6 @@
 """The C library's allocator, set for large tensors.
 
-Imports nothing heavy: the command line does it first.
+This module imports nothing heavy, because the command line calls it first.
 """
 
 import ctypes
@@ -8,14 +8,13 @@ from contextlib import suppress
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
-"""What glibc's mallopt calls them."""
+"""The numbers of these options in glibc's mallopt."""
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed: large tensors then need no fresh pages from the system
-    each time.
+    """Let the C library keep freed memory, so that large tensors need no fresh pages.
 
-    Worth a quarter of the speed of training on a CPU; nothing where the C library is not glibc.
+    This makes training on a CPU about a quarter faster. It does nothing without glibc.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

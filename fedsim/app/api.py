@@ -15,15 +15,16 @@ def run(
     fresh: bool = False,
     watch: Watch = lambda row: None,
 ) -> RunDir:
-    """Do a run in this process, or go on with an unfinished one; return its folder.
+    """Do a run in this process, or resume an unfinished one; return its folder.
 
     `config` is a `Config`, dotted keys such as `{"train.rounds": 5}`, or the path of an
-    experiment's TOML; `settings` are dotted keys on top. A finished run is returned as it is,
-    unless `fresh` starts it over and keeps the old one aside. `watch` sees each round's row. Raises
-    WrongInput before anything is written, RunFailed later.
+    experiment's TOML; `settings` are dotted keys that override it. A finished run is returned as it
+    is. `fresh` starts it over and sets the old one aside. `watch` receives each round's row.
+    Raises WrongInput before anything is written, RunFailed later.
 
     >>> from fedsim import run
-    >>> small = {"data.devices": 20, "data.examples": 200, "model.embedding": 8, "selection.cohort": 5}
+    >>> small = {"data.devices": 20, "data.examples": 200}
+    >>> small |= {"model.embedding": 8, "selection.cohort": 5}
     >>> done = run(small, {"train.rounds": 3})
     >>> [row["round"] for row in done.rows()]
     [1, 2, 3]
@@ -36,7 +37,7 @@ def run(
 
 
 def as_config(config: Config | Mapping[str, Scalar] | str | Path) -> Config:
-    """Return the config that is given, whatever its form. Raises WrongInput."""
+    """Return the config, whatever form it was given in. Raises WrongInput."""
     if isinstance(config, Config):
         return config
     return load(Path(config)) if isinstance(config, str | Path) else from_flat(config)

@@ -1,4 +1,4 @@
-"""Where a run happens: the data directory, the torch device, the threads, the memory for a chunk."""
+"""Where a run happens: data directory, torch device, threads and memory for a chunk."""
 
 import os
 from collections.abc import Mapping
@@ -14,11 +14,9 @@ DATA_VARIABLE = "FEDSIM_DATA"
 GIB = 2**30
 CUDA_GIB = 0.25
 CACHED_GIB = 1 / 16
-"""What pays for each thread of a CPU: small enough for its caches, large enough to fill its vector
-units.
-"""
+"""GiB for each CPU thread: small enough for its caches, large enough for its vector units."""
 FEWEST_IN_PROCESSES = 5000
-"""Devices that a run trains, below which starting processes takes longer than they save."""
+"""A run that trains fewer devices than this loses time by starting processes."""
 
 
 def data_dir(place: Place, node_config: Mapping[str, Any]) -> Path | None:
@@ -36,14 +34,14 @@ def torch_device(place: Place) -> torch.device:
 
 
 def threads(place: Place) -> int:
-    """Return the torch threads to use: as named, else one a core."""
+    """Return the number of torch threads: as named, else one for each core."""
     return place.threads or os.cpu_count() or 1
 
 
 def lanes(config: Config, nodes: int) -> Literal["threads", "processes"]:
-    """Return what trains chunks side by side, by the devices that a run is planned to train.
+    """Return what trains chunks side by side; it depends on how many devices the run will train.
 
-    Nodes that share a machine share its cores, so they keep to threads; a GPU has one lane.
+    Nodes on one machine share its cores, so they use threads. A GPU has one lane.
     """
     if torch_device(config.place).type != "cpu":
         return "threads"
@@ -54,10 +52,9 @@ def lanes(config: Config, nodes: int) -> Literal["threads", "processes"]:
 
 
 def chunk_bytes(place: Place) -> int:
-    """Return the memory that the chunks of stacked devices that train at a time may take.
+    """Return the bytes that all chunks in training at one time may take together.
 
-    On a CPU small chunks are faster: what a step leaves is still in the cache when the next one
-    needs it.
+    Small chunks are faster on a CPU: the next step finds its data still in the cache.
     """
     default = CACHED_GIB * threads(place) if torch_device(place).type == "cpu" else CUDA_GIB
     return int((place.memory_gib or default) * GIB)

@@ -1,4 +1,4 @@
-"""What an experiment is and will do, in tables and sentences, before anything trains."""
+"""What an experiment is and will do, in tables and sentences, before training begins."""
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -22,7 +22,7 @@ def describe(config: Config, console: Console) -> None:
 
 
 def config_table(config: Config) -> Table:
-    """Every setting with its value; those that differ from the default are marked."""
+    """The table of all settings; it marks those that differ from the default."""
     table = Table(
         "setting", "value", title="Config (* differs from the default)", title_justify="left"
     )
@@ -34,7 +34,7 @@ def config_table(config: Config) -> Table:
 
 
 def federation_table(config: Config, federation: FederatedDataset) -> Table:
-    """Sizes, unevenness of activity and of labels."""
+    """The table of sizes, and of how unequal activity and labels are."""
     table = Table("federation", "", title="Federation", title_justify="left")
     for name, value in activity_statistics(federation.activity).items():
         table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
@@ -59,7 +59,7 @@ def federation_table(config: Config, federation: FederatedDataset) -> Table:
 
 
 def plan_sentences(found: Experiment) -> RenderableType:
-    """What a run will do, from the selection's own first draw."""
+    """Sentences on what a run will do, from the first cohort that the selection draws."""
     config = found.config
     view = found.cohorts.view(1)
     first = found.cohorts.select(1)
@@ -77,7 +77,7 @@ def plan_sentences(found: Experiment) -> RenderableType:
 
 
 def training_sentences(found: Experiment, first: Cohort) -> list[str]:
-    """How many devices train what, and how."""
+    """Sentences on how many devices train, what they train, and how."""
     config = found.config
     train = config.train
     count = sum(p.numel() for p in found.cohorts.state.params.values())
@@ -95,7 +95,7 @@ def training_sentences(found: Experiment, first: Cohort) -> list[str]:
 
 
 def selection_sentences(config: Config, view: View, first: Cohort) -> list[str]:
-    """Who is chosen how often, and what their updates weigh."""
+    """Sentences on who is selected, how often, and with which weight."""
     lines = []
     if first.probabilities is not None and len(first):
         sure = int((first.probabilities >= 1.0).sum())
@@ -127,7 +127,7 @@ def selection_sentences(config: Config, view: View, first: Cohort) -> list[str]:
 
 
 def availability_sentences(config: Config, view: View) -> list[str]:
-    """How many devices are in reach in the first round, where that is limited."""
+    """Sentences on how many devices are reachable in the first round, where that is limited."""
     if config.availability.rule == "always":
         return []
     return [
@@ -137,7 +137,7 @@ def availability_sentences(config: Config, view: View) -> list[str]:
 
 
 def stream_sentences(config: Config, holdings: Holdings) -> list[str]:
-    """When examples arrive and what devices keep, of a continual run."""
+    """Sentences on when examples arrive and what devices keep, for a continual run."""
     if holdings.arrivals is None:
         return []
     rounds = rounds_per_period(config.stream, config.train.rounds)

@@ -1,6 +1,4 @@
-"""The command line: `fedsim run | show | calibrate | data | sweep | report | runs | ...`; --help
-has all.
-"""
+"""The command line: `fedsim run | show | calibrate | data | ...`; --help lists all commands."""
 
 import os
 import sys
@@ -8,8 +6,8 @@ from typing import Annotated
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-# Waiting threads spin only a little before they sleep: as fast where nothing else runs, several
-# times faster where something does. It must be set before torch is imported.
+# Waiting threads spin only briefly before they sleep. On an idle machine this costs no speed; on a
+# busy one it is several times faster. It must be set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import typer
@@ -33,7 +31,8 @@ from fedsim.app.cli.options import err
 from fedsim.errors import RunFailed, WrongInput
 
 COMMANDS = (run, show, calibrate, data, runs, export, audit, sweep, report, config, doctor)
-"""Every command, in the order of --help: a function in a file of `commands/` that has its name."""
+"""Every command, in the order of --help. Each is a function in the file of its name in `commands/`.
+"""
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -67,10 +66,10 @@ def options(
 
 
 def main() -> None:
-    """Run the command line: exit code 0 done, 2 wrong input, 1 anything else."""
+    """Run the command line. Exit codes: 0 for success, 2 for wrong input, 1 for anything else."""
     sys.path.insert(
         0, os.getcwd()
-    )  # own code by "package.module:function" is sought where one stands
+    )  # finds own code, "package.module:function", in the current folder
     keep_freed_memory()
     try:
         cli()

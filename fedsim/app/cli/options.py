@@ -1,4 +1,4 @@
-"""What commands share: the consoles, and the options that mean the same everywhere."""
+"""What commands share: the consoles, and the options that mean the same in every command."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ from rich.console import Console
 
 from fedsim.config import Config, from_flat, load, to_flat
 
-out = Console(markup=False)  # what users and data say is never markup
+out = Console(markup=False)  # text from users and data is never markup
 err = Console(stderr=True, markup=False)
 
 Experiment = Annotated[

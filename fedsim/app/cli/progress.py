@@ -1,4 +1,4 @@
-"""A run as it goes on, in the terminal: a live table of one line."""
+"""A running experiment in the terminal: a live table of one line."""
 
 import time
 from collections.abc import Callable
@@ -37,9 +37,7 @@ class Watcher:
             self.live.console.line()  # rich ends the table's last line on terminals only
 
     def watch(self, row: dict[str, Any]) -> None:
-        """Show a round; the table begins with the first one, so that wrong input is told without
-        it.
-        """
+        """Show a round. The first round opens the table, so wrong input is told without one."""
         if self.quiet:
             return
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Tables for the terminal: what a run gave, and what audits found."""
+"""Tables for the terminal: the results of a run, and the findings of audits."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ F = TypeVar("F", bound=Finding)
 
 @dataclass(frozen=True)
 class Column(Generic[F]):
-    """A column of a table of findings; where no finding has a value, it is left out."""
+    """A column of a table of findings. The table omits it where no finding has a value."""
 
     title: str
     value: Callable[[F], object]
     shared: bool = False
-    """Whether a value that all have in common stands in the table's title instead."""
+    """Whether a value that all findings share moves to the table's title."""
     whole: bool = False
-    """Whether its texts are never broken into lines."""
+    """Whether its texts are never broken over lines."""
 
 
 MEMBERSHIP: list[Column[Membership]] = [
@@ -75,7 +75,7 @@ BOUND: list[Column[LowerBound]] = [
 
 
 def tables_of(findings: Sequence[Finding]) -> Iterator[Table]:
-    """Yield a table for each kind of finding that there is; slices have none."""
+    """Yield a table for each kind of finding that occurs; slices have none."""
     yield from _table("Membership", MEMBERSHIP, [f for f in findings if isinstance(f, Membership)])
     yield from _table("Canaries", CANARY, [f for f in findings if isinstance(f, Canary)])
     yield from _table(
@@ -87,9 +87,9 @@ def tables_of(findings: Sequence[Finding]) -> Iterator[Table]:
 
 
 def _table(title: str, columns: Sequence[Column[F]], findings: Sequence[F]) -> Iterator[Table]:
-    """Yield the table of findings of one kind, or nothing where there is none.
+    """Yield the table of findings of one kind, or nothing if there are no findings.
 
-    What all have in common, as the game and the view, stands in the title and takes no column.
+    Values that all findings share, such as the game and the view, move to the title.
     """
     if not findings:
         return
@@ -113,9 +113,7 @@ def _text(value: object) -> str:
 
 
 def state_of_run(found: "RunDir") -> tuple[str, str, str]:
-    """Return a run's state, its rounds and its metrics; a config of another version is no reason to
-    stop.
-    """
+    """Return a run's state, rounds and metrics, also when its config is of another version."""
     try:
         rounds = str(found.config.train.rounds)
     except WrongInput as error:
@@ -130,7 +128,7 @@ def state_of_run(found: "RunDir") -> tuple[str, str, str]:
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """The summary for people."""
+    """The table of a summary, for people."""
     table = Table(
         title=f"{summary['name']}, seed {summary['seed']}: {summary['status']}",
         title_justify="left",

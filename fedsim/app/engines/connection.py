@@ -1,6 +1,4 @@
-"""A SuperLink as its users see it: hand in a run by Flower's own command line, ask how it stands,
-stop it.
-"""
+"""A SuperLink as its users see it: they submit, watch and stop runs by Flower's own commands."""
 
 import json
 import os
@@ -17,15 +15,15 @@ from fedsim.errors import RunFailed, WrongInput
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 NAME = "fedsim"
-"""What the connection is called in Flower's config file."""
+"""The name of the connection in Flower's config file."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """How a run stands."""
+    """The state of a run."""
 
     status: str
-    """As Flower has it: "pending", "running", "finished:completed", "finished:failed", ..."""
+    """Flower's word for it: "pending", "running", "finished:completed", "finished:failed", ..."""
     details: str
 
     @property
@@ -39,9 +37,7 @@ class RunState:
 
 @dataclass(frozen=True)
 class Connection:
-    """Where a SuperLink is; `home` is a FLWR_HOME of our own, which holds nothing but this
-    connection.
-    """
+    """Where a SuperLink is. `home` is our own FLWR_HOME, which holds only this connection."""
 
     address: str
     home: Path
@@ -49,7 +45,7 @@ class Connection:
     root_certificates: Path | None = None
 
     def write(self) -> None:
-        """Write Flower's config file. Raises WrongInput where the CA's certificate is missing."""
+        """Write Flower's config file. Raises WrongInput if the CA's certificate is missing."""
         found: dict[str, Any] = {"address": self.address}
         if self.insecure:
             found["insecure"] = True
@@ -66,7 +62,7 @@ class Connection:
     def submit(
         self, app: str, run_config: Path, federation: Mapping[str, Any] | None = None
     ) -> str:
-        """Hand in a run of `app`, a folder or "@publisher/name==version"; return its id.
+        """Submit a run of `app`, a folder or "@publisher/name==version"; return its id.
 
         Raises RunFailed.
         """
@@ -78,7 +74,7 @@ class Connection:
         return str(found["run-id"])
 
     def state(self, run_id: str) -> RunState:
-        """Return how a run stands. Raises RunFailed where the SuperLink does not answer."""
+        """Return the state of a run. Raises RunFailed if the SuperLink does not answer."""
         (found,) = self._flwr("list", NAME, "--run-id", run_id)["runs"]
         return RunState(found["status"], found["status-details"])
 
@@ -101,7 +97,7 @@ class Connection:
 
 
 def script(name: str) -> Path:
-    """Return a command that Flower installed beside our Python. Raises RunFailed."""
+    """Return the path of a command that Flower installed beside our Python. Raises RunFailed."""
     found = Path(sys.executable).with_name(name)
     if not found.exists():
         raise RunFailed(f"the command {name!r} is not beside {sys.executable}; install flwr there")
@@ -109,7 +105,7 @@ def script(name: str) -> Path:
 
 
 def _last_json(text: str) -> dict[str, Any]:
-    """Return the JSON object at the end of what a command printed, {} where there is none."""
+    """Return the JSON object at the end of a command's output; {} if it has none."""
     start = text.find("{\n")
     try:
         return dict(json.loads(text[start:])) if start >= 0 else {}

@@ -1,5 +1,6 @@
-"""`fedsim deploy init`: certificates, keys, configs and units of a federation with TLS and known
-nodes.
+"""`fedsim deploy init`: writes the files of a federation with TLS and known nodes.
+
+These are certificates, keys, configs, start scripts and systemd units.
 """
 
 import datetime
@@ -23,7 +24,7 @@ Key = ec.EllipticCurvePrivateKey
 
 
 def write_deployment(folder: Path, host: str, port: int, nodes: int) -> None:
-    """Write everything; private keys can be read by their owner alone."""
+    """Write all files. Only their owner can read the private keys."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     authority, certificate = write_authority(folder)
     write_server(folder, host, authority, certificate)
@@ -36,7 +37,7 @@ def write_deployment(folder: Path, host: str, port: int, nodes: int) -> None:
 
 
 def write_authority(folder: Path) -> tuple[Key, x509.Certificate]:
-    """Write `ca.key` and `ca.crt`: a CA for this federation alone."""
+    """Write `ca.key` and `ca.crt`: a CA that serves only this federation."""
     key = ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedsim federation CA")])
     usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
@@ -50,7 +51,7 @@ def write_authority(folder: Path) -> tuple[Key, x509.Certificate]:
 
 
 def write_server(folder: Path, host: str, authority: Key, issuer: x509.Certificate) -> None:
-    """Write `server.key` and `server.crt`, good for `host` and for this machine itself."""
+    """Write `server.key` and `server.crt`, valid for `host` and for this machine itself."""
     key = ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host[:64])])
     names = dict.fromkeys([host, "localhost", "127.0.0.1"])
@@ -67,7 +68,7 @@ def write_server(folder: Path, host: str, authority: Key, issuer: x509.Certifica
 
 
 def write_node_key(folder: Path, name: str) -> None:
-    """Write `NAME.key` (OpenSSH, NIST P-384) and `NAME.pub`, which the SuperLink gets to know."""
+    """Write `NAME.key` (OpenSSH, NIST P-384) and `NAME.pub`, which the SuperLink will register."""
     key = ec.generate_private_key(ec.SECP384R1())
     _write_key(folder / f"{name}.key", key, serialization.PrivateFormat.OpenSSH)
     public = key.public_key().public_bytes(
@@ -77,7 +78,7 @@ def write_node_key(folder: Path, name: str) -> None:
 
 
 def write_connection(folder: Path, host: str, port: int) -> None:
-    """Write Flower's own config for whoever starts runs: FLWR_HOME=FOLDER/flwr."""
+    """Write Flower's config for the people who start runs with FLWR_HOME=FOLDER/flwr."""
     found = {"address": f"{host}:{port}", "root-certificates": str(folder / "ca.crt")}
     (folder / "flwr").mkdir()
     text = tomli_w.dumps({"superlink": {"default": NAME, NAME: found}})
@@ -85,7 +86,7 @@ def write_connection(folder: Path, host: str, port: int) -> None:
 
 
 def superlink_command(folder: Path, port: int) -> list[str]:
-    """Return how the SuperLink is started: TLS, known nodes only, its state on disk."""
+    """Return the command that starts the SuperLink: TLS, known nodes only, state on disk."""
     secrets = [
         "--ssl-certfile",
         "server.crt",
@@ -106,7 +107,7 @@ def superlink_command(folder: Path, port: int) -> list[str]:
 
 
 def node_command(folder: Path, host: str, port: int, name: str, own_port: int) -> list[str]:
-    """Return how a node is started; its data and terms stand in `NAME.toml`'s line of node-config."""
+    """Return the command that starts a node, without its node-config."""
     return [
         str(script("flower-supernode")),
         *("--superlink", f"{host}:{port}", "--root-certificates", str(folder / "ca.crt")),
@@ -115,12 +116,16 @@ def node_command(folder: Path, host: str, port: int, name: str, own_port: int) -
 
 
 def write_scripts(folder: Path, host: str, port: int, names: list[str]) -> None:
-    """Write one script a process; a node's data, state and terms are lines of its own
-    `node-config`.
+    """Write one script for each process.
+
+    Also write `NAME.conf`, the `node-config` of each node: where its data and its state lie.
     """
     env = f"export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 PATH={_path()}:$PATH\n"
     home = f"export FLWR_HOME={shlex.quote(str(folder))}"
-    body = f"mkdir -p {shlex.quote(str(folder / 'server'))} && cd {shlex.quote(str(folder / 'server'))}\n"
+    body = (
+        f"mkdir -p {shlex.quote(str(folder / 'server'))} && "
+        f"cd {shlex.quote(str(folder / 'server'))}\n"
+    )
     command = shlex.join(superlink_command(folder, port))
     _write_script(folder / "superlink.sh", f"{env}{home}/server\n{body}exec {command}\n")
     lines = [
@@ -139,7 +144,7 @@ def write_scripts(folder: Path, host: str, port: int, names: list[str]) -> None:
 
 
 def write_units(folder: Path) -> None:
-    """Write systemd units that run the scripts: of the SuperLink, and of node N as fedsim-node@N."""
+    """Write systemd units that run the scripts: the SuperLink's, and fedsim-node@N for node N."""
     for name, what, command in (
         ("fedsim-superlink", "Flower SuperLink of a fedsim federation", folder / "superlink.sh"),
         ("fedsim-node@", "Flower SuperNode %i of a fedsim federation", f"{folder}/node-%i.sh"),

@@ -1,8 +1,7 @@
-"""An experiment on Flower's own engines: the simulation runtime (Ray), or a SuperLink that runs
-somewhere.
+"""An experiment on a Flower engine: the simulation runtime (Ray), or a running SuperLink.
 
-The ServerApp writes the run directory; here it is only followed, so a run looks the same whatever
-carries it.
+The ServerApp writes the run directory, and this module only follows it. So a run looks the same on
+every engine.
 """
 
 import signal
@@ -24,13 +23,13 @@ from fedsim.config import Config, to_toml
 from fedsim.errors import RunFailed, WrongInput
 
 APP = Path(__file__).parents[3]
-"""The Flower app: the folder of pyproject.toml, in a checkout as in an unpacked bundle."""
+"""The Flower app: the folder of pyproject.toml, in a checkout or in an unpacked bundle."""
 PATIENCE_S = 20.0
-"""Seconds for which the SuperLink may not answer; the run goes on without us."""
+"""Seconds that we wait for a silent SuperLink. After that the run goes on without us."""
 DIED = "No heartbeat"
-"""Stands in Flower's details of a run whose ServerApp does not answer any more."""
+"""Flower's details contain this when a run's ServerApp has stopped answering."""
 POLL_S = 0.5
-"""Seconds between two looks at a run's rows; one in four also asks the SuperLink."""
+"""Seconds between two looks at a run's rows; every fourth look also asks the SuperLink."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,12 @@ class Backend:
 
     name: str = "local"
     nodes: int = 0
-    """Nodes in this process (local) or in Flower's simulation (ray); 0 = one, or those of a resumed
-    run.
+    """Nodes in this process (local) or in Flower's simulation (ray).
+
+    0 means one node, or as many as the resumed run has.
     """
     cpus: int = 1
-    """CPU cores that a node of the simulation takes; as many nodes run at a time as there are cores
-    for.
-    """
+    """CPU cores for each node of the simulation. They limit how many nodes run at a time."""
     gpus: float = 0.0
     address: str = ""
     """HOST:PORT of the SuperLink."""
@@ -76,7 +74,7 @@ def run_on(
 ) -> RunDir:
     """Run or resume the experiment; `fresh` sets an earlier run aside.
 
-    Raises WrongInput for what cannot be done, RunFailed for a run that could not go on.
+    Raises WrongInput for what cannot be done, and RunFailed for a run that cannot go on.
     """
     if backend.name == "local":
         return run_local(config, backend.nodes or 1, fresh, watch)
@@ -105,7 +103,7 @@ def run_on(
 
 @contextmanager
 def _politely() -> Iterator[None]:
-    """Let SIGTERM end us as Ctrl-C does, so that what we started ends, too."""
+    """Let SIGTERM end us as Ctrl-C does, so that the processes that we started end too."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -114,7 +112,7 @@ def _politely() -> Iterator[None]:
 
 
 def at_home(config: Config) -> Config:
-    """Return the config with folders that mean the same wherever a process was started."""
+    """Return the config with absolute folders: they do not depend on where a process starts."""
     place = config.place
     named = {"out": str(Path(place.out).resolve())}
     if place.data_dir:
@@ -129,7 +127,7 @@ def _follow(
     watch: Watch,
     federation: Mapping[str, Any] | None = None,
 ) -> RunDir:
-    """Hand the run in and follow its rows until it ends. Whoever interrupts us stops it, too."""
+    """Submit the run and follow its rows until it ends. An interrupt also stops the run."""
     resolved = there.home / "experiment.toml"
     resolved.write_text(to_toml(config), encoding="utf-8")
     run_id = there.submit(str(APP), resolved, federation)
@@ -158,7 +156,7 @@ def _follow(
 
 
 def _tell(run: RunDir, watch: Watch, seen: int) -> int:
-    """Show the rows after the first `seen`; return how many there are."""
+    """Show the rows after the first `seen`; return the number of all rows."""
     rows = run.rows()
     for row in rows[seen:]:
         watch(row)
@@ -166,7 +164,10 @@ def _tell(run: RunDir, watch: Watch, seen: int) -> int:
 
 
 def _check_end(state: RunState, run: RunDir, address: str) -> None:
-    """Say in one sentence why a run did not end well, or why its results are not to be seen here."""
+    """Check that a run ended well and that its results can be read here.
+
+    Raises WrongInput or RunFailed with one sentence that says why not.
+    """
     if not state.completed:
         why = state.details.removeprefix("ServerApp failed with exception: ").strip()
         if why.startswith(WRONG_INPUT):

@@ -27,4 +27,4 @@ def run_local(
             LocalGrid(client_app, to_flat(config), nodes), config, {}, run_local, watch, fresh
         )
     finally:
-        make_node.cache_clear()  # the processes that train end with the nodes that began them
+        make_node.cache_clear()  # ends the training processes of these nodes

@@ -1,6 +1,7 @@
 """A Flower grid in this process: the ServerApp's messages go straight to the ClientApp.
 
-No SuperLink, no thread, no Ray. It is the default way to run, and the double in tests.
+It uses no SuperLink, no thread and no Ray. It is the default way to run, and tests use it in place
+of a real grid.
 """
 
 from collections.abc import Iterable
@@ -18,9 +19,9 @@ SERVER_NODE = 1
 
 
 class LocalGrid(Grid):
-    """`nodes` in-process nodes, each with its own context, that answer messages one after another.
+    """A grid of `nodes` in-process nodes; each has its context, and they answer one after another.
 
-    An error in the ClientApp is raised here as it is, where a real grid would send an error reply.
+    An error in the ClientApp is raised here unchanged; a real grid would send an error reply.
     """
 
     def __init__(self, client_app: ClientApp, run_config: dict[str, Scalar], nodes: int) -> None:
@@ -38,7 +39,7 @@ class LocalGrid(Grid):
         }
         self._replies: dict[str, Message] = {}
         self._sent = 0
-        # Flower sets these when it starts a task; building a message outside of one needs them.
+        # Flower sets these when it starts a task; a message built outside a task needs them.
         TaskIdentity.run_id = RUN_ID
         TaskIdentity.task_id = 1
         TaskIdentity.node_id = SERVER_NODE

@@ -12,14 +12,12 @@ app = ServerApp()
 
 
 WRONG_INPUT = "wrong input: "
-"""Begins what Flower is told of a run that cannot be done as asked: it hands on sentences, no
-types.
-"""
+"""Marks wrong input in what Flower is told: it passes on sentences, but not error types."""
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the experiment that the run config describes; results are in its run directory."""
+    """Run the experiment that the run config describes; write the results to its run directory."""
     try:
         serve(grid, from_flat(context.run_config), context.node_config, run_local)
     except WrongInput as error:

@@ -1,4 +1,4 @@
-"""A SuperLink of our own: started on a free port of this machine, ended by its process id."""
+"""A SuperLink of our own: we start it on a free port and end it by its process id."""
 
 import os
 import socket
@@ -14,14 +14,14 @@ from fedsim.app.engines.connection import QUIET, Connection, script
 from fedsim.errors import RunFailed
 
 START_S = 60.0
-"""Seconds within which a SuperLink answers, or has failed to start."""
+"""Seconds that a SuperLink has to answer; after that its start has failed."""
 END_S = 15.0
 LOCALHOST = "127.0.0.1"
 
 
 @contextmanager
 def simulation_superlink(home: Path) -> Iterator[Connection]:
-    """Run a SuperLink whose nodes are Flower's simulation (Ray), as long as the block lasts."""
+    """Run a SuperLink for the length of the block; its nodes are Flower's simulation (Ray)."""
     port = free_port()
     connection = Connection(f"{LOCALHOST}:{port}", home, insecure=True)
     connection.write()
@@ -58,7 +58,7 @@ def wait_until_healthy(process: "subprocess.Popen[bytes]", port: int, log: Path)
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """End a process that we started: politely, then for good. What it started ends with it."""
+    """End a process that we started: first politely, then by force. Its children end with it."""
     process.terminate()
     try:
         process.wait(END_S)
@@ -68,7 +68,7 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on."""
+    """Return a free port of this machine."""
     with socket.socket() as found:
         found.bind((LOCALHOST, 0))
         return int(found.getsockname()[1])

@@ -22,12 +22,12 @@ from fedsim.audit.findings import (
 )
 
 CURVES = 4
-"""Attacks whose ROC is drawn: the best ones."""
+"""The number of attacks whose ROC is drawn: the best ones."""
 Points = list[tuple[float, float]]
 F = TypeVar("F", bound=Finding)
 S = TypeVar("S", bound=Slice)
 Columns = Mapping[str, Callable[[F], object]]
-"""Title -> what a finding has there; a column where none has anything is left out."""
+"""Title -> the value of a finding in that column. A column without any value is left out."""
 MEMBERSHIP: Columns[Membership] = {
     "attack": lambda f: f.attack,
     "game": lambda f: f.threat.game,
@@ -72,7 +72,7 @@ OFF = "It was not measured in this run; the settings [audit] and [canary] turn i
 
 
 def attack_tiles(run: RunDir) -> list[Tile]:
-    """Return the strongest attack, exposure and audited bound, as far as there are any."""
+    """Return tiles for the strongest attack, the exposure and the audited bound, where measured."""
     tiles = []
     members = latest(run, Membership)
     canaries = latest(run, Canary)
@@ -90,7 +90,7 @@ def attack_tiles(run: RunDir) -> list[Tile]:
 
 
 def latest(run: RunDir, kind: type[F]) -> list[F]:
-    """Return the findings of a kind of the last round that has any; else those of the summary."""
+    """Return one kind of findings, of the last round that has any; else from the summary."""
     found = [each for each in findings_of(run) if isinstance(each, kind)]
     if found:
         last = max(each.round for each in found)
@@ -101,7 +101,7 @@ def latest(run: RunDir, kind: type[F]) -> list[F]:
 
 
 def by_round(run: RunDir) -> dict[str, dict[str, Points]]:
-    """Return what was measured in two rounds or more: plot -> series -> (round, value)."""
+    """Return plot -> series -> (round, value), for values measured in two rounds or more."""
     found = findings_of(run)
     bounds = [each for each in found if isinstance(each, LowerBound) and not each.estimate]
     members = [each for each in found if isinstance(each, Membership)]
@@ -122,7 +122,7 @@ def by_round(run: RunDir) -> dict[str, dict[str, Points]]:
 
 
 def _strongest(findings: Sequence[F], value: Callable[[F], float | None]) -> Points:
-    """Return the largest value by round."""
+    """Return the largest value of each round."""
     best: dict[float, float] = {}
     for found in findings:
         here = value(found)
@@ -175,7 +175,10 @@ def canaries(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
     null = [value for each in found for value in each.figures.null_exposures]
     drawings = []
     if exposures:
-        caption = f"Exposure of {len(exposures)} planted canaries and of {len(null)} that were never planted."
+        caption = (
+            f"Exposure of {len(exposures)} planted canaries and of {len(null)} that were never "
+            "planted."
+        )
         drawings.append(Drawing("exposure", figures.exposure_histogram(exposures, null), caption))
     parts = [each for each in latest(run, Slice) if isinstance(each, CanarySlice)]
     drawings += _drawings(parts, _exposure_of, "mean exposure, bits", NULL_EXPOSURE)

@@ -22,9 +22,9 @@ HEADS = {
     EXPOSURE: "canary exposure mean",
     AUDITED_EPSILON: "audit epsilon low",
 }
-"""Heads of columns whose names would not say enough."""
+"""Column -> a longer head, where the column's name does not say enough."""
 CURVES = 8
-"""Runs whose curves stand in one figure."""
+"""The largest number of runs whose curves share a figure."""
 FIGURES = (
     "metrics.loss",
     "privacy.epsilon_guarantee",
@@ -33,11 +33,11 @@ FIGURES = (
     EXPOSURE,
     AUDITED_EPSILON,
 )
-"""Columns of `load_runs` that stand in the table of runs, beside the metrics in [0, 1]."""
+"""Columns of `load_runs` in the table of runs, beside the metrics in [0, 1]."""
 
 
 def runs_chapter(runs: Sequence[RunDir]) -> Chapter:
-    """Return the chapter that sets runs side by side."""
+    """Return the chapter that compares runs side by side."""
     frame = frame_of(runs)
     names = labels(runs)
     metric = first_metric(frame)
@@ -111,8 +111,10 @@ def differing_only(runs: Sequence[RunDir]) -> list[str]:
 
 
 def _tradeoff(table: pd.DataFrame, metric: str, notice: str = "") -> PageSection:
-    caption = "Utility against epsilon, with 95 % intervals over seeds where there are several; the line joins "
-    caption += "what no other setting beats."
+    caption = (
+        "Utility against epsilon, with 95 % intervals over seeds where there are several; the line "
+        "joins what no other setting beats."
+    )
     drawings = [Drawing("pareto", figures.pareto(table, metric), caption)]
     words = []
     if table["attack_auc"].isna().all():
@@ -121,7 +123,10 @@ def _tradeoff(table: pd.DataFrame, metric: str, notice: str = "") -> PageSection
             "epsilon."
         ]
     else:
-        caption = "What attacks found against epsilon: AUC of the strongest (left), mean exposure (right, dashed)."
+        caption = (
+            "What attacks found against epsilon: AUC of the strongest (left), mean exposure "
+            "(right, dashed)."
+        )
         drawings.append(Drawing("leakage", figures.leakage(table), caption))
     return PageSection("pareto", "Utility against privacy", words, drawings, notice=notice)
 

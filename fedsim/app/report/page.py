@@ -1,4 +1,4 @@
-"""Self-contained pages from templates: no network, light and dark, readable on a phone, printable."""
+"""Self-contained pages from templates: offline, light and dark, responsive, printable."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import jinja2
 
 
 def render(template: str, **values: Any) -> str:
-    """Return the page that a template of this package makes of the values; text is escaped."""
+    """Return the page that a template of this package makes from the values; it escapes text."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined

@@ -1,4 +1,4 @@
-"""What a report page is made of: sections with words, figures and tables."""
+"""The parts of a report page: sections with words, figures and tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with its file's name and the caption under it."""
+    """A figure with its file name and its caption."""
 
     name: str
     figure: Figure
@@ -17,23 +17,23 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Table:
-    """Texts in rows. `marks` are green (True), red (False) or none, a row each."""
+    """Texts in rows. `marks` has one entry a row: green (True), red (False) or none (None)."""
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     numbers: bool = True
-    """Whether all columns but the first hold numbers."""
+    """Whether all columns except the first hold numbers."""
     marks: Sequence[bool | None] = ()
 
     def mark(self, number: int) -> str:
-        """Return the class of a row."""
+        """Return the CSS class of a row."""
         mark = self.marks[number] if self.marks else None
         return "" if mark is None else "good" if mark else "bad"
 
 
 @dataclass(frozen=True)
 class PageSection:
-    """A part of a page under one heading; what a run lacks is said in its words."""
+    """A part of a page under one heading. Its words say what a run lacks."""
 
     key: str
     title: str
@@ -42,12 +42,12 @@ class PageSection:
     tables: Sequence[Table] = ()
     code: str = ""
     notice: str = ""
-    """A sentence that must be seen."""
+    """A sentence that readers must not miss."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One figure that is read first."""
+    """One of the figures that are read first."""
 
     name: str
     value: str

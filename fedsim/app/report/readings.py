@@ -1,4 +1,4 @@
-"""What several sections read from a run's files."""
+"""Values that several sections read from a run's files."""
 
 import shlex
 
@@ -8,13 +8,13 @@ from fedsim.app.rundir.run_dir import RunDir
 
 
 def utility_of(rows: list[Row]) -> tuple[str, float] | None:
-    """Return the first metric in [0, 1] that a run has, with its last value."""
+    """Return the run's first metric in [0, 1], with its last value."""
     metrics = last_metrics(rows)
     return next(((name, metrics[name]) for name in SHOWN if name in metrics), None)
 
 
 def reference_of(run: RunDir) -> dict[str, float]:
-    """Return the metrics of the centralised model; {} where none was trained."""
+    """Return the metrics of the centralised model; {} if none was trained."""
     found: dict[str, float] = (run.summary or {}).get("reference", {}).get("centralised", {})
     return found
 
@@ -22,7 +22,7 @@ def reference_of(run: RunDir) -> dict[str, float]:
 def epsilon_by_round(run: RunDir) -> list[tuple[float, float]]:
     """Return (round, largest epsilon spent so far, by RDP); [] without DP.
 
-    Rows of older runs lack it; then the privacy statement has it for some rounds.
+    Rows of older runs lack it; their privacy statement gives it for some rounds.
     """
     found = spent_by_round(run.rows())
     path = run.path / "privacy.json"

@@ -1,4 +1,4 @@
-"""The chapter of a report about one run, made from its files alone."""
+"""The chapter of a report about one run, made only from the run's files."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,15 +24,14 @@ SECTIONS: dict[str, Callable[[RunDir, Sequence[SanityCheck]], PageSection]] = {
     "time": training.time,
     "repeat": training.repeat,
 }
-"""Key -> function of (run, checks of a sanity battery just done), in the order of the page.
+"""Key -> function of (run, checks of a fresh sanity battery), in the order of the page.
 
-A section is a function, in a file of its own where it is long, and one entry here.
+To add a section, write a function and add one entry here. A long one gets its own file.
 """
 
 
 def run_chapter(run: RunDir, checks: Sequence[SanityCheck]) -> Chapter:
-    """Return the chapter of a run, finished or not; `checks` are checks of a sanity battery just
-    done.
+    """Return the chapter of a run, finished or not; `checks` come from a fresh sanity battery.
 
     Raises WrongInput before its first round.
     """
@@ -44,7 +43,7 @@ def run_chapter(run: RunDir, checks: Sequence[SanityCheck]) -> Chapter:
 
 
 def in_words(config: Config) -> str:
-    """Return what was run, in sentences."""
+    """Return sentences that describe the run."""
     train = config.train
     selection = config.selection
     data = config.data
@@ -57,7 +56,10 @@ def in_words(config: Config) -> str:
         f"{config.aggregation.weights} weights."
     )
     if config.stream.mode == "continual":
-        text += f" Examples arrive in {config.stream.periods} periods; devices keep by {config.stream.memory}."
+        text += (
+            f" Examples arrive in {config.stream.periods} periods; "
+            f"devices keep by {config.stream.memory}."
+        )
     return text
 
 

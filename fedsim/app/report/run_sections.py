@@ -1,7 +1,6 @@
-"""The sections of a report about training: privacy, utility, devices, forgetting, time, how to
-repeat it.
+"""Sections of a report about training: privacy, utility, devices, forgetting, time, repeating.
 
-Each takes the run and the rows of a sanity battery just done, as all sections of a run do.
+Like all sections of a run, each takes the run and the checks of a fresh sanity battery.
 """
 
 from collections.abc import Sequence
@@ -111,7 +110,7 @@ def devices(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
 
 
 def _deciles(rows: list[Row]) -> list[Drawing]:
-    """Return the metric on devices by decile of their activity."""
+    """Return drawings of the metric on devices, by decile of their activity."""
     found = {name: value for name, value in last_metrics(rows).items() if "_decile_" in name}
     if not found:
         return []
@@ -122,7 +121,7 @@ def _deciles(rows: list[Row]) -> list[Drawing]:
 
 
 def forgetting(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
-    """Return the forgetting matrix and the prequential curve of a continual run."""
+    """Return the section with the forgetting matrix and prequential curve of a continual run."""
     rows = run.rows("periods.jsonl")
     metric = next((name for name in SHOWN if rows and name in rows[-1]), None)
     if metric is None:
@@ -136,13 +135,16 @@ def forgetting(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
     caption = "Forgetting: after each period of training (rows), tested on each period (columns)."
     drawings = [Drawing("forgetting", figures.forgetting_matrix(done, metric), caption)]
     if len(done) == len(matrix):
-        caption = "Each period as a test before it is trained on (prequential), right after, and at the end."
+        caption = (
+            "Each period as a test before it is trained on (prequential), right after, and at the "
+            "end."
+        )
         drawings.append(Drawing("prequential", figures.prequential_curve(matrix, metric), caption))
     return PageSection("forgetting", "Forgetting", drawings=drawings)
 
 
 def rounds(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
-    """Return privacy, what attacks found and utility by round, below one another."""
+    """Return the section of privacy, attacks and utility by round, in stacked plots."""
     best = utility_of(run.rows())
     spent = epsilon_by_round(run)
     audited = by_round(run)
@@ -158,7 +160,10 @@ def rounds(run: RunDir, checks: Sequence[SanityCheck]) -> PageSection:
     if len(parts) < 2:
         words = ["There is nothing to set beside utility: no guarantee and no attack in this run."]
         return PageSection("rounds", "All by round", words)
-    caption = "By round: epsilon spent (RDP, an upper bound), certified epsilon, exposure, attack AUC, utility."
+    caption = (
+        "By round: epsilon spent (RDP, an upper bound), certified epsilon, exposure, attack AUC, "
+        "utility."
+    )
     return PageSection("rounds", "All by round", drawings=[Drawing("panel", panel(parts), caption)])
 
 

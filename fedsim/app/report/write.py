@@ -1,6 +1,4 @@
-"""Self-contained pages about runs, made from their files alone: one, several side by side, or a
-sweep.
-"""
+"""Self-contained pages about one run, several runs or a sweep, made only from their files."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -18,25 +16,23 @@ from fedsim.audit.findings import SanityCheck
 from fedsim.errors import WrongInput
 
 DETAILED = 4
-"""Runs of a comparison up to which each one's own chapter stands on the page, too."""
+"""The largest number of compared runs that still get a chapter each on the page."""
 
 
 def write_report(run: RunDir, checks: Sequence[SanityCheck] = ()) -> Path:
     """Write `report.html` and `figures/` into the run's folder; return the page's path.
 
-    `checks` are of a sanity battery. Works on an unfinished run too. Raises WrongInput before its
-    first round.
+    `checks` come from a sanity battery. It works on an unfinished run too. Raises WrongInput before
+    the run's first round.
     """
     chapter = run_chapter(run, list(checks))
     return _write([chapter], run.path / "report.html")
 
 
 def write_comparison(paths: Sequence[Path], target: Path, within: float = 0.05) -> Path:
-    """Write `report.html` and `figures/` about runs or sweeps into `target`; return the page's
-    path.
+    """Write `report.html` and `figures/` about runs or sweeps into `target`; return the page.
 
-    A path is a sweep's folder, a run's, or one with runs below. Raises WrongInput where there is no
-    run.
+    A path is the folder of a sweep, of a run, or above runs. Raises WrongInput if it holds no run.
     """
     chapters = []
     runs = []
@@ -61,7 +57,7 @@ def write_comparison(paths: Sequence[Path], target: Path, within: float = 0.05) 
 
 
 def report_on(paths: Sequence[Path], within: float, checks: Sequence[SanityCheck] = ()) -> Path:
-    """Write the page that fits: in the run's folder for one run, else in `reports/<time>/`."""
+    """Write the page, in the folder of a single run or in `reports/<time>/`; return its path."""
     if len(paths) == 1 and not SweepDir(paths[0]).exists:
         found = found_runs(paths[0])
         if len(found) == 1:
@@ -71,7 +67,7 @@ def report_on(paths: Sequence[Path], within: float, checks: Sequence[SanityCheck
 
 
 def _write(chapters: Sequence[Chapter], path: Path) -> Path:
-    """Write a page of chapters, and its figures beside it."""
+    """Write a page of chapters with its figures; return the page's path."""
     drawn = dict(_drawn(chapters))
     text = render(
         "report.html.jinja",
@@ -89,7 +85,7 @@ def _write(chapters: Sequence[Chapter], path: Path) -> Path:
 
 
 def _drawn(chapters: Sequence[Chapter]) -> Iterator[tuple[tuple[int, str], str]]:
-    """Yield the SVG of each figure by the number of its chapter and its name."""
+    """Yield the SVG of each figure, with the number of its chapter and its name."""
     for i, chapter in enumerate(chapters):
         for section in chapter.sections:
             for drawing in section.drawings:

@@ -1,4 +1,4 @@
-"""A run's folder and its files: `FILES` names each."""
+"""A run's folder and its files; `FILES` names each of them."""
 
 FILES: dict[str, tuple[str, str]] = {
     "config.toml": ("fedsim/app/rundir/run_dir.py", "every setting, resolved"),
@@ -56,4 +56,4 @@ FILES: dict[str, tuple[str, str]] = {
         "a file that was being written when its process ended",
     ),
 }
-"""Every file of a run's folder, as a pattern, with the file that writes it and what it holds."""
+"""Pattern of each file in a run's folder -> the module that writes it, and its content."""

@@ -1,4 +1,4 @@
-"""What audits found, in a run's `audit.jsonl` and in its summary."""
+"""Audit findings in a run's `audit.jsonl` and in its summary."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,14 @@ FILE = "audit.jsonl"
 
 
 def findings_of(run: RunDir) -> list[Finding]:
-    """Return the findings of a run in the order of its file, without kinds that are not known."""
+    """Return the findings of a run in the order of its file; unknown kinds are left out."""
     return [found for row in run.rows(FILE) if (found := from_row(row)) is not None]
 
 
 def replace_findings(run: RunDir, findings: Sequence[Finding]) -> None:
-    """Put findings into the audit file in place of those of the same threat model, and into the
-    summary.
+    """Replace the findings of the same threat model, in the audit file and in the summary.
 
-    Rows that stay, stay as they are, with all their keys.
+    All other rows stay unchanged, with all their keys.
     """
     named = {identity(found) for found in findings}
     kept = [row for row in run.rows(FILE) if _identity(row) not in named]

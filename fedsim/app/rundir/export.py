@@ -1,4 +1,4 @@
-"""A trained model as plain files: parameters as npz, everything else as JSON. No pickle."""
+"""A trained model as plain files without pickle: parameters as npz, the rest as JSON."""
 
 import json
 from pathlib import Path
@@ -15,8 +15,8 @@ from fedsim.errors import WrongInput
 def export_model(run: RunDir, target: Path) -> Path:
     """Write `model.npz` and `model.json` of the run's last checkpoint to `target`; return it.
 
-    The JSON has the names of labels, tags and words in the order of their ids, the config that the
-    model was built from, and the round. Raises WrongInput before the first checkpoint.
+    The JSON holds the config that the model was built from, and the round. It lists labels, tags
+    and words in the order of their ids. Raises WrongInput before the first checkpoint.
     """
     checkpoint = run.last_checkpoint()
     if checkpoint is None:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from fedsim.errors import WrongInput
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it. Raises WrongInput where that cannot be."""
+    """Make a folder and its parents. Raises WrongInput if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -34,7 +34,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Give a path to write to; put it in place of `path`, whole and synced, when the block ends."""
+    """Yield a path to write to; when the block ends, the synced file replaces `path`."""
     aside = path.with_name(f".{path.name}.part")
     yield aside
     with aside.open("rb") as stream:
@@ -45,4 +45,4 @@ def replaced(path: Path) -> Iterator[Path]:
 Row = dict[str, Any]
 """A line of a file of JSON lines."""
 Watch = Callable[[Row], None]
-"""What is shown each round's row as it ends."""
+"""A function that receives each round's row when the round ends."""

@@ -1,4 +1,4 @@
-"""What a run was: command, versions, commit, data fingerprint, plan, device."""
+"""The facts of a run: command, versions, commit, data fingerprint, plan, device."""
 
 import hashlib
 import platform
@@ -50,7 +50,10 @@ def command() -> list[str]:
 
 
 def plan_of_work(config: Config, nodes: int) -> dict[str, Any]:
-    """Return how the work is cut; it can change the last bits of a result, so a resume reuses it."""
+    """Return how the work is divided.
+
+    The division can change the last bits of a result, so a resumed run uses it again.
+    """
     place = config.place
     return {
         "nodes": nodes,
@@ -61,9 +64,7 @@ def plan_of_work(config: Config, nodes: int) -> dict[str, Any]:
 
 
 def with_plan(place: Place, plan: dict[str, Any]) -> Place:
-    """Return the place that gives `plan` again; one without lanes is of the time when all were
-    threads.
-    """
+    """Return the place that gives `plan` again. Old plans name no lanes; they used threads."""
     kind = plan.get("lanes", "threads")
     memory = plan["chunk_bytes"] / 2**30
     return place.model_copy(
@@ -72,7 +73,7 @@ def with_plan(place: Place, plan: dict[str, Any]) -> Place:
 
 
 def fingerprint(config: Config, federation: FederatedDataset) -> dict[str, str]:
-    """Return name -> SHA-256 of the data and of the user's own code that the config names."""
+    """Return name -> SHA-256, for the data and for the user's own code that the config names."""
     names = [
         ("data.source", config.data.source),
         ("model.name", config.model.name),
@@ -89,7 +90,7 @@ def fingerprint(config: Config, federation: FederatedDataset) -> dict[str, str]:
 def check_resume(
     run: RunDir, config: Config, federation: FederatedDataset, noise: str = "none"
 ) -> None:
-    """Refuse to go on with other data, code, noise or another type of device. Raises WrongInput."""
+    """Refuse to resume with other data, code, noise or device type. Raises WrongInput."""
     before = run.manifest
     after = fingerprint(config, federation)
     changed = sorted(
@@ -123,8 +124,9 @@ def roster_hash(devices: NDArray[np.str_]) -> str:
 def check_roster(
     before: str, devices: NDArray[np.str_], error: type[Exception] = WrongInput
 ) -> None:
-    """Refuse devices other than a run began with: state and ledger go by their places in the
-    roster.
+    """Refuse other devices than the run began with. Raises WrongInput.
+
+    State and ledger refer to devices by their place in the roster.
     """
     if roster_hash(devices) != before:
         raise error(
@@ -134,7 +136,7 @@ def check_roster(
 
 
 def now() -> str:
-    """Return the time in UTC, ISO 8601."""
+    """Return the time now in UTC, as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -145,7 +147,7 @@ def _source_hash(key: str, name: str) -> str:
 
 
 def _commit() -> str:
-    """Return the commit that the code stands at, with "+" for changes on top; "" outside of git."""
+    """Return the commit of the code, with "+" if files have changed since; "" outside of git."""
     folder = Path(__file__).parent
     try:
         git = ["git", "-C", str(folder)]

@@ -1,4 +1,4 @@
-"""Metrics in the rows of a run: those that are shown, the last ones, forgetting and transfer."""
+"""Metrics in the rows of a run: shown metrics, last values, forgetting and transfer."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,13 @@ from fedsim.app.rundir.files import Row
 from fedsim.app.rundir.round_record import Round
 
 SHOWN = ("intent_accuracy", "slot_f1", "frame_accuracy", "accuracy", "span_f1", "word_accuracy")
-"""Metrics in [0, 1] that are shown first, as far as a run has them."""
+"""Metrics in [0, 1] in the order in which they are shown; a run may lack some."""
 
 
 def period_matrix(rows: Sequence[Row], metric: str) -> NDArray[np.float64]:
-    """Return the metric after each period (row 0: untrained) on the test of each: [periods + 1,
-    periods].
+    """Return the metric after each period on the test of each: [periods + 1, periods].
+
+    Row 0 is the untrained model.
     """
     periods = max((row["test_period"] for row in rows), default=0)
     matrix = np.full((periods + 1, periods), np.nan)
@@ -25,13 +26,13 @@ def period_matrix(rows: Sequence[Row], metric: str) -> NDArray[np.float64]:
 
 
 def transfer(matrix: NDArray[np.float64], metric: str) -> dict[str, float]:
-    """Return how much is forgotten, carried back and known beforehand; figures that need more
-    periods lack.
+    """Return forgetting, backward transfer and the prequential metric; {} for an unfinished matrix.
 
-    With R[p, q] the metric after period p on the test examples of q, P periods:
-    `forgetting` = mean over q < P of (max over p < P of R[p, q]) - R[P, q] (Chaudhry et al., 2018);
-    `backward_transfer` = mean over q < P of R[P, q] - R[q, q] (Lopez-Paz and Ranzato, 2017);
-    `prequential` = mean over q of R[q - 1, q]: each period is a test before it is trained on.
+    R[p, q] is the metric after period p on the test examples of period q; there are P periods.
+    `forgetting` is the mean over q < P of (max over q <= p < P of R[p, q]) - R[P, q] (Chaudhry et
+    al., 2018). `backward_transfer` is the mean over q < P of R[P, q] - R[q, q] (Lopez-Paz and
+    Ranzato, 2017). `prequential` is the mean over q of R[q - 1, q]: each period is a test before it
+    is trained on. A single period has only `prequential`.
     """
     periods = matrix.shape[1]
     if not periods or np.isnan(matrix).any():
@@ -48,13 +49,13 @@ def transfer(matrix: NDArray[np.float64], metric: str) -> dict[str, float]:
 
 
 def last_metrics(rows: Sequence[Row]) -> dict[str, float]:
-    """Return the test metrics of the last round that has any."""
+    """Return the test metrics of the last evaluated round."""
     found = (Round.of(row).metrics for row in reversed(rows))
     return next((metrics for metrics in found if metrics), {})
 
 
 def mean_flips(rows: list[Row]) -> dict[str, float]:
-    """Return each rate's mean over the releases that have an earlier one."""
+    """Return the mean of each rate over all releases except the first."""
     names = {
         name: None for row in rows for name in row if name.endswith(("_rate", "_mean", "_decile"))
     }

@@ -1,4 +1,4 @@
-"""Each period's last model in a run's folder."""
+"""The last model of each period, in a run's folder."""
 
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 def write_release(run: RunDir, period: int, params: Params, keep: str) -> None:
-    """Keep a period's last model beside the checkpoints; with `keep = "last"` only it and the one
-    before.
+    """Keep a period's last model beside the checkpoints.
+
+    With `keep = "last"`, only this model and the one before remain.
     """
     folder = run.path / "checkpoints"
     folder.mkdir(exist_ok=True)
@@ -26,7 +27,7 @@ def write_release(run: RunDir, period: int, params: Params, keep: str) -> None:
 
 
 def read_release(run: RunDir, period: int) -> Params | None:
-    """Return the last model of a period, None where it was not kept."""
+    """Return the last model of a period, or None if it was not kept."""
     path = run.path / "checkpoints" / _name(period)
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""What a round leaves in `rounds.jsonl`: a frozen record, and the flat row that it becomes."""
+"""The record of a round: frozen in memory, and a flat row in `rounds.jsonl`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -6,31 +6,31 @@ from dataclasses import dataclass, field, fields
 from fedsim.app.rundir.files import Row
 
 DERIVED = ("dev_", "period_")
-"""Begin the names of figures that are no metrics of the test examples."""
+"""Prefixes of figures that are not metrics of the test examples."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """One round of a run. A field that is None stands in no row."""
+    """One round of a run. The row omits fields that are None."""
 
     round: int
     cohort: int
-    """Devices that were selected."""
+    """The number of selected devices."""
     devices: int
-    """Devices whose updates are in the model."""
+    """The number of devices whose updates are in the model."""
     rejected: int
     steps: int | None = None
-    """Local steps of all devices; None where the server is not trusted with them."""
+    """Local steps of all devices; None where the server is not trusted to know them."""
     skipped: int | None = None
-    """1 where too few updates were valid and the model stayed: accounting counts such a round."""
+    """1 where too few updates were valid and the model did not change; accounting counts it."""
     train_loss: float | None = None
     reachable: int | None = None
     virtual_s: float | None = None
     """Seconds on the virtual clock."""
     dp_epsilon_spent_rdp: float | None = None
-    """The largest epsilon that a unit has spent so far, by RDP: an upper bound."""
+    """The largest epsilon that any unit has spent so far, by RDP: an upper bound."""
     dp_clip_norm: float | None = None
-    """The next round's bound on a device's change."""
+    """The bound on a device's change in the next round."""
     dp_sum_headroom: float | None = None
     dp_released: int | None = None
     period: int | None = None
@@ -38,11 +38,11 @@ class Round:
     time_devices_per_s: float = 0.0
     time_evaluate_s: float = 0.0
     measured: Mapping[str, float] = field(default_factory=dict)
-    """Metrics by name, where the round was evaluated: of the test, the dev part, this period."""
+    """Name -> metric, if the round was evaluated: on the test, the dev part, this period."""
 
     @staticmethod
     def of(row: Row) -> "Round":
-        """Return the record of a row; keys that are no field are metrics."""
+        """Return the record of a row; keys that are not fields are metrics."""
         known = {name: row[name] for name in NAMES if name in row}
         return Round(**known, measured={k: v for k, v in row.items() if k not in NAMES})
 
@@ -55,7 +55,7 @@ class Round:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The metrics of the whole test, and those over devices."""
+        """The metrics on the whole test, and those over devices."""
         return {
             name: value
             for name, value in self.measured.items()
@@ -64,9 +64,9 @@ class Round:
 
 
 NAMES = tuple(f.name for f in fields(Round) if f.name != "measured")
-"""The keys of a row that are no metrics."""
+"""The keys of a row that are not metrics."""
 
 
 def is_reserved(name: str) -> bool:
-    """Whether a metric of this name would be taken for another figure of a row."""
+    """Return whether a metric of this name would be mistaken for another figure of a row."""
     return name in (*NAMES, "device_count") or name.startswith((*DERIVED, "time_", "dp_"))

@@ -1,8 +1,7 @@
-"""A run's folder: config, manifest, rows, checkpoints, summary. Files are the truth.
+"""A run's folder: config, manifest, rows, checkpoints, summary. These files hold the truth.
 
-Everything is written so that a kill at any moment loses at most the round at work: rows are
-appended and cut back to the last checkpoint on resume, all other files are written aside and
-renamed.
+A kill at any moment loses at most the current round. Rows are appended, and a resume cuts them back
+to the last checkpoint. All other files are written under another name and then renamed.
 """
 
 import json
@@ -29,12 +28,12 @@ from fedsim.models import build_model
 from fedsim.types import Params, Spec
 
 ASIDE = ".before-"
-"""Stands in the name of a folder whose run `--fresh` set aside."""
+"""Part of the name of a folder that holds a run set aside by `--fresh`."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The server's state after a round: named tensors, and nothing that randomness was drawn from."""
+    """The server's state after a round: named tensors, without any source of randomness."""
 
     round: int
     params: Params
@@ -95,7 +94,7 @@ class RunDir:
 
     @property
     def spec(self) -> Spec:
-        """Return what the run's examples look like: words, labels, tags, sizes."""
+        """Return the spec of the run's examples: words, labels, tags, sizes."""
         kept: dict[str, Any] = read_json(self.path / "spec.json")
         fields: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()
@@ -104,7 +103,7 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process. Raises WrongInput when another one has it."""
+        """Hold the run for this process. Raises WrongInput when another process holds it."""
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         make_folder(self.path)
         lock = FileLock(self.path / "lock")
@@ -128,7 +127,7 @@ class RunDir:
         devices: NDArray[np.str_],
         activity: NDArray[np.int64],
     ) -> None:
-        """Write what is known before the first round; the manifest comes last and makes it a run.
+        """Write the files known before the first round. The manifest comes last and makes it a run.
 
         `activity` is the devices' public activity over all periods.
         """
@@ -145,29 +144,27 @@ class RunDir:
         write_json(self.path / "summary.json", summary)
 
     def set_aside(self) -> Path | None:
-        """Move what is there, a run or the leftovers of one, to a folder beside it; None if nothing
-        is.
-        """
+        """Move a run or its remains to a folder beside it; return that folder, if any."""
         entries = [entry for entry in self.path.iterdir() if entry.name != "lock"]
         if not entries:
             return None
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         aside = self.path.with_name(f"{self.path.name}{ASIDE}{stamp}")
         aside.mkdir()
-        # the summary first and the manifest last: a kill on the way leaves a run that begins anew
+        # summary first, manifest last: after a kill on the way, the run begins anew
         last = {"summary.json": 0, "checkpoints": 1, "manifest.json": 3}
         for entry in sorted(entries, key=lambda entry: last.get(entry.name, 2)):
             os.replace(entry, aside / entry.name)
         return aside
 
     def rows(self, name: str = "rounds.jsonl") -> list[Row]:
-        """Return the rows of a file of JSON lines; a torn last line is left out."""
+        """Return the rows of a file of JSON lines; an incomplete last line is left out."""
         path = self.path / name
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def rounds(self) -> list[Round]:
-        """Return the rounds that are done."""
+        """Return the records of the finished rounds."""
         return [Round.of(row) for row in self.rows()]
 
     def append_row(self, row: Row, name: str = "rounds.jsonl") -> None:
@@ -177,18 +174,18 @@ class RunDir:
             os.fsync(stream.fileno())
 
     def rewrite_rows(self, rows: Sequence[Row], name: str) -> None:
-        """Put these rows in place of a file's, whole or not at all."""
+        """Replace the rows of a file with these, completely or not at all."""
         write_text(
             self.path / name, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         )
 
     def cut_rows(self, round: int, name: str = "rounds.jsonl") -> None:
-        """Keep only whole rows up to `round`: what stands behind the checkpoint is done again."""
+        """Keep only complete rows up to `round`; the rounds after the checkpoint will run again."""
         if (self.path / name).exists():
             self.rewrite_rows([row for row in self.rows(name) if row["round"] <= round], name)
 
     def write_checkpoint(self, checkpoint: Checkpoint, keep: str) -> None:
-        """Write the state after a round; with `keep = "last"` the earlier ones go."""
+        """Write the state after a round; `keep = "last"` deletes the earlier ones."""
         folder = self.path / "checkpoints"
         folder.mkdir(exist_ok=True)
         arrays = {f"params/{n}": p.cpu().numpy() for n, p in checkpoint.params.items()}
@@ -205,26 +202,24 @@ class RunDir:
                 old.unlink()
 
     def last_checkpoint(self) -> Checkpoint | None:
-        """Return the newest checkpoint, None before the first."""
+        """Return the newest checkpoint, or None before the first."""
         found = self._checkpoints()
         return _read_checkpoint(found[-1]) if found else None
 
     def checkpoint(self, round: int) -> Checkpoint | None:
-        """Return the state after a round, None where it was not kept."""
+        """Return the state after a round, or None if it was not kept."""
         path = self.path / "checkpoints" / f"round-{round:06d}.npz"
         return _read_checkpoint(path) if path.is_file() else None
 
     def kept_rounds(self) -> list[int]:
-        """Return the rounds whose checkpoints are there."""
+        """Return the rounds that have a checkpoint."""
         return [int(path.stem.removeprefix("round-")) for path in self._checkpoints()]
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("round-*.npz"))
 
     def _remove_if_empty(self, made: Sequence[Path]) -> None:
-        """Leave nothing behind for a run that never began: the folders just `made`, innermost
-        first.
-        """
+        """Remove the folders just `made` for a run that never began, innermost first."""
         if self.exists or not made or {entry.name for entry in self.path.iterdir()} > {"lock"}:
             return
         shutil.rmtree(self.path)
@@ -241,7 +236,7 @@ def find_runs(out: Path) -> list[RunDir]:
 
 
 def open_run(path: Path) -> RunDir:
-    """Return the run in a folder. Raises WrongInput when there is none or more than one."""
+    """Return the run in a folder. Raises WrongInput unless there is exactly one."""
     run = RunDir(path)
     if run.exists:
         return run
@@ -276,7 +271,7 @@ def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> Params:
 
 
 def found_runs(path: Path) -> list[RunDir]:
-    """Return the run in a folder, or all below it. Raises WrongInput when there is none."""
+    """Return the run in a folder, or all runs below it. Raises WrongInput if there is none."""
     found = [RunDir(path)] if RunDir(path).exists else find_runs(path)
     if not found:
         raise WrongInput(f"{str(path)!r} holds no run; `fedsim runs` lists those that there are")

@@ -1,4 +1,4 @@
-"""Runs as one flat table: a row a run, for people and notebooks that compare them."""
+"""Runs as one flat table with a row for each, for people and notebooks that compare runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,24 +20,28 @@ from fedsim.config import Config, to_flat
 from fedsim.errors import WrongInput
 
 ALWAYS = ("selection.rule", "stream.mode", "dp.unit")
-"""Settings that stand in the table whether they differ or not: what a Pareto view divides by."""
+"""Settings that are always in the table; a Pareto view groups the runs by them."""
 ATTACK_AUC = "attacks.membership.auc.best"
 EXPOSURE = "attacks.canary.exposure_mean.best"
 AUDITED_EPSILON = "attacks.audit.epsilon_low.best"
-"""Columns that pages and sweeps go by."""
+"""These three names are columns that pages and sweeps use."""
 
 
 def load_runs(path: str | Path) -> pd.DataFrame:
-    """Return a row for each run in a folder, or below it, finished or not.
+    """Return a table with a row for each run in a folder or below it, finished or not.
 
-    Columns: `path`, `name`, `hash`, `seed`, `status`, `rounds`; every setting that differs between
-    the runs under its dotted key; `metrics.*`, `reference.*`, `privacy.*`, `time.*` as in
-    summary.json; and of the numbers in the rows of `attacks.membership | canary | audit` the
-    strongest and the mean, as `attacks.membership.auc.best` and `.mean`; rows that are mere
-    estimates are left out. What a run lacks is missing. Raises WrongInput without any run.
+    - `path`, `name`, `hash`, `seed`, `status`, `rounds`
+    - each setting that differs between the runs, under its dotted key
+    - `metrics.*`, `reference.*`, `privacy.*`, `time.*` as in summary.json
+    - for each number in the rows of `attacks.membership | canary | audit`, the strongest and the
+      mean, such as `attacks.membership.auc.best` and `.mean`; rows that certify nothing are left
+      out
+
+    A value that a run lacks is missing in the table. Raises WrongInput if there is no run.
 
     >>> from fedsim import load_runs, run
-    >>> small = {"data.devices": 20, "data.examples": 200, "model.embedding": 8, "selection.cohort": 5}
+    >>> small = {"data.devices": 20, "data.examples": 200}
+    >>> small |= {"model.embedding": 8, "selection.cohort": 5}
     >>> for rate in (0.1, 0.2):
     ...     done = run(small | {"train.rounds": 2, "train.lr": rate})
     >>> sorted(load_runs("runs")["train.lr"])
@@ -62,9 +66,7 @@ def frame_of(runs: Sequence[RunDir]) -> pd.DataFrame:
 
 
 def differing(configs: Sequence[Config]) -> list[str]:
-    """Return the settings that differ between configs and change results, and those that always
-    stand.
-    """
+    """Return the settings that differ between configs and change results, and those of `ALWAYS`."""
     flat = [to_flat(config) for config in configs]
     return [
         key
@@ -111,12 +113,12 @@ def _figures(run: RunDir) -> Row:
 
 
 def _is_estimate(finding: Finding | None) -> bool:
-    """Whether a finding certifies nothing."""
+    """Return whether a finding certifies nothing."""
     return isinstance(finding, LowerBound) and finding.estimate
 
 
 def _highest(findings: Sequence[Finding | None]) -> dict[str, float]:
-    """Return the columns that pages and sweeps go by, as far as there are such findings."""
+    """Return the columns that pages and sweeps use; a column without findings is absent."""
     bounds = [f for f in findings if isinstance(f, LowerBound) and not f.estimate]
     each = {
         ATTACK_AUC: [f.figures.area.auc for f in findings if isinstance(f, Membership)],
@@ -127,7 +129,7 @@ def _highest(findings: Sequence[Finding | None]) -> dict[str, float]:
 
 
 def strongest(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return of each number in attack rows the strongest, `<key>.best`, and the mean, `<key>.mean`."""
+    """Return the strongest, `<key>.best`, and mean, `<key>.mean`, of each number in attack rows."""
     found: dict[str, float] = {}
     for key in dict.fromkeys(key for row in rows for key in row):
         numbers = [float(row[key]) for row in rows if _is_number(row.get(key))]

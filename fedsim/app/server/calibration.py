@@ -1,4 +1,4 @@
-"""`fedsim calibrate`: the setting with which a run's guarantee is an epsilon."""
+"""`fedsim calibrate`: finds the setting that makes a run's guarantee an epsilon."""
 
 from fedsim.app.budget.delta import delta_of
 from fedsim.app.budget.spending import public_over_time
@@ -13,7 +13,7 @@ from fedsim.privacy.planning import FOR, calibrate, guaranteed
 def reaching(config: Config, epsilon: float, what: str = "noise") -> Config:
     """Return the config whose guarantee is at most `epsilon`.
 
-    Raises WrongInput where none is, and for all that a run would refuse.
+    Raises WrongInput if there is none, and for everything that a run would refuse.
     """
     if config.dp.unit == "none":
         raise WrongInput(
@@ -30,7 +30,7 @@ def reaching(config: Config, epsilon: float, what: str = "noise") -> Config:
 
 
 def with_noise(config: Config) -> Config:
-    """Return the config with some noise where it has none: calibration finds how much."""
+    """Return the config with some noise if it has none; calibration then finds how much."""
     if config.dp.noise_multiplier:
         return config
     noise = {"noise_multiplier": Dp().noise_multiplier}
@@ -38,7 +38,7 @@ def with_noise(config: Config) -> Config:
 
 
 def calibrated(config: Config, epsilon: float, what: str) -> list[str]:
-    """Return the lines that tell which setting gives a guarantee of at most `epsilon`."""
+    """Return lines that tell which setting gives a guarantee of at most `epsilon`."""
     found = reaching(config, epsilon, what)
     holdings = load_holdings(config, data_dir(config.place, {}))
     delta = delta_of(config, holdings.dataset)

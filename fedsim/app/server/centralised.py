@@ -1,4 +1,4 @@
-"""The same model trained centrally on the pooled data: what a federation is compared with."""
+"""The same model, trained centrally on the pooled data as a reference for the federation."""
 
 import math
 
@@ -16,11 +16,10 @@ from fedsim.types import concatenate
 
 
 def train_centralised(config: Config, holdings: Holdings) -> dict[str, float]:
-    """Return the test metrics of the model after `train.centralised_epochs` of Adam on all
-    examples.
+    """Return the test metrics after `train.centralised_epochs` of Adam on all examples.
 
-    A federation of one device that holds everything, from the same first parameters. Where training
-    diverged, the metrics that are no longer finite are absent.
+    One device holds all data, and training starts from the same first parameters. If training
+    diverged, metrics that are not finite are absent.
     """
     federation = holdings.dataset
     if federation.test is None:

@@ -1,7 +1,7 @@
-"""What a run refuses, in one place; `show`, `calibrate`, `audit` and `sweep` ask the same.
+"""Everything that a run refuses; `show`, `calibrate`, `audit` and `sweep` use the same checks.
 
-`check_config` reads no data, so it comes first. `check_experiment` looks at the federation and
-builds the model and the first round. Both write nothing.
+`check_config` reads no data, so it comes first. `check_experiment` reads the federation and builds
+the model and the first round. Neither writes anything.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ from strategies.roster import Roster
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment that passed every check, with what was built to check it."""
+    """An experiment that passed every check, with the parts built to check it."""
 
     config: Config
     holdings: Holdings
@@ -48,7 +48,7 @@ class Experiment:
 
 
 def check_config(config: Config) -> None:
-    """Refuse what the settings alone show to be impossible. Raises WrongInput."""
+    """Refuse settings that can never work, whatever the data. Raises WrongInput."""
     torch_device(config.place)
     trackers_of(config)
     check_dp(config)
@@ -58,9 +58,9 @@ def check_config(config: Config) -> None:
 
 
 def check_audited(config: Config, real: bool) -> None:
-    """Refuse audits that could not be done. Raises WrongInput."""
+    """Refuse audits that cannot be done. Raises WrongInput."""
     if config.audit != Audit() or config.canary != Canary():
-        from fedsim.app.audits.settings import check_audits  # half a second of scipy
+        from fedsim.app.audits.settings import check_audits  # takes half a second: scipy
 
         check_audits(config, real)
 
@@ -73,7 +73,8 @@ def check_experiment(
 ) -> Experiment:
     """Return the experiment as a run begins it. Raises WrongInput for what a run would refuse.
 
-    `roster` and `noise` are those of the run's nodes; without them, of one node in this process.
+    `roster` and `noise` come from the run's nodes. By default they are those of one node in this
+    process.
     """
     federation = holdings.dataset
     check_examples(holdings.sizes)
@@ -84,7 +85,7 @@ def check_experiment(
     params = parameters_of(module)
     hours = holdings.active_hours() if config.availability.rule == "clock" else None
     cohorts = Cohorts(config, roster, params, hours, noise)
-    cohorts.select(1)  # a selector that cannot work is told before anything is written
+    cohorts.select(1)  # a selector that cannot work fails before anything is written
     check_training(config, module)
     check_evaluation(config, holdings)
     check_canaries(config, federation.spec)

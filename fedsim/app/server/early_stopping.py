@@ -1,4 +1,4 @@
-"""When a run stops early: the dev metric that it watches."""
+"""Early stopping: the watched dev metric ends a run."""
 
 from collections.abc import Sequence
 
@@ -19,9 +19,9 @@ def dev_metrics(evaluate: Evaluate, config: Config, federation: FederatedDataset
 
 
 def stopped_early(config: Config, task: Task, rows: Sequence[Row]) -> bool:
-    """Whether the watched dev metric has not improved for `train.patience` evaluations.
+    """Return whether the dev metric has not improved for `train.patience` evaluations.
 
-    A pure function of the rows, so that a resumed run stops where an undisturbed one does.
+    It depends only on the rows, so a resumed run stops where an uninterrupted one does.
     """
     name = config.train.patience_metric or task.metric
     values = [row[f"dev_{name}"] for row in rows if f"dev_{name}" in row]

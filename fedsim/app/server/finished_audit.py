@@ -24,12 +24,10 @@ FIXED = ("audit.coins", "audit.seed", "audit.shadow", "audit.mislabelled", "audi
 def audit_finished(
     path: Path, changes: Mapping[str, Scalar], another: Another, settings: Iterable[str] = ()
 ) -> list[Finding]:
-    """Audit a finished run with other `[audit]` or `[place]` settings; keep what is found beside
-    the run.
+    """Audit a finished run with other `[audit]` or `[place]` settings; store the findings.
 
-    Findings of the same threat model are replaced, in `audit.jsonl` and in the summary. What was
-    trained stays as it was: coins, canaries and random labels cannot be changed any more. Raises
-    WrongInput.
+    They replace findings of the same threat model in `audit.jsonl` and in the summary. Training
+    stays as it was: coins, canaries and random labels cannot change any more. Raises WrongInput.
     """
     run = open_run(path)
     summary = run.summary
@@ -52,7 +50,7 @@ def audit_finished(
 def _changed(config: Config, changes: Mapping[str, Scalar]) -> Config:
     """Return the config with other settings of the audit.
 
-    Raises WrongInput where they concern training.
+    Raises WrongInput for settings that concern training.
     """
     for key in changes:
         if key in FIXED or not key.startswith(("audit.", "place.")):

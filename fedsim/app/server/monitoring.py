@@ -1,6 +1,4 @@
-"""How a run is doing, for whoever watches over it: metrics.json, metrics.prom and log.jsonl in its
-folder.
-"""
+"""The health of a run, for its operators: metrics.json, metrics.prom and log.jsonl."""
 
 import json
 import logging
@@ -33,8 +31,9 @@ HELP = {
 
 
 def write_health(run: RunDir, config: Config, spending: Spending, why: str = "") -> None:
-    """Write the metrics as they are after the last row; `why` tells how the run ended, "" while it
-    works.
+    """Write the metrics as of the last row.
+
+    `why` tells how the run ended; it is "" while the run goes on.
     """
     if not config.place.metrics:
         return
@@ -49,7 +48,7 @@ def write_health(run: RunDir, config: Config, spending: Spending, why: str = "")
 
 
 def gauges(rounds: list[Round], config: Config, spending: Spending) -> dict[str, float]:
-    """Return the figures of HELP, less `up`."""
+    """Return the metrics of HELP, without `up`."""
     last = rounds[-1] if rounds else Round(0, 0, 0, 0)
     found: dict[str, float] = {
         "rounds_done": len(rounds),
@@ -66,7 +65,7 @@ def gauges(rounds: list[Round], config: Config, spending: Spending) -> dict[str,
 
 
 class _Lines(logging.Formatter):
-    """One JSON object a record."""
+    """Formats each record as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
         told = {
@@ -78,7 +77,7 @@ class _Lines(logging.Formatter):
 
 @contextmanager
 def logged(folder: Path) -> Iterator[None]:
-    """Write what our own parts log to `log.jsonl`, and how the run ended."""
+    """Write our own log records and the end of the run to `log.jsonl`."""
     handler = logging.FileHandler(folder / "log.jsonl", encoding="utf-8", delay=True)
     handler.setFormatter(_Lines())
     ours: list[Any] = [logging.getLogger(name) for name in LOGGERS]

@@ -1,6 +1,4 @@
-"""The nodes of a run, as far as they are connected: wait for them, ask what they host, exchange
-messages.
-"""
+"""The connected nodes of a run: wait for them, ask for their devices, exchange messages."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -23,22 +21,21 @@ PAUSE_S = 1.0
 
 @dataclass
 class Nodes:
-    """The nodes that a grid reaches. Simulated ones are always there; real ones come and go."""
+    """The nodes that a grid reaches. Simulated nodes are always there; real ones come and go."""
 
     grid: Grid
     place: Place
     strangers: set[int] = field(default_factory=set)
-    """Nodes that came during the run and host nobody whom it began with: they join the next one."""
+    """Nodes that joined during the run and host none of its devices; they can join the next run."""
     period: int = 0
     heard: set[int] = field(default_factory=set)
     """Nodes that have announced themselves in `period`."""
 
     def roster(self, period: int = 1) -> Roster:
-        """Wait for the nodes and ask each for its devices and their public activity in a period (or
-        `EVER`).
+        """Return all nodes' devices with their public activity in a period (or `EVER`).
 
-        With `place.nodes`, so many good answers are enough; else every connected node must answer.
-        Raises RunFailed, and WrongInput when two nodes announce one device.
+        With `place.nodes`, that many good answers are enough. Otherwise every connected node must
+        answer. Raises RunFailed, or WrongInput if two nodes announce the same device.
         """
         here = self.wait(max(self.place.nodes, 1))
         found, failed = self._ask([node for node in here if node not in self.strangers], period)
@@ -51,7 +48,7 @@ class Nodes:
         return merge(found)
 
     def wait(self, wanted: int) -> list[int]:
-        """Return the connected nodes as soon as there are so many. Raises RunFailed."""
+        """Return the connected nodes once there are `wanted` of them. Raises RunFailed."""
         until = time.monotonic() + self.place.wait_s
         while len(here := list(self.grid.get_node_ids())) < wanted and time.monotonic() < until:
             time.sleep(PAUSE_S)
@@ -65,12 +62,11 @@ class Nodes:
         return here
 
     def follow(self, roster: Roster, period: int) -> Roster:
-        """Return the roster with the devices where they are now: nodes come back late or under
-        another id.
+        """Return the roster with each device's node now; nodes may return late or with new ids.
 
-        The devices stay those that the run began with; whoever else is announced is left to the
-        next run. In a new period a device is inactive until its node says what it holds. Raises
-        RunFailed, or WrongInput, where no node says so.
+        The devices stay those that the run began with; new devices wait for the next run. In a new
+        period a device is inactive until its node announces its data. Raises RunFailed, or
+        WrongInput, if no node announces any.
         """
         begins = period != self.period
         if begins:
@@ -95,10 +91,9 @@ class Nodes:
         return roster
 
     def exchange(self, messages: Sequence[Message], round: int) -> list[Message]:
-        """Send messages and return what is answered within `place.deadline_s`, in the order of
-        arrival.
+        """Send messages; return the replies within `place.deadline_s`, in order of arrival.
 
-        Whoever is away is not asked. Raises RunFailed where nobody is there or nobody answers.
+        Absent nodes are not asked. Raises RunFailed if no node is there or none answers.
         """
         if not messages:
             return []
@@ -139,7 +134,7 @@ class Nodes:
     def _ask(
         self, nodes: Iterable[int], period: int
     ) -> tuple[dict[int, Announcement], dict[int, Exception]]:
-        """Return the announcements by node, and why others failed; both in the order of node ids."""
+        """Return the announcements and the failures by node, both in the order of node ids."""
         messages = [
             Message(pack_question(period), dst_node_id=node, message_type=MessageType.QUERY)
             for node in nodes
@@ -159,13 +154,13 @@ class Nodes:
                     )
                 else:
                     found[node] = unpack_announcement(reply.content)
-            except Exception as error:  # whatever a node sends, it costs only that node
+            except Exception as error:  # a bad message fails only its own node
                 failed[node] = RunFailed(f"its announcement cannot be read: {error}")
         return found, failed
 
 
 def _worst(failed: dict[int, Exception]) -> Exception:
-    """Return the first node's failure under its name; what a node refuses is wrong input."""
+    """Return the first node's failure with its name; a node's refusal is wrong input."""
     if not failed:
         return RunFailed("no node answered in time; raise place.deadline_s")
     node, error = next(iter(failed.items()))

@@ -1,4 +1,4 @@
-"""Each period's last model against the release before it: what users would notice."""
+"""Each period's last model compared with the release before: changes that users would notice."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def flips_since(server: "Server", before: Params, examples: Examples) -> Evaluator:
-    """Return the evaluator of a snapshot's flips against an earlier release, on some examples."""
+    """Return an evaluator that counts a snapshot's flips since an earlier release, on examples."""
 
     def evaluator(snapshot: Snapshot) -> dict[str, float]:
         return count_flips(server.module, server.task, before, snapshot.params, examples).rates
@@ -22,10 +22,9 @@ def flips_since(server: "Server", before: Params, examples: Examples) -> Evaluat
 
 
 def release_row(server: "Server", period: int) -> Row:
-    """Return the flips of a period's model since the last one: over all test examples, and on
-    devices.
+    """Return a period's flips since the last model, on all test examples and on devices.
 
-    Empty where there is no earlier release. Rates over devices count every device alike.
+    It is empty without an earlier release. Rates over devices count every device alike.
     """
     before = read_release(server.run, period - 1)
     now = server.strategy.state

@@ -1,4 +1,4 @@
-"""What is measured after a round, and when a run stops early."""
+"""The metrics that are measured after a round."""
 
 from fedsim.app.rundir.files import Row
 from fedsim.config import Config
@@ -7,7 +7,7 @@ from fedsim.types import Evaluate
 
 
 def is_evaluated(config: Config, round: int) -> bool:
-    """Whether this round is measured: every so many, and the last."""
+    """Return whether this round is evaluated: every `n`-th round, and the last."""
     return round % config.evaluation.every == 0 or round == config.train.rounds
 
 

@@ -1,4 +1,4 @@
-"""The round loop: select, train, aggregate, evaluate, write down. Reads from top to bottom."""
+"""The round loop: select, train, aggregate, evaluate, record. Read it from top to bottom."""
 
 import math
 import time
@@ -33,7 +33,7 @@ logger = getLogger(__name__)
 def run_rounds(server: Server, watch: Watch) -> str:
     """Train from the last checkpoint, or from the first parameters, to the last round.
 
-    Returns why the run ended before that, or "".
+    Returns why the run ended early, or "".
     """
     strategy = server.strategy
     run = server.run
@@ -80,14 +80,14 @@ def run_rounds(server: Server, watch: Watch) -> str:
 
 
 def audit_round(server: Server, ended: bool = False) -> None:
-    """Audit the current model where that is due; the last round's waits for the end."""
+    """Audit the current model if an audit is due; the last round's audit waits for the end."""
     state = server.strategy.state
     if state.round == 0 or (state.round == server.config.train.rounds and not ended):
         return
     if server.config.audit.evaluators:
         from fedsim.app.audits.schedule import (
             audit,
-        )  # scipy and all attacks: only audited runs wait for it
+        )  # imports scipy and all attacks, only for audited runs
 
         audit(server.audited(ended))
 
@@ -100,7 +100,7 @@ def early_sentence(patience: int, rows: list[Row]) -> str:
 
 
 def check_finite(row: Row) -> None:
-    """Raise RunFailed where a figure of the round is no number any more."""
+    """Raise RunFailed if a figure of the round is not finite."""
     wrong = [name for name, value in row.items() if not math.isfinite(value)]
     if wrong:
         raise RunFailed(
@@ -110,7 +110,7 @@ def check_finite(row: Row) -> None:
 
 
 def resume(strategy: Federated, run: RunDir) -> None:
-    """Bring strategy and rows to the last checkpoint."""
+    """Restore strategy and rows to the last checkpoint."""
     found = run.last_checkpoint()
     if found is not None:
         strategy.state = ServerState(
@@ -123,7 +123,7 @@ def resume(strategy: Federated, run: RunDir) -> None:
 
 
 def enter_period(server: Server, round: int, before: int) -> int:
-    """Return the round's period; where it is a new one, measure what came before."""
+    """Return the round's period. Before a new period, measure the model of the last one."""
     stream = server.config.stream
     rounds = server.config.train.rounds
     period = period_of_round(stream, rounds, round)
@@ -169,7 +169,7 @@ def as_checkpoint(state: ServerState) -> Checkpoint:
 
 
 def round_done(server: Server, round: int, metrics: Mapping[str, Any]) -> Round:
-    """Return what a round's training did: who took part, losses, what it cost in privacy."""
+    """Return the record of a round's training: participants, losses, privacy cost."""
     strategy = server.strategy
     device_level = strategy.config.dp.unit == "device"
     securely = device_level and strategy.config.dp.trust == "secure_sum"
@@ -192,21 +192,21 @@ def round_done(server: Server, round: int, metrics: Mapping[str, Any]) -> Round:
 
 
 def steps_of(metrics: Mapping[str, Any]) -> int | None:
-    """Return the local steps; devices do not tell them to a server that may not know their sizes."""
+    """Return the local steps; None where devices hide their sizes from the server."""
     if "steps" in metrics or not metrics["devices"]:
         return int(metrics.get("steps", 0))
     return None
 
 
 def train_loss(metrics: Mapping[str, Any]) -> float | None:
-    """Return the mean loss over the examples of all local steps, None where it was not told."""
+    """Return the mean loss over the examples of all local steps; None if it was not reported."""
     if not metrics.get("loss_examples"):
         return None
     return float(metrics["loss_sum"] / metrics["loss_examples"])
 
 
 def reachable(server: Server) -> int | None:
-    """Return how many devices were in reach, None where all always are."""
+    """Return the number of reachable devices; None if all are always reachable."""
     strategy = server.strategy
     if server.config.availability.rule == "always":
         return None
@@ -214,7 +214,7 @@ def reachable(server: Server) -> int | None:
 
 
 def virtual_seconds(server: Server) -> float | None:
-    """Return the round's time on the virtual clock, None where speeds are not simulated."""
+    """Return the round's seconds on the virtual clock; None without simulated speeds."""
     strategy = server.strategy
     if not server.config.availability.speed_sigma or strategy.cohort is None:
         return None
@@ -226,7 +226,7 @@ def virtual_seconds(server: Server) -> float | None:
 
 
 def evaluated(server: Server, done: Round, period: int) -> Round:
-    """Return the round with its metrics, where it is evaluated: test, this period's, dev, devices."""
+    """Return the round with its metrics if it is evaluated: test, this period, dev, devices."""
     config = server.config
     round = done.round
     if not is_evaluated(config, round):

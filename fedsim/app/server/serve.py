@@ -1,4 +1,4 @@
-"""The Flower ServerApp, and the run that it does: set up, rounds, reference, summary."""
+"""The work of the Flower ServerApp: set up, rounds, reference, summary."""
 
 import errno
 import time
@@ -54,12 +54,12 @@ def serve(
     watch: Watch = lambda row: None,
     fresh: bool = False,
 ) -> RunDir:
-    """Run or resume the experiment on the nodes of `grid`; `watch` sees each round's row.
+    """Run or resume the experiment on the nodes of `grid`; `watch` receives each round's row.
 
-    `another` does a run of another config, for audits that train shadow models.
+    `another` runs another config, for audits that train shadow models.
 
-    A finished run is left as it is, unless `fresh` sets it aside (after the input was found good).
-    Raises WrongInput before anything is written, RunFailed later.
+    A finished run is left unchanged, unless `fresh` sets it aside after the input passed its
+    checks. Raises WrongInput before anything is written, RunFailed later.
     """
     run = RunDir.of(config)
     with run.locked():
@@ -119,14 +119,14 @@ def _run(
     mirrors.close()
     reference = train_centralised(config, holdings) if config.train.centralised else {}
     run.write_manifest(run.manifest | {"finished": now()})
-    # a shadow is a tool of an audit: nobody is promised anything about it
+    # a shadow is a tool of an audit and makes no privacy promise
     privacy = {} if config.audit.shadow else write_statement(server.spending, federation)
     run.write_summary(summarise(server, reference, setup_s, why, privacy))
     write_health(run, config, server.spending, why or "completed")
 
 
 def rounds_or_reason(server: Server, watch: Watch) -> str:
-    """Run the rounds; where they fail, the metrics say why."""
+    """Run the rounds; on a failure, write its reason to the metrics."""
     try:
         return run_rounds(server, watch)
     except (RunFailed, WrongInput) as error:
@@ -135,7 +135,7 @@ def rounds_or_reason(server: Server, watch: Watch) -> str:
 
 
 def _holdings(config: Config, folder: Path | None, roster: Roster) -> Holdings:
-    """Return what the server knows of the federation: of real nodes with files, what they announce."""
+    """Return what the server knows of the data; real nodes with files announce it."""
     check_examples(roster.activity)
     if roster.real and config.data.source == "files":
         return announced_holdings(config, folder, roster.devices, roster.activity)

@@ -1,4 +1,4 @@
-"""What the rounds of a run need, made once."""
+"""The server's session: everything the rounds of a run need, made once."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from strategies.federated import Federated
 
 @dataclass(frozen=True)
 class Server:
-    """What the rounds need, made once."""
+    """Everything the rounds need, made once."""
 
     config: Config
     holdings: Holdings
@@ -32,7 +32,7 @@ class Server:
     run: RunDir
     spending: Spending
     another: Another
-    """Does another run, as an audit's shadow models are."""
+    """Does another run; audits use it for shadow models."""
 
     @property
     def grid(self) -> Grid:
@@ -43,7 +43,7 @@ class Server:
         return self.holdings.dataset
 
     def audited(self, ended: bool) -> Audited:
-        """Return the run as its auditors see it now; `ended` says whether this is its last model."""
+        """Return the run as its auditors see it now; `ended` tells if this model is its last."""
         state = self.strategy.state
         config = self.config
         events = self.spending.worst_events() if config.audit.evaluators else ()

@@ -17,8 +17,9 @@ def summarise(
     why: str,
     privacy: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return `summary.json`; metrics are those of the last evaluated round, `why` tells of an early
-    end.
+    """Return the content of `summary.json`, with the metrics of the last evaluated round.
+
+    `why` is the reason of an early end.
     """
     config = server.config
     federation = server.federation

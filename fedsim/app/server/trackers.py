@@ -1,8 +1,8 @@
-"""Mirrors of a run while it goes on: TensorBoard, or your own. The run's files stay the truth.
+"""Trackers mirror a run while it goes on: TensorBoard, or your own.
 
-`place.trackers` names them, with commas. Your own is "package.module:function", which gets the
-run's folder and its config and returns a `Tracker`. What a tracker raises is told once; it never
-stops a run.
+`place.trackers` names them, separated by commas. Your own is "package.module:function"; it gets the
+run's folder and its config and returns a `Tracker`. An error in a tracker is reported once and
+never stops the run. The run's files remain the truth.
 """
 
 import sys
@@ -17,20 +17,20 @@ from fedsim.names import listed, lookup
 
 
 class Tracker(Protocol):
-    """What takes the figures of a run."""
+    """Receives the figures of a run."""
 
     def log(self, round: int, values: Mapping[str, float]) -> None:
-        """Take the figures of one round."""
+        """Receive the figures of one round."""
 
     def close(self) -> None:
-        """Take notice that the run is over."""
+        """Finish, because the run is over."""
 
 
 Make = Callable[[Path, Config], Tracker]
 
 
 class TensorBoard:
-    """Scalars below RUN/tensorboard; needs the package `tensorboard`."""
+    """Scalars in RUN/tensorboard; needs the package `tensorboard`."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -50,7 +50,7 @@ TRACKERS: dict[str, Make] = {"tensorboard": TensorBoard}
 
 
 def trackers_of(config: Config) -> dict[str, Make]:
-    """Return the trackers that a config names. Raises WrongInput for one that is not known."""
+    """Return the trackers that a config names. Raises WrongInput for an unknown name."""
     return {
         name: lookup("place.trackers", name, TRACKERS) for name in listed(config.place.trackers)
     }
@@ -60,18 +60,18 @@ class Mirrors:
     """All trackers of a run; each is dropped at its first failure."""
 
     def __init__(self, config: Config) -> None:
-        """Look the trackers up. Raises WrongInput for names that are not known."""
+        """Look the trackers up. Raises WrongInput for unknown names."""
         self.config = config
         self.makers = trackers_of(config)
         self.trackers: dict[str, Tracker] = {}
 
     def begin(self, folder: Path) -> None:
-        """Start them all on a run's folder."""
+        """Start all trackers on a run's folder."""
         for name, make in self.makers.items():
             self._try(name, partial(self._start, name, make, folder))
 
     def watching(self, watch: Watch) -> Watch:
-        """Return what shows a row to `watch` and to every tracker."""
+        """Return a function that passes a row to `watch` and to every tracker."""
 
         def both(row: Row) -> None:
             watch(row)
@@ -82,7 +82,7 @@ class Mirrors:
         return both
 
     def close(self) -> None:
-        """End them all."""
+        """Close all trackers."""
         for name, tracker in list(self.trackers.items()):
             self._try(name, tracker.close)
 
@@ -94,5 +94,8 @@ class Mirrors:
             act()
         except Exception as error:  # a mirror never stops what it mirrors
             self.trackers.pop(name, None)
-            told = f"the tracker {name!r} failed and is left out from here on: {type(error).__name__}: {error}"
+            told = (
+                f"the tracker {name!r} failed and is left out from here on: "
+                f"{type(error).__name__}: {error}"
+            )
             print(told, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What the runs of a sweep would be refused for, told before any of them begins."""
+"""Checks all runs of a sweep before any of them begins."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from fedsim.errors import WrongInput
 
 
 def refused(runs: Sequence[Member]) -> dict[str, str]:
-    """Return the sentence of each setting that a run would refuse, by the settings' hash.
+    """Return hash of the settings -> refusal, for settings that a run would refuse.
 
-    Seeds of one setting are refused alike, so one of them is asked.
+    All seeds of a setting get the same answer, so only one of them is checked.
     """
     found: dict[str, str] = {}
     asked = {member.config.hash: member.config for member in reversed(runs)}
@@ -23,7 +23,7 @@ def refused(runs: Sequence[Member]) -> dict[str, str]:
 
 
 def check_runs(runs: Sequence[Member]) -> None:
-    """Refuse a sweep in which any run would be refused. Raises WrongInput."""
+    """Refuse a sweep if a run of it would be refused. Raises WrongInput."""
     found = refused(runs)
     if found:
         sentence = next(iter(found.values()))

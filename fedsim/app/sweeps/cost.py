@@ -1,4 +1,4 @@
-"""What the runs of a sweep will take, from finished runs of the same base."""
+"""The time that a sweep will take, estimated from finished runs of the same base."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ class Cost:
 
     setup_s: float
     device_s: float
-    """For one device in one round, evaluation included."""
+    """Seconds for one device in one round, evaluation included."""
     runs: int
 
     def seconds(self, config: Config) -> float:
-        """Return the estimate for one run; without its audits and its centralised reference."""
+        """Return the estimated seconds for one run, without audits and centralised reference."""
         return self.setup_s + self.device_s * config.train.rounds * config.selection.cohort
 
 
 def known_cost(out: Path, names: Sequence[str]) -> Cost | None:
-    """Return the cost from finished runs of these names below the output folder, None without any."""
+    """Return the cost from finished runs with these names in the output folder, if any."""
     found = [run for name in names for run in find_runs(out / name) if run.summary is not None]
     measured = [cost for cost in (_measured(run) for run in found) if cost is not None]
     if not measured:
@@ -39,7 +39,7 @@ def _measured(run: RunDir) -> tuple[float, float] | None:
         config = run.config
         summary = run.summary
         rounds = run.rounds()
-    except WrongInput:  # of a version with other keys
+    except WrongInput:  # its version has other keys
         return None
     devices = sum(done.devices for done in rounds)
     if summary is None or not devices or config.train.rounds != len(rounds):

@@ -1,4 +1,4 @@
-"""Does a sweep: its plan, its runs side by side, its table."""
+"""Runs a sweep: its plan, its parallel runs, its table."""
 
 import os
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ from fedsim.config import Place, load
 
 
 def shared_threads(place: Place, jobs: int) -> int:
-    """Return the threads of each run: as named, else so that all runs together use each core once."""
+    """Return the threads of each run: as named, else an equal share of the cores."""
     return place.threads or max(1, (os.cpu_count() or 1) // jobs)
 
 
 def print_plan(
     sweep: Sweep, runs: Sequence[Member], jobs: int, out: Path, console: Console
 ) -> None:
-    """Print every run with its state and what it will cost; do nothing."""
+    """Print every run with its state and its estimated cost; run nothing."""
     cost = known_cost(out, [sweep.name, load(sweep.base).name])
     table = Table(
         "", *(axis.name for axis in sweep.axes), "seed", "folder", "state", "seconds, about"
@@ -59,7 +59,7 @@ def print_plan(
 
 
 def print_search(sweep: Sweep, jobs: int, out: Path, console: Console) -> None:
-    """Print how much a search will do and, by its base experiment, what that will cost."""
+    """Print the size of a search and its cost, estimated from its base experiment."""
     base = load(sweep.base)
     cost = known_cost(out, [sweep.name, base.name])
     runs = sweep.search["trials"] * len(sweep.seeds)
@@ -78,14 +78,14 @@ def print_search(sweep: Sweep, jobs: int, out: Path, console: Console) -> None:
 
 
 def state_of(run: RunDir) -> str:
-    """Return whether a run is finished, begun or new."""
+    """Return the state of a run: finished, begun or new."""
     if run.summary is not None:
         return "finished"
     return "begun" if run.exists else "new"
 
 
 def do_runs(folder: SweepDir, runs: Sequence[Member], jobs: int, console: Console) -> None:
-    """Do the runs that are not finished; tell each as it ends."""
+    """Do the unfinished runs; report each when it ends."""
     todo = [number for number, m in enumerate(runs) if RunDir.of(m.config).summary is None]
     if len(todo) < len(runs):
         console.print(f"{len(runs) - len(todo)} of {len(runs)} runs were finished already.")
@@ -105,8 +105,9 @@ def do_runs(folder: SweepDir, runs: Sequence[Member], jobs: int, console: Consol
 
 
 def write_results(folder: SweepDir, within: float) -> list[str]:
-    """Write the sweep's tables into its folder; return what to print: the table, the cheapest, the
-    failed.
+    """Write the sweep's tables into its folder; return the lines to print.
+
+    They give the table, the cheapest setting and the failed runs.
     """
     frame = folder.frame()
     axes = folder.axes

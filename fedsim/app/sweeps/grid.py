@@ -1,6 +1,4 @@
-"""A sweep: one base experiment, settings on a grid, seeds; what its file says, and the runs that it
-means.
-"""
+"""A sweep: one base experiment, settings on a grid, seeds. Reads its file and builds its runs."""
 
 import itertools
 import math
@@ -18,13 +16,13 @@ from fedsim.names import suggestion
 Settings = dict[str, Any]
 KEYS = ("base", "name", "metric", "seeds", "set", "grid", "search")
 EPSILON = "epsilon"
-"""Stands for the noise that makes it the run's guarantee, as `fedsim calibrate` finds it."""
+"""Key for a target guarantee; the noise is calibrated to it, as in `fedsim calibrate`."""
 MOST_RUNS = 100_000
 
 
 @dataclass(frozen=True)
 class Point:
-    """One place on an axis: how it is called, and the settings that are made there together."""
+    """One point on an axis: its label, and the settings that it makes together."""
 
     label: str
     settings: Settings
@@ -32,7 +30,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Axis:
-    """One direction of the grid."""
+    """One dimension of the grid."""
 
     name: str
     points: tuple[Point, ...]
@@ -40,7 +38,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep file says."""
+    """The content of a sweep file."""
 
     name: str
     base: Path
@@ -54,7 +52,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a sweep: where it lies on the axes, and its whole config."""
+    """One run of a sweep: its point on each axis, and its whole config."""
 
     where: dict[str, str]
     config: Config
@@ -85,10 +83,9 @@ def load_sweep(path: Path, settings: Sequence[str] = ()) -> Sweep:
 def members(
     sweep: Sweep, place: Settings, calibrate: Callable[[Config, float], Config]
 ) -> list[Member]:
-    """Return every run of the grid, seeds innermost; `place` are settings of the section of that
-    name.
+    """Return every run of the grid; seeds vary fastest. `place` holds settings of that section.
 
-    `calibrate(config, epsilon)` makes the guarantee of a config that epsilon. Raises WrongInput.
+    `calibrate(config, epsilon)` gives a config with that epsilon as guarantee. Raises WrongInput.
     """
     count = math.prod(len(axis.points) for axis in sweep.axes) * len(sweep.seeds)
     if count > MOST_RUNS:
@@ -105,8 +102,9 @@ def members(
 def member_config(
     sweep: Sweep, settings: Settings, place: Settings, calibrate: Callable[[Config, float], Config]
 ) -> Config:
-    """Return the base's config with the fixed and the given settings; `epsilon` among them
-    calibrates.
+    """Return the base's config with the fixed and the given settings.
+
+    If `epsilon` is among them, the config is calibrated to it.
     """
     wanted = sweep.fixed | settings
     epsilon = wanted.pop(EPSILON, None)
@@ -115,12 +113,12 @@ def member_config(
 
 
 def with_seed(config: Config, seed: int) -> Config:
-    """Return the config with another seed. Raises WrongInput for one out of bounds."""
+    """Return the config with another seed. Raises WrongInput for a seed out of bounds."""
     return from_flat(to_flat(config) | {"seed": seed})
 
 
 def values(name: str, given: Any) -> list[Scalar]:
-    """Return the values that a list, {from, to, step} or {log_from, log_to, count} means."""
+    """Return the values of a list, of {from, to, step} or of {log_from, log_to, count}."""
     if isinstance(given, list):
         return given
     if isinstance(given, Mapping) and given.keys() == {"from", "to", "step"}:
@@ -178,14 +176,14 @@ def _axis(name: str, given: Any) -> Axis:
 
 
 def _point(table: Mapping[str, Any]) -> Point:
-    """Return the point that a table of settings makes; its key `label` names it."""
+    """Return the point that a table of settings makes; its key `label` names the point."""
     settings = _settings({key: value for key, value in table.items() if key != "label"})
     told = ", ".join(f"{key}={_label(value)}" for key, value in settings.items())
     return Point(str(table.get("label", told)), settings)
 
 
 def _leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys with what is no section any more: a scalar, a list, a range."""
+    """Yield each dotted key with its value that is not a section: a scalar, a list or a range."""
     for key, value in nested.items():
         is_range = isinstance(value, Mapping) and bool({"from", "log_from"} & value.keys())
         if isinstance(value, Mapping) and not is_range:
@@ -233,7 +231,7 @@ def _label(value: Scalar) -> str:
 
 
 def distinct(found: list[Member]) -> list[Member]:
-    """Return the members without those that are the same run as one before."""
+    """Return the members without repetitions of an earlier run."""
     first: dict[tuple[str, int], Member] = {}
     for member in found:
         first.setdefault((member.config.hash, member.config.seed), member)

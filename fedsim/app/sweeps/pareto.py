@@ -1,6 +1,4 @@
-"""Utility against privacy over the runs of a sweep: means over seeds, the frontier, the cheapest
-good one.
-"""
+"""Utility against privacy over a sweep: means over seeds, the frontier, the cheapest setting."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,18 +19,17 @@ ATTACKS = {
 }
 """Columns of the table -> those of `load_runs`."""
 AXIS = "where."
-"""Stands before the name of a sweep's axis in columns, apart from what was measured."""
+"""Prefix of columns named after a sweep's axes; it separates them from measured columns."""
 CONFIDENCE = 0.95
 
 
 def pareto_table(runs: pd.DataFrame, axes: Sequence[str], metric: str = "") -> pd.DataFrame:
-    """Return a row for each setting of finished runs: figures over its seeds, with 95 %
-    t-intervals.
+    """Return a row for each setting of finished runs, with 95 % t-intervals over its seeds.
 
-    `axes` are columns of `runs` that name a setting. Columns: these, `hash`, `rule`, `mode`,
-    `unit`, `seeds`, `utility`, `attack_auc`, `exposure`, `audited_epsilon` (mean, `_low`, `_high`),
-    `epsilon` (the largest guarantee, infinite without DP), `delta`, `seconds` (mean of a run),
-    `frontier`.
+    `axes` are columns of `runs` that name a setting. The result has these columns, `hash`, `rule`,
+    `mode`, `unit`, `seeds`, `utility`, `attack_auc`, `exposure`, `audited_epsilon` (mean, `_low`,
+    `_high`), `epsilon` (the largest guarantee, infinite without DP), `delta`, `seconds` (mean of a
+    run), `frontier`.
     """
     done = runs[runs["status"] == "completed"]
     column = f"metrics.{metric or first_metric(done)}"
@@ -44,13 +41,14 @@ def pareto_table(runs: pd.DataFrame, axes: Sequence[str], metric: str = "") -> p
 
 
 def first_metric(runs: pd.DataFrame) -> str:
-    """Return the metric that is the utility where none is named; "" where the runs have none."""
+    """Return the metric that is the utility by default; "" if the runs have none."""
     return next((name for name in SHOWN if f"metrics.{name}" in runs), "")
 
 
 def frontier(utility: NDArray[np.float64], epsilon: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which points no other beats, with as much utility for less epsilon or more for as
-    little.
+    """Return whether each point is on the frontier: no other point is better.
+
+    A better point is at least as good in utility and epsilon, and strictly better in one of them.
     """
     better = (utility[None] >= utility[:, None]) & (epsilon[None] <= epsilon[:, None])
     strictly = (utility[None] > utility[:, None]) | (epsilon[None] < epsilon[:, None])
@@ -58,8 +56,9 @@ def frontier(utility: NDArray[np.float64], epsilon: NDArray[np.float64]) -> NDAr
 
 
 def cheapest(table: pd.DataFrame, within: float) -> pd.Series | None:
-    """Return the row of least epsilon (then of least time) whose utility is within a share of the
-    best.
+    """Return the row with the least epsilon (then least time) and good utility, or None.
+
+    Utility is good if it lies within the share `within` of the best.
     """
     if table.empty or table["utility"].isna().all():
         return None
@@ -68,7 +67,7 @@ def cheapest(table: pd.DataFrame, within: float) -> pd.Series | None:
 
 
 def cheapest_sentence(table: pd.DataFrame, axes: Sequence[str], metric: str, within: float) -> str:
-    """Return which setting is the cheapest within a share of the best utility, in words."""
+    """Return a sentence: which setting is the cheapest within a share of the best utility."""
     row = cheapest(table, within)
     if row is None:
         return "No run is finished yet, so none can be named the cheapest."
@@ -84,7 +83,7 @@ def cheapest_sentence(table: pd.DataFrame, axes: Sequence[str], metric: str, wit
 
 
 def t_interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the 95 % interval of a mean by Student's t; NaN below two values."""
+    """Return the 95 % interval of a mean by Student's t; NaN for fewer than two values."""
     if len(values) < 2:
         return np.nan, np.nan
     half = (
@@ -98,7 +97,7 @@ def t_interval(values: NDArray[np.float64]) -> tuple[float, float]:
 def write_table(table: pd.DataFrame, folder: Path, failed: Mapping[str, str]) -> dict[str, Path]:
     """Write `table.md`, `table.csv` and `table.parquet`; return them by suffix.
 
-    `failed`: run -> sentence.
+    `failed` maps a run to its error sentence.
     """
     make_folder(folder)
     paths = {suffix: folder / f"table.{suffix}" for suffix in ("md", "csv", "parquet")}
@@ -114,7 +113,7 @@ def write_table(table: pd.DataFrame, folder: Path, failed: Mapping[str, str]) ->
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table as texts for people: intervals beside means, what nobody has left out."""
+    """Return the table as texts for people: intervals beside means, without empty columns."""
     texts = pd.DataFrame(index=table.index)
     for name in table.columns:
         if name in ("hash", "rule", "mode", "unit", "delta") or table[name].isna().all():
@@ -163,9 +162,7 @@ def _row(group: pd.DataFrame, axes: Sequence[str], column: str) -> dict[str, obj
 
 
 def _guarantee(group: pd.DataFrame) -> float:
-    """Return the largest epsilon that a run of the group may have cost; infinite where one has no
-    DP.
-    """
+    """Return the largest guarantee of the group's runs; infinite if one has no DP."""
     if "privacy.epsilon_guarantee" not in group:
         return float("inf")
     return float(group["privacy.epsilon_guarantee"].fillna(np.inf).max())

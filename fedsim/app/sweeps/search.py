@@ -1,4 +1,4 @@
-"""A search instead of a grid: Optuna proposes settings; utility up, epsilon down, attack AUC down."""
+"""A search instead of a grid: Optuna raises utility and lowers epsilon and attack AUC."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ Calibrate = Callable[[Config, float], Config]
 
 @dataclass
 class SweepSearch:
-    """A study under way; its journal lies in the sweep's folder, so that a killed one goes on."""
+    """A running study. Its journal is in the sweep's folder, so a killed study can resume."""
 
     sweep: Sweep
     folder: SweepDir
@@ -49,7 +49,7 @@ class SweepSearch:
         return objectives_of(self.sweep)
 
     def members(self, params: Mapping[str, Scalar]) -> list[Member]:
-        """Return the runs of a trial, one a seed."""
+        """Return the runs of a trial, one for each seed."""
         config = member_config(self.sweep, dict(params), self.place, self.calibrate)
         where = {
             key: f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -58,7 +58,7 @@ class SweepSearch:
         return [Member(where, with_seed(config, seed)) for seed in self.sweep.seeds]
 
     def values(self, runs: list[Member]) -> list[float] | None:
-        """Return the objectives of a trial whose runs ended; None where one is missing."""
+        """Return the objectives of a trial whose runs ended; None if one is missing."""
         frame = self.folder.frame()
         mine = frame[frame["hash"] == runs[0].config.hash]
         if (mine["status"] == "completed").sum() < len(runs):
@@ -69,7 +69,7 @@ class SweepSearch:
 
 
 def check_search(sweep: Sweep) -> None:
-    """Refuse what no search could be. Raises WrongInput."""
+    """Refuse a sweep that cannot be searched. Raises WrongInput."""
     search = sweep.search
     unknown = [key for key in search if key not in KEYS]
     if unknown:
@@ -95,14 +95,14 @@ def check_search(sweep: Sweep) -> None:
 
 
 def objectives_of(sweep: Sweep) -> list[str]:
-    """Return the names of what a trial is measured by."""
+    """Return the names of a trial's objectives."""
     return list(sweep.search.get("objectives", ["utility", "epsilon"]))
 
 
 def open_search(
     sweep: Sweep, folder: SweepDir, place: Settings, calibrate: Calibrate
 ) -> SweepSearch:
-    """Return the search as its journal has it. Raises WrongInput without Optuna."""
+    """Return the search as its journal records it. Raises WrongInput without Optuna."""
     check_search(sweep)
     try:
         import optuna
@@ -122,7 +122,7 @@ def open_search(
         )
     study.sampler = optuna.samplers.TPESampler(
         seed=sweep.seeds[0] + len(study.trials)
-    )  # never the same draws
+    )  # a resumed search draws anew
     return SweepSearch(sweep, folder, place, calibrate, study)
 
 
@@ -138,8 +138,9 @@ def do_search(search: SweepSearch, jobs: int, console: Console) -> list[Member]:
 
 
 def suggest(trial: "optuna.Trial", space: Mapping[str, Any]) -> None:
-    """Let a trial choose a value for each setting: of a list, in {from, to[, step]} or {log_from,
-    log_to}.
+    """Let a trial choose a value for each setting.
+
+    A setting offers a list, {from, to[, step]} or {log_from, log_to}.
     """
     for key, given in flat_space(space).items():
         if isinstance(given, list):
@@ -157,7 +158,7 @@ def suggest(trial: "optuna.Trial", space: Mapping[str, Any]) -> None:
 
 
 def flat_space(space: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return dotted keys -> what may be chosen there."""
+    """Return dotted keys -> the choices for each."""
     flat: dict[str, Any] = {}
     for key, given in space.items():
         if isinstance(given, Mapping) and not {"from", "log_from"} & given.keys():
@@ -183,7 +184,7 @@ def _try(search: SweepSearch, trials: list["optuna.Trial"], jobs: int, console: 
 
 
 def _members(search: SweepSearch, params: Mapping[str, Scalar]) -> list[Member]:
-    """Return the runs of a trial, none where its settings cannot be together."""
+    """Return the runs of a trial; none if its settings conflict."""
     try:
         return search.members(params)
     except WrongInput:
@@ -191,7 +192,7 @@ def _members(search: SweepSearch, params: Mapping[str, Scalar]) -> list[Member]:
 
 
 def _recover(search: SweepSearch) -> None:
-    """Take up what an earlier process left: its runs, and the trials that it had begun."""
+    """Take over what an earlier process left: its runs, and its unfinished trials."""
     from optuna.trial import TrialState
 
     for trial in search.study.get_trials(deepcopy=False):
@@ -203,7 +204,7 @@ def _recover(search: SweepSearch) -> None:
 
 
 def _ended(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
-    """Return the trials that gave a result or failed; what a killed process left is pruned."""
+    """Return the trials that succeeded or failed; trials of a killed process are pruned."""
     from optuna.trial import TrialState
 
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))

@@ -1,6 +1,4 @@
-"""A sweep's folder, `<out>/<name>`: what was planned and what failed in `sweep.json`; the runs lie
-below.
-"""
+"""A sweep's folder, `<out>/<name>`: `sweep.json` holds plan and errors; the runs lie below."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +31,7 @@ class SweepDir:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """Return what `write_plan` wrote, with the errors that were told since."""
+        """Return the plan of `write_plan`, with the errors written since."""
         return read_json(self.path / "sweep.json")
 
     @property
@@ -43,12 +41,12 @@ class SweepDir:
 
     @property
     def log(self) -> Path:
-        """The file that takes what the runs print."""
+        """The file that receives the output of the runs."""
         return self.path / "workers.log"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the sweep for this process. Raises WrongInput when another one has it."""
+        """Hold the sweep for this process. Raises WrongInput when another process holds it."""
         make_folder(self.path)
         try:
             with FileLock(self.path / "lock", timeout=0):
@@ -59,7 +57,7 @@ class SweepDir:
             ) from None
 
     def write_plan(self, metric: str, axes: Sequence[str], runs: Sequence[Member]) -> None:
-        """Write down which runs the sweep means; errors of before stay until a run is tried again."""
+        """Write the planned runs; earlier errors stay until a run is tried again."""
         before = (
             {(row["hash"], row["seed"]): row["error"] for row in self.plan["runs"]}
             if self.exists
@@ -84,7 +82,7 @@ class SweepDir:
         write_json(self.path / "sweep.json", plan)
 
     def write_error(self, number: int, error: str) -> None:
-        """Write down how the run with this number in the plan ended: "" or a sentence."""
+        """Record how the run with this number in the plan ended: "" or a sentence."""
         plan = self.plan
         plan["runs"][number]["error"] = error
         write_json(self.path / "sweep.json", plan)
@@ -92,7 +90,7 @@ class SweepDir:
     def remembered(
         self, calibrate: Callable[[Config, float], Config]
     ) -> Callable[[Config, float], Config]:
-        """Return `calibrate`, which takes seconds, with what it found kept in `calibrations.json`."""
+        """Return a `calibrate` that stores its slow results in `calibrations.json`."""
         path = self.path / "calibrations.json"
         known = read_json(path) if path.is_file() else {}
 
@@ -107,7 +105,7 @@ class SweepDir:
         return remember
 
     def config_file(self, member: Member) -> Path:
-        """Write the whole config of a run for the process that will do it; return the file."""
+        """Write the whole config of a run, for the process that will do it; return the file."""
         folder = self.path / "configs"
         make_folder(folder)
         path = folder / f"{member.config.hash}-seed={member.config.seed}.toml"
@@ -119,7 +117,7 @@ class SweepDir:
         return RunDir(self.path / row["hash"] / f"seed={row['seed']}")
 
     def frame(self) -> pd.DataFrame:
-        """Return `load_runs` of the plan's runs that were begun, with a column for each axis."""
+        """Return `load_runs` of the plan's started runs, with a column for each axis."""
         begun = [row for row in self.plan["runs"] if self.run_of(row).exists]
         if not begun:
             return pd.DataFrame({"status": pd.Series(dtype=str), "hash": pd.Series(dtype=str)})
@@ -129,7 +127,7 @@ class SweepDir:
         return frame
 
     def failed(self) -> dict[str, str]:
-        """Return run -> sentence for the runs that failed when they were last tried."""
+        """Return run -> sentence, for the runs whose last try failed."""
         return {named(row): row["error"] for row in self.plan["runs"] if row["error"]}
 
 

@@ -1,9 +1,8 @@
-"""A process that does runs one after another: `python -m fedsim.app.sweeps.worker`; `fedsim sweep`
-starts it.
+"""A worker process of `fedsim sweep`, `python -m fedsim.app.sweeps.worker`: one run after another.
 
-Each line of stdin is the path of a config; each line of stdout answers with how that run ended, as
-JSON. When stdin closes, the process ends at once: a sweep that is killed leaves nothing running
-behind. What a run loads of data is kept for the next one (see `load_holdings`).
+Each line of stdin is the path of a config. Each line of stdout tells in JSON how that run ended.
+When stdin closes, the process ends at once, so a killed sweep leaves no process behind. The next
+run reuses loaded data (see `load_holdings`).
 """
 
 import json
@@ -22,7 +21,7 @@ from fedsim.config import load
 from fedsim.errors import RunFailed, WrongInput, first_line
 
 PATIENCE_S = 30.0
-"""How long a run may still be held by a worker of a sweep that was just killed."""
+"""Seconds to wait for a run that a worker of a killed sweep may still hold."""
 
 
 def main() -> None:
@@ -30,14 +29,14 @@ def main() -> None:
     sys.path.insert(0, os.getcwd())
     keep_freed_memory()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a run prints goes to the log
+    os.dup2(2, 1)  # the output of a run goes to the log
     for path in wanted():
         answers.write(json.dumps({"error": how_it_ended(path)}) + "\n")
         answers.flush()
 
 
 def wanted() -> Iterator[Path]:
-    """Yield the paths as they come in; end the process when nobody can send one any more."""
+    """Yield the paths as they come in; end the process when stdin closes."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def listen() -> None:
@@ -51,7 +50,7 @@ def wanted() -> Iterator[Path]:
 
 
 def how_it_ended(path: Path) -> str:
-    """Do a run; return "" or the sentence of what was wrong."""
+    """Do a run; return "" or its error as a sentence."""
     from fedsim.app.engines.local import run_local
     from fedsim.app.rundir.run_dir import RunDir
 
@@ -61,14 +60,14 @@ def how_it_ended(path: Path) -> str:
         run_local(config)
     except (WrongInput, RunFailed) as error:
         return str(error)
-    except Exception as error:  # whatever own code or a library raises ends this run and no other
+    except Exception as error:  # any error ends only this run
         traceback.print_exc()
         return f"{type(error).__name__}: {first_line(error)}"
     return ""
 
 
 def _wait_for(lock: Path) -> None:
-    """Wait until the last process that held a run is gone; the run itself says when it stays."""
+    """Wait until the last process that held a run is gone, or until `PATIENCE_S` is over."""
     if not lock.exists():
         return
     try:

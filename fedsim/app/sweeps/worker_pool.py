@@ -1,4 +1,4 @@
-"""Runs side by side: worker processes that share the cores, one run each at a time."""
+"""Parallel runs: worker processes share the cores; each does one run at a time."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from typing import IO, Any
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 RUNS_A_PROCESS = 20
-"""A process keeps something of each run in memory; after so many another takes its place."""
+"""Runs after which a process is replaced, because each run leaves something in its memory."""
 Told = Callable[[int, str], None]
 
 
 class Worker:
-    """One `fedsim.app.sweeps.worker` process; another is started where the last one died."""
+    """One `fedsim.app.sweeps.worker` process; a new one replaces it when it dies."""
 
     def __init__(self, threads: int, log: IO[Any]) -> None:
         self.threads = threads
@@ -38,7 +38,7 @@ class Worker:
         self.end()
 
     def run(self, config: Path) -> str:
-        """Do the run of a config file; return "" or the sentence of what was wrong."""
+        """Do the run of a config file; return "" or its error as a sentence."""
         if self.done and self.done % RUNS_A_PROCESS == 0:
             self.end()
         self.done += 1
@@ -54,10 +54,13 @@ class Worker:
         if line:
             return str(json.loads(line)["error"])
         self.end()
-        return f"the process ended with exit code {process.returncode}; too little memory is a usual reason"
+        return (
+            f"the process ended with exit code {process.returncode}; "
+            "too little memory is a usual reason"
+        )
 
     def end(self) -> None:
-        """End the process: it leaves by itself when its stdin closes."""
+        """End the process: closing its stdin makes it leave by itself."""
         process = self.process
         self.process = None
         if process is not None:
@@ -77,7 +80,7 @@ class Worker:
 def run_all(configs: Sequence[Path], jobs: int, threads: int, log: Path, told: Told) -> None:
     """Do the runs of all config files, `jobs` at a time with `threads` threads each.
 
-    `told(i, error)` is called, one call at a time, as each run ends: error is "" where it was done.
+    `told(i, error)` is called when a run ends, one call at a time; `error` is "" after success.
     """
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for i in range(len(configs)):

@@ -1,4 +1,4 @@
-"""`fedsim calibrate`: the setting that makes a guarantee an epsilon."""
+"""`fedsim calibrate`: finds the setting that makes a guarantee an epsilon."""
 
 from typing import Annotated
 

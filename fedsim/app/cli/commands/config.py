@@ -38,7 +38,7 @@ def config(
 
 
 def names_of(section: str, key: str) -> str:
-    """Return the names that a key chooses from, by the table that holds them."""
+    """Return the names that a key can take, from the table that holds them."""
     from fedsim.app.audits.membership.views import VIEWS
     from fedsim.app.audits.schedule import EVALUATORS
     from fedsim.app.server.trackers import TRACKERS
@@ -67,7 +67,7 @@ def names_of(section: str, key: str) -> str:
 
 
 def described(section: str, key: str, description: str) -> str:
-    """Return a description with the names of its table in it."""
+    """Return a description together with the names from its table."""
     return (
         description.replace(NAMES, names_of(section, key)) if NAMES in description else description
     )
@@ -76,7 +76,7 @@ def described(section: str, key: str, description: str) -> str:
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of an experiment's TOML."""
     found = Config.model_json_schema(by_alias=True)
-    found["description"] = found["description"].partition("\n")[0]  # without the example in Python
+    found["description"] = found["description"].partition("\n")[0]  # drops the Python example
     for name, field in Config.model_fields.items():
         section = _section(field)
         properties = found["$defs"][section.__name__]["properties"] if section else {}
@@ -86,9 +86,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def commented() -> str:
-    """Return a TOML file of all defaults; above each setting stands what it means and what it may
-    be.
-    """
+    """Return a TOML file of all defaults, with comments on meaning and bounds."""
     tops = {name: field for name, field in Config.model_fields.items() if _section(field) is None}
     parts = ["\n".join(line for name, field in tops.items() for line in _setting("", name, field))]
     for name, field in Config.model_fields.items():
@@ -100,7 +98,7 @@ def commented() -> str:
 
 
 def bounds(field: FieldInfo) -> str:
-    """Return what a setting may be, in words; "" where anything of its type may."""
+    """Return the values that a setting may have, in words; "" where its type is the only limit."""
     if get_origin(field.annotation) is Literal:
         return " | ".join(str(choice) or '""' for choice in get_args(field.annotation))
     limits = [

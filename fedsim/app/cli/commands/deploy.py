@@ -19,14 +19,16 @@ def init(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The SuperLink's port.")] = 9092,
     nodes: Annotated[int, typer.Option(min=1, max=1000, help="Nodes that get a key.")] = 2,
 ) -> None:
-    """Write a CA, the SuperLink's certificate, node keys, configs, start scripts and systemd units."""
+    """Write a CA, the SuperLink's certificate, node keys, configs, start scripts and systemd
+    units.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise WrongInput(
             f"{str(folder)!r} is not empty, and keys are never written over; name a new folder"
         )
     from fedsim.app.engines.deployment import (
         write_deployment,
-    )  # cryptography only where keys are wanted
+    )  # imports cryptography, only for keys
 
     write_deployment(folder.resolve(), host, port, nodes)
     print(

@@ -1,4 +1,4 @@
-"""`fedsim doctor`: whether this machine and this installation can do what fedsim wants of them."""
+"""`fedsim doctor`: checks whether this machine and this installation can run fedsim."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ WANTED = {
     "ray": ("2.31", ""),
     "opacus": ("1.5", ""),
 }
-"""Package -> lowest version, and the first one that is too new."""
+"""Package -> the lowest version that works, and the first that is too new."""
 OPTIONAL = {"optuna": "fedsim sweep with [search]", "tensorboard": "place.trackers = tensorboard"}
 OURS = ("fedsim", "strategies", "clients")
 LEAST_GIB = 1.0
@@ -32,7 +32,7 @@ LEAST_GIB = 1.0
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at; `ok` is None where it is only told."""
+    """One result of a check; `ok` is None where the text only informs."""
 
     name: str
     ok: bool | None
@@ -45,7 +45,9 @@ def doctor(
     out_dir: Out = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only what is red.")] = False,
 ) -> None:
-    """Check Python, torch, CUDA, Ray, Flower, shadowed packages, the data directory and the disk."""
+    """Check Python, torch, CUDA, Ray, Flower, shadowed packages, the data directory and the
+    disk.
+    """
     checks = list(all_checks(data_dir, Path(out_dir or "runs")))
     table = Table("", "what", "found", "what to do")
     for check in checks:
@@ -84,7 +86,7 @@ def all_checks(data_dir: str | None, runs: Path) -> Iterator[Check]:
 def package_check(
     name: str, lowest: str, too_new: str, find: Callable[[str], str] | None = None
 ) -> Check:
-    """Check that a package is there in a version that is known to work."""
+    """Check that a package is installed in a version that is known to work."""
     found = (find or installed)(name)
     if not found:
         return Check(name, False, "not installed", f"pip install '{name}>={lowest}'")
@@ -96,7 +98,7 @@ def package_check(
 
 
 def cuda_check() -> Check:
-    """Tell whether torch sees a GPU; that none is there is no fault."""
+    """Tell whether torch sees a GPU. A machine without one passes too."""
     try:
         import torch
     except ImportError as error:
@@ -107,7 +109,7 @@ def cuda_check() -> Check:
 
 
 def shadow_check(name: str, ours: Path) -> Check:
-    """Check that Python finds our package of this name, and not one of another distribution."""
+    """Check that Python finds our package of this name, not that of another distribution."""
     spec = find_spec(name)
     origin = Path(spec.origin).parent if spec and spec.origin else None
     good = origin == ours / name
@@ -117,7 +119,7 @@ def shadow_check(name: str, ours: Path) -> Check:
 
 
 def data_check(named: str) -> Check:
-    """Check the data directory, where one is named."""
+    """Check the data directory, if one is named."""
     if not named:
         return Check(
             "data directory", None, "none named", "--data-dir, place.data_dir or FEDSIM_DATA"
@@ -138,7 +140,7 @@ def data_check(named: str) -> Check:
 
 
 def disk_check(runs: Path) -> Check:
-    """Check that runs can be written, with room left."""
+    """Check that runs can be written and that the disk has room left."""
     folder = next(path for path in (runs.absolute(), *runs.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free / 2**30
     good = os.access(folder, os.W_OK) and free >= LEAST_GIB

@@ -27,7 +27,7 @@ def report(
     """Write one self-contained page: RUN/report.html of a run, reports/TIME/report.html of more."""
     from fedsim.app.report.write import (
         report_on,
-    )  # matplotlib and templates only where a page is wanted
+    )  # imports matplotlib, only for pages
 
     checks: list[SanityCheck] = []
     if sanity:

@@ -73,6 +73,6 @@ def run(
 def _report(found: "RunDir") -> Path:
     from fedsim.app.report.write import (
         write_report,
-    )  # matplotlib and templates only where a page is wanted
+    )  # imports matplotlib, only for pages
 
     return write_report(found)

@@ -1,4 +1,4 @@
-"""`fedsim runs`: the runs that there are."""
+"""`fedsim runs`: lists the runs."""
 
 from pathlib import Path
 

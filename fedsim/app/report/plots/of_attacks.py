@@ -12,14 +12,14 @@ from fedsim.app.report.plots.style import SERIES, draw_figure, draw_panels
 from fedsim.audit.findings import LowerBound, Membership
 
 LOWEST = 1e-3
-"""The false positive rate at which a log-log ROC begins."""
+"""The false positive rate where a log-log ROC begins."""
 NULL_EXPOSURE = 1.44
 """Expected exposure of a secret that was never seen, in bits: 1 / ln 2."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A named value with its interval; without one both ends are the value."""
+    """A named value with its interval. Without an interval, both ends equal the value."""
 
     name: str
     value: float
@@ -28,9 +28,7 @@ class Point:
 
 
 def roc_curves(attacks: Sequence[Membership]) -> Figure:
-    """True against false positive rates, log-log, one curve an attack; shaded: what the guarantee
-    forbids.
-    """
+    """ROC curves, log-log, one for each attack; the area that the guarantee forbids is shaded."""
 
     def draw(axes: Axes) -> None:
         grid = np.geomspace(LOWEST, 1, 100)
@@ -54,7 +52,7 @@ def roc_curves(attacks: Sequence[Membership]) -> Figure:
 
 
 def _draw_region(axes: Axes, attacks: Sequence[Membership]) -> None:
-    """Shade what the guarantee forbids the first attack that it bounds."""
+    """Shade the area that the guarantee forbids, for the first attack that it bounds."""
     for attack in attacks:
         fpr = attack.figures.curve.fpr
         region = attack.region
@@ -65,7 +63,7 @@ def _draw_region(axes: Axes, attacks: Sequence[Membership]) -> None:
 
 
 def exposure_histogram(exposures: Sequence[float], null: Sequence[float]) -> Figure:
-    """How exposed canaries are, in bits, beside secrets that were never planted; as shares of each."""
+    """Exposure in bits of planted canaries and of secrets never planted, as shares of each."""
 
     def draw(axes: Axes) -> None:
         bins = np.linspace(0, max([*exposures, *null, 1.0]), 16).tolist()
@@ -85,7 +83,7 @@ def exposure_histogram(exposures: Sequence[float], null: Sequence[float]) -> Fig
 
 
 def by_slice(points: Sequence[Point], axis: str, label: str, chance: float) -> Figure:
-    """A figure on each part of a whole, with its interval; dashed: chance.
+    """A value for each part of a whole, with its interval; the dashed line is chance.
 
     `axis` names the parts.
     """
@@ -108,9 +106,7 @@ def by_slice(points: Sequence[Point], axis: str, label: str, chance: float) -> F
 
 
 def audit_bounds(bounds: Sequence[LowerBound]) -> Figure:
-    """What each audit certifies (dot), the most that it could (bar), and what the ledger states
-    (line).
-    """
+    """Bounds of each audit: certified (dot), highest possible (bar), by the ledger (line)."""
 
     def draw(axes: Axes) -> None:
         for place, bound in enumerate(bounds):
@@ -133,7 +129,7 @@ def audit_bounds(bounds: Sequence[LowerBound]) -> Figure:
 
 
 def panel(parts: Mapping[str, Callable[[Axes], None]]) -> Figure:
-    """Plots by round below one another, each with its name as label."""
+    """Plots by round, one below another, each labelled with its name."""
 
     def named(name: str, draw: Callable[[Axes], None]) -> Callable[[Axes], None]:
         def both(axes: Axes) -> None:
@@ -154,7 +150,7 @@ def panel(parts: Mapping[str, Callable[[Axes], None]]) -> Figure:
 def lines(
     series: Mapping[str, Sequence[tuple[float, float]]], floor: float = 0.0
 ) -> Callable[[Axes], None]:
-    """Return what draws each series of (round, value), with a legend where there are several."""
+    """Return a function that draws each series of (round, value); several series get a legend."""
     highest = max((value for points in series.values() for _, value in points), default=1.0)
 
     def draw(axes: Axes) -> None:
@@ -170,12 +166,12 @@ def lines(
 
 
 def attack_name(attack: Membership) -> str:
-    """Return an attack with its AUC, for a legend."""
+    """Return an attack's name with its AUC, for a legend."""
     return f"{attack.attack.replace('_', ' ')} ({attack.figures.area.auc:.2f})"
 
 
 def _folded(name: str) -> str:
-    """Return a long name in two lines."""
+    """Return a long name broken into two lines."""
     words = name.split()
     half = (len(words) + 1) // 2
     return name if len(name) < 14 else "\n".join([" ".join(words[:half]), " ".join(words[half:])])

@@ -1,4 +1,4 @@
-"""Figures of a run, from its files. Lines and text take the colour of the page they stand on."""
+"""Figures of a run, from its files. Lines and text take the colour of the surrounding page."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,7 +10,7 @@ from fedsim.app.rundir.files import Row
 
 
 def learning_curve(rows: list[Row], names: list[str], reference: dict[str, float]) -> Figure:
-    """Test metrics by round; a dashed line is the centralised reference of the same colour."""
+    """Test metrics by round. A dashed line of the same colour is the centralised reference."""
 
     def draw(axes: Axes) -> None:
         for name, colour in zip(names, SERIES, strict=False):
@@ -28,7 +28,7 @@ def learning_curve(rows: list[Row], names: list[str], reference: dict[str, float
 
 
 def activity_histogram(activity: NDArray[np.int64], of: str = "public activity") -> Figure:
-    """How many devices have how many examples, in powers of two."""
+    """The number of devices by number of examples, in powers of two."""
 
     def draw(axes: Axes) -> None:
         held = activity[activity > 0]
@@ -43,9 +43,7 @@ def activity_histogram(activity: NDArray[np.int64], of: str = "public activity")
 def participation_by_activity(
     activity: NDArray[np.int64], participation: NDArray[np.int64], rounds: int
 ) -> Figure:
-    """The share of rounds in which devices were selected, by activity: mean and range in powers of
-    two.
-    """
+    """The share of rounds that selected a device, by activity: mean and range per power of two."""
 
     def draw(axes: Axes) -> None:
         held = activity > 0
@@ -64,7 +62,7 @@ def participation_by_activity(
 
 
 def by_decile(values: list[float], metric: str) -> Figure:
-    """The mean metric over tenths of the devices, least active first."""
+    """The mean metric of each tenth of the devices; the least active come first."""
 
     def draw(axes: Axes) -> None:
         axes.bar(range(1, len(values) + 1), values, color=SERIES[0])
@@ -106,7 +104,7 @@ def heat_map(values: NDArray[np.float64], x: str, y: str) -> Figure:
 
 
 def arrivals(sizes: list[NDArray[np.int64]], names: list[str]) -> Figure:
-    """How many examples arrive in, and are held during, each period."""
+    """The number of examples that arrive in each period, and that devices hold during it."""
 
     def draw(axes: Axes) -> None:
         for counts, name, colour in zip(sizes, names, SERIES, strict=False):
@@ -133,7 +131,7 @@ def reachable_by_hour(share: NDArray[np.float64]) -> Figure:
 
 
 def forgetting_matrix(matrix: NDArray[np.float64], metric: str) -> Figure:
-    """The metric after each period (rows, from untrained) on the test examples of each (columns)."""
+    """The metric after each period (rows, from untrained) on each period's test (columns)."""
 
     def draw(axes: Axes) -> None:
         axes.grid(visible=False)
@@ -152,7 +150,7 @@ def forgetting_matrix(matrix: NDArray[np.float64], metric: str) -> Figure:
 
 
 def prequential_curve(matrix: NDArray[np.float64], metric: str) -> Figure:
-    """Each period as a test: before it is trained on, right after, and at the end."""
+    """The metric on each period's test: before training on it, right after, and at the end."""
 
     def draw(axes: Axes) -> None:
         periods = np.arange(1, matrix.shape[1] + 1)

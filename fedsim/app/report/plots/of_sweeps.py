@@ -1,6 +1,4 @@
-"""Figures over many runs: utility against privacy, what attacks found beside it, curves side by
-side.
-"""
+"""Figures over many runs: utility against privacy, leakage, and curves side by side."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,8 +16,7 @@ COLOURS = "viridis"
 
 
 def pareto(table: pd.DataFrame, metric: str) -> Figure:
-    """Utility with its interval against epsilon; a line joins the frontier, colour is the attack's
-    AUC.
+    """Utility with its interval against epsilon. A line joins the frontier; colour is attack AUC.
 
     `table` is that of `pareto_table`. Runs without a guarantee stand at the right edge, "no DP".
     """
@@ -110,7 +107,7 @@ def leakage(table: pd.DataFrame) -> Figure:
 
 
 def curves(runs: Mapping[str, Sequence[tuple[float, float]]], metric: str) -> Figure:
-    """A metric by round, a line a run."""
+    """A metric by round, with one line for each run."""
 
     def draw(axes: Axes) -> None:
         for (name, points), colour, marker in zip(
@@ -129,9 +126,7 @@ def curves(runs: Mapping[str, Sequence[tuple[float, float]]], metric: str) -> Fi
 
 
 def places(epsilon: pd.Series) -> pd.Series:
-    """Return where each epsilon stands on a logarithmic axis; those without a guarantee to the
-    right.
-    """
+    """Return each epsilon's place on a logarithmic axis; runs without DP stand at the right."""
     known = epsilon[np.isfinite(epsilon)]
     right = 2 * known.max() if len(known) else 1.0
     return epsilon.where(np.isfinite(epsilon), right)
@@ -151,7 +146,7 @@ def _epsilon_axis(axes: Axes, epsilon: pd.Series) -> None:
 
 
 def _series(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Return the rows by selection rule and mode; the mode is named where there are two."""
+    """Return the rows by selection rule and mode; two modes stand in the names."""
     modes = table["mode"].nunique() > 1
     groups = table.groupby(["rule", "mode"], sort=False)
     return [(f"{rule}, {mode}" if modes else str(rule), group) for (rule, mode), group in groups]

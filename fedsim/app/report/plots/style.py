@@ -1,4 +1,4 @@
-"""The style of all figures, and how they become SVG, PNG and PDF."""
+"""The style of all figures, and their export as SVG, PNG and PDF."""
 
 import html
 import io
@@ -35,24 +35,24 @@ STYLE: dict[Any, Any] = {
 
 
 SIZE = (6.4, 3.8)
-"""Inches; at 360 px of page width the text is still legible."""
+"""Width and height in inches; the text is still legible on a page 360 px wide."""
 
 
 COLUMN = 3.5
-"""Inches of a paper's column."""
+"""The width of a paper's column, in inches."""
 
 
 def inline_svg(figure: Figure, name: str = "figure", words: str = "") -> str:
     """Return the figure as an SVG element whose ink is the page's `currentColor`.
 
-    `name` stands before every id, so that figures of one page do not mix; `words` tell what it
-    shows.
+    `name` stands before every id, so that the ids of two figures on a page differ. `words` describe
+    the figure.
     """
     text = _svg(figure)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text[text.index("<svg") :])
     label = f'<svg role="img" aria-label="{html.escape(words)}"'
     text = text.replace("<svg", label, 1).replace(INK, "currentColor")
-    for i, colour in enumerate(SERIES):  # pages have lighter ones for the dark
+    for i, colour in enumerate(SERIES):  # pages use lighter ones in dark mode
         text = text.replace(colour, f"var(--series-{i}, {colour})")
     return text
 
@@ -72,7 +72,7 @@ def save(figure: Figure, folder: Path, name: str) -> None:
 
 
 def _scale(figure: Figure, factor: float) -> None:
-    """Scale what is measured in points: text, lines, markers."""
+    """Scale everything measured in points: text, lines, markers."""
     for text in figure.findobj(Text):
         text.set_fontsize(float(text.get_fontsize()) * factor)
     for line in figure.findobj(Line2D):
@@ -81,12 +81,12 @@ def _scale(figure: Figure, factor: float) -> None:
 
 
 def draw_figure(draw: Callable[[Axes], None]) -> Figure:
-    """Return a figure of one plot in the page's style."""
+    """Return a figure with one plot in the page's style."""
     return draw_panels([draw], SIZE[1])
 
 
 def draw_panels(draws: Sequence[Callable[[Axes], None]], height: float) -> Figure:
-    """Return a figure of plots below one another that share their x axis; `height` in inches."""
+    """Return a figure of stacked plots that share their x axis; `height` is in inches."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(SIZE[0], height), layout="constrained")
         figure.patch.set_alpha(0)
