@@ -51,22 +51,7 @@ def run_rounds(server: Server, watch: Watch) -> str:
         why = server.spending.enter(round)
         if why:
             break
-        start = time.perf_counter()
-        messages = strategy.configure_train(
-            round, pack_params(strategy.state.params), ConfigRecord(), server.grid
-        )
-        replies = server.nodes.exchange(messages, round)
-        _, metrics = strategy.aggregate_train(round, replies)
-        trained = time.perf_counter()
-        done = evaluated(server, round_done(server, round, metrics), period)
-        seconds = trained - start
-        done = replace(
-            done,
-            time_train_s=seconds,
-            time_devices_per_s=done.devices / seconds,
-            time_evaluate_s=time.perf_counter() - trained,
-        )
-        row = done.row()
+        row = do_round(server, round, period).row()
         check_finite(row)
         run.append_row(row)
         run.write_checkpoint(as_checkpoint(strategy.state), server.config.place.keep)
@@ -77,6 +62,24 @@ def run_rounds(server: Server, watch: Watch) -> str:
     measure_periods(server)
     audit_round(server, ended=True)
     return why
+
+
+def do_round(server: Server, round: int, period: int) -> Round:
+    """Select, train, aggregate and evaluate once; return what the round did."""
+    strategy = server.strategy
+    start = time.perf_counter()
+    params = pack_params(strategy.state.params)
+    messages = strategy.configure_train(round, params, ConfigRecord(), server.grid)
+    replies = server.nodes.exchange(messages, round)
+    _, metrics = strategy.aggregate_train(round, replies)
+    trained = time.perf_counter()
+    done = evaluated(server, round_done(server, round, metrics), period)
+    return replace(
+        done,
+        time_train_s=trained - start,
+        time_devices_per_s=done.devices / (trained - start),
+        time_evaluate_s=time.perf_counter() - trained,
+    )
 
 
 def audit_round(server: Server, ended: bool = False) -> None:

@@ -22,7 +22,6 @@ from fedsim.app.rundir.manifest import check_resume, check_roster, make_manifest
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.app.server.centralised import train_centralised
 from fedsim.app.server.check_experiment import (
-    Experiment,
     check_audited,
     check_config,
     check_examples,
@@ -90,37 +89,78 @@ def _run(
     if resumed:
         config = config.model_copy(update={"place": with_plan(config.place, run.manifest["plan"])})
     torch.set_num_threads(threads(config.place))
-    folder = data_dir(config.place, node_config)
     check_config(config)
-    mirrors = Mirrors(config)
-    nodes = Nodes(grid, config.place)
-    roster = nodes.roster(1 if config.stream.mode == "static" else EVER)
-    holdings = _holdings(config, folder, roster)
-    roster = nodes.follow(roster, 1)
-    federation = holdings.dataset
-    noise = noise_source(config, roster.real)
-    check_audited(config, roster.real)
-    server = _make_server(check_experiment(config, holdings, roster, noise), nodes, run, another)
+    server = _make_server(grid, config, data_dir(config.place, node_config), run, another)
     if resumed:
-        check_resume(run, config, federation, noise.kind)
-        check_roster(run.manifest.get("roster", ""), roster.devices)
+        _check_begun(server)
     else:
-        run.set_aside()
-        manifest = make_manifest(
-            config, federation, len(np.unique(roster.nodes)), noise.kind, roster.devices
-        )
-        activity = public_activity(federation.activity, config.data.activity_public)
-        run.create(config, manifest, federation.spec, federation.devices, activity)
-        write_plan(run, config, federation)
+        _begin(server)
     setup_s = time.perf_counter() - start
+    mirrors = Mirrors(config)
     mirrors.begin(run.path)
     with logged(run.path) if config.place.metrics else nullcontext():
         why = rounds_or_reason(server, mirrors.watching(watch))
     mirrors.close()
-    reference = train_centralised(config, holdings) if config.train.centralised else {}
+    _finish(server, setup_s, why)
+
+
+def _make_server(
+    grid: Grid, config: Config, folder: Path | None, run: RunDir, another: Another
+) -> Server:
+    """Ask the nodes for their devices and build what the rounds need; write nothing."""
+    nodes = Nodes(grid, config.place)
+    roster = nodes.roster(1 if config.stream.mode == "static" else EVER)
+    holdings = _holdings(config, folder, roster)
+    roster = nodes.follow(roster, 1)
+    check_audited(config, roster.real)
+    noise = noise_source(config, roster.real)
+    found = check_experiment(config, holdings, roster, noise)
+    hours = holdings.active_hours() if config.availability.rule == "clock" else None
+    strategy = Federated(config, roster, found.cohorts.state.params, hours, noise)
+    spending = make_spending(config, holdings, strategy, run)
+    return Server(
+        config,
+        holdings,
+        found.module,
+        found.task,
+        strategy,
+        nodes,
+        run,
+        spending,
+        another,
+    )
+
+
+def _check_begun(server: Server) -> None:
+    """Refuse to go on with other data, code, noise or devices than the run began with."""
+    roster = server.strategy.roster
+    check_resume(server.run, server.config, server.federation, server.strategy.noise.kind)
+    check_roster(server.run.manifest.get("roster", ""), roster.devices)
+
+
+def _begin(server: Server) -> None:
+    """Set an earlier run aside and write what is known before the first round."""
+    config = server.config
+    run = server.run
+    federation = server.federation
+    roster = server.strategy.roster
+    run.set_aside()
+    nodes = len(np.unique(roster.nodes))
+    noise = server.strategy.noise.kind
+    manifest = make_manifest(config, federation, nodes, noise, roster.devices)
+    activity = public_activity(federation.activity, config.data.activity_public)
+    run.create(config, manifest, federation.spec, federation.devices, activity)
+    write_plan(run, config, federation)
+
+
+def _finish(server: Server, setup_s: float, why: str) -> None:
+    """Train the reference, write the privacy statement and the summary."""
+    config = server.config
+    run = server.run
+    reference = train_centralised(config, server.holdings) if config.train.centralised else {}
     run.write_manifest(run.manifest | {"finished": now()})
     # a shadow is a tool of an audit and makes no privacy promise
-    privacy = {} if config.audit.shadow else write_statement(server.spending, federation)
+    privacy = {} if config.audit.shadow else write_statement(server.spending, server.federation)
     run.write_summary(summarise(server, reference, setup_s, why, privacy))
     write_health(run, config, server.spending, why or "completed")
 
@@ -140,22 +180,3 @@ def _holdings(config: Config, folder: Path | None, roster: Roster) -> Holdings:
     if roster.real and config.data.source == "files":
         return announced_holdings(config, folder, roster.devices, roster.activity)
     return load_holdings(config, folder)
-
-
-def _make_server(found: Experiment, nodes: Nodes, run: RunDir, another: Another) -> Server:
-    config = found.config
-    hours = found.holdings.active_hours() if config.availability.rule == "clock" else None
-    drawn = found.cohorts
-    strategy = Federated(config, drawn.roster, drawn.state.params, hours, drawn.noise)
-    spending = make_spending(config, found.holdings, strategy, run)
-    return Server(
-        config,
-        found.holdings,
-        found.module,
-        found.task,
-        strategy,
-        nodes,
-        run,
-        spending,
-        another,
-    )

@@ -1,11 +1,12 @@
 """The summary of a finished run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedsim.app.budget.delta import delta_of
 from fedsim.app.rundir.audit_file import attacks
 from fedsim.app.rundir.metrics import last_metrics, mean_flips, period_matrix, transfer
+from fedsim.app.rundir.round_record import Round
 from fedsim.app.server.session import Server
 from fedsim.data.federation import count_unseen_labels
 
@@ -23,31 +24,21 @@ def summarise(
     """
     config = server.config
     federation = server.federation
-    rows = server.run.rows()
-    rounds = server.run.rounds()
-    matrix = period_matrix(server.run.rows("periods.jsonl"), server.task.metric)
-    train_s = sum(done.time_train_s for done in rounds)
     summary: dict[str, Any] = {
         "schema": config.schema_,
         "name": config.name,
         "status": "completed",
         "config_hash": config.hash,
         "seed": config.seed,
-        "rounds": len(rows),
+        "rounds": len(server.run.rows()),
         "devices": int((server.holdings.sizes > 0).sum()),
         "devices_all": len(federation.devices),
         "devices_empty": int((server.holdings.sizes == 0).sum()),
         "examples": int(server.holdings.sizes.sum()),
         "test_labels_unseen": count_unseen_labels(federation),
-        "metrics": last_metrics(rows)
-        | transfer(matrix, server.task.metric)
-        | mean_flips(server.run.rows("releases.jsonl")),
+        "metrics": metrics_of(server),
         "reference": {"centralised": reference} if reference else {},
-        "time": {
-            "setup_s": setup_s,
-            "train_s": train_s,
-            "devices_per_s": sum(done.devices for done in rounds) / train_s if train_s else 0.0,
-        },
+        "time": {"setup_s": setup_s} | training_time(server.run.rounds()),
         "privacy": dict(privacy),
         "attacks": attacks(server.run),
     }
@@ -56,3 +47,18 @@ def summarise(
     if why:
         summary["stopped_early"] = why
     return summary
+
+
+def metrics_of(server: Server) -> dict[str, float]:
+    """Return the last metrics, and what periods and releases tell of forgetting and flips."""
+    run = server.run
+    matrix = period_matrix(run.rows("periods.jsonl"), server.task.metric)
+    over_periods = transfer(matrix, server.task.metric)
+    return last_metrics(run.rows()) | over_periods | mean_flips(run.rows("releases.jsonl"))
+
+
+def training_time(rounds: Sequence[Round]) -> dict[str, float]:
+    """Return the seconds of all rounds' training, and the devices a second."""
+    seconds = sum(done.time_train_s for done in rounds)
+    devices = sum(done.devices for done in rounds)
+    return {"train_s": seconds, "devices_per_s": devices / seconds if seconds else 0.0}
