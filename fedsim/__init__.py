@@ -81,10 +81,10 @@ OFFERED = {
 __all__ = [*OFFERED, "__version__"]
 
 
-if not TYPE_CHECKING:  # a type checker would take any name for offered
+if not TYPE_CHECKING:  # or a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
-        """Import what is offered at its first use."""
+        """Import the module of an offered name at its first use."""
         if name not in OFFERED:
             raise AttributeError(f"module 'fedsim' has no attribute {name!r}")
         return getattr(import_module(OFFERED[name]), name)

@@ -1,8 +1,8 @@
 """The configuration of an experiment: frozen sections of scalars, nested once.
 
 One `Config` maps one to one onto an experiment's TOML, onto `--set section.key=value` and onto
-Flower's flat `run_config`. What changes results is hashed into the run's identity; the section
-`[place]` (folders, torch device, threads) is not.
+Flower's flat `run_config`. Settings that change results are hashed into the run's identity; those
+of `[place]` (folders, torch device, threads) are not.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ Counts = Annotated[int | str, BeforeValidator(_counts)]
 Instant = Annotated[
     str, BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value)
 ]
-"""ISO 8601; TOML's own dates and date-times are taken, too."""
+"""ISO 8601; TOML's own dates and date-times are accepted, too."""
 
 
 class Section(BaseModel):
@@ -69,7 +69,8 @@ class Data(Section):
     dev: str = Field("", description="files for early stopping, globs; empty = by the split column")
     test: str = Field("", description="test files, globs; empty = by the split column")
     columns: str = Field(
-        "text=text,tokens=tokens,label=intent,tags=tags,image=image,device=client,time=,deleted=,split=split",
+        "text=text,tokens=tokens,label=intent,tags=tags,image=image,device=client,time=,deleted=,"
+        "split=split",
         description="role=column pairs; a pair that is not given keeps its default",
     )
     test_share: float = Field(
@@ -96,7 +97,8 @@ class Data(Section):
     ngrams: str = Field(
         "",
         pattern=r"^\s*([1-9]\s*(,\s*[1-9]\s*)*)?$",
-        description="classification, hashed: lengths of character n-grams put behind the words; empty = none",
+        description="classification, hashed: lengths of character n-grams put behind the words; "
+        "empty = none",
     )
     vocabulary_size: int = Field(
         0, ge=0, le=10**7, description="words kept, the most frequent in the training text; 0 = all"
@@ -139,7 +141,8 @@ class Partition(Section):
     sizes: str = Field(
         "",
         pattern=r"^\s*(\d+\s*(,\s*\d+\s*)*)?$",
-        description="size, inner_dirichlet: examples of each device, with commas; empty = as equal as can be",
+        description="size, inner_dirichlet: examples of each device, with commas; empty = as "
+        "equal as can be",
     )
     group: Count = Field(10, description="grouped_natural: natural ids that make one device")
     remainder: Literal["allow-smaller", "allow-bigger", "drop-reminder", "strict"] = Field(
@@ -162,7 +165,8 @@ class Partition(Section):
     )
     copy_from: str = Field(
         "",
-        description="copy: file of counts below the data directory (.txt, .json), or FILE.jsonl.gz#COLUMN",
+        description="copy: file of counts below the data directory (.txt, .json), or "
+        "FILE.jsonl.gz#COLUMN",
     )
 
 
@@ -201,7 +205,8 @@ class Stream(Section):
     )
     deletions: Fraction = Field(
         0.0,
-        description="share of records whose owner asks for deletion, one period or more after arrival",
+        description="share of records whose owner asks for deletion, one period or more after "
+        "arrival",
     )
 
 
@@ -256,7 +261,8 @@ class Model(Section):
     )
     label_names: NonNegative = Field(
         0.0,
-        description="projection: a label starts from the words of its name, times this; 0 = from zero",
+        description="projection: a label starts from the words of its name, times this; 0 = from "
+        "zero",
     )
 
 
@@ -338,7 +344,8 @@ class Selection(Section):
     )
     total_score: NonNegative = Field(
         0.0,
-        description="public sum of scores that inclusion is normalised by; 0 = that of the real roster",
+        description="public sum of scores that inclusion is normalised by; 0 = that of the real "
+        "roster",
     )
 
 
@@ -355,8 +362,8 @@ class Aggregation(Section):
     lr: Positive = Field(0.01, description="server learning rate (1.0 is plain FedAvg)")
     weights: Literal["auto", "equal", "examples", "inverse_probability"] = Field(
         "auto",
-        description="equal | examples (public activity) | inverse_probability (examples over the chance of "
-        "being chosen); auto = examples without DP",
+        description="equal | examples (public activity) | inverse_probability (examples over the "
+        "chance of being chosen); auto = examples without DP",
     )
     weight_cap: Positive = Field(
         10.0, description="inverse_probability: largest weight; 1 = that of proportional selection"
@@ -392,7 +399,8 @@ class Dp(Section):
     )
     trust: Literal["central", "local", "secure_sum"] = Field(
         "central",
-        description="who adds the noise: the trusted server | each device | shares in a simulated secure sum",
+        description="who adds the noise: the trusted server | each device | shares in a simulated "
+        "secure sum",
     )
     relation: Literal["auto", "add_or_remove", "zero_out"] = Field(
         "auto",
@@ -508,8 +516,8 @@ class Audit(Section):
     )
     attacks: str = Field(
         "auto",
-        description="membership attacks (comma-separated), also package.module:function; auto = loss and the "
-        "best that references carry",
+        description="membership attacks (comma-separated), also package.module:function; auto = "
+        "loss and the best that references carry",
     )
     references: int = Field(
         16,
@@ -519,7 +527,8 @@ class Audit(Section):
     )
     shadows: Literal["federated", "centralised"] = Field(
         "federated",
-        description="how references train: as the run itself | on pooled records (a weaker attacker)",
+        description="how references train: as the run itself | on pooled records (a weaker "
+        "attacker)",
     )
     view: str = Field(
         "final",
@@ -538,7 +547,8 @@ class Audit(Section):
         0,
         ge=0,
         le=10**6,
-        description="bounds: devices that send random directions (one-shot audit), added to the federation",
+        description="bounds: devices that send random directions (one-shot audit), added to the "
+        "federation",
     )
 
 
@@ -551,7 +561,8 @@ class Canary(Section):
     digits: int = Field(4, ge=4, le=10, description="tokens of the code")
     candidates: str = Field(
         "",
-        description="words that may stand in the code (comma-separated); empty = the pattern's, or digits",
+        description="words that may stand in the code (comma-separated); empty = the pattern's, "
+        "or digits",
     )
     count: int = Field(0, ge=0, le=10**4, description="canaries planted; 0 = none")
     copies: Counts = Field(
@@ -562,8 +573,8 @@ class Canary(Section):
     holders: str = Field(
         "light",
         pattern=r"^(light|median|heavy)(,(light|median|heavy))*$",
-        description="tenth of the devices, by activity, that holds canaries: light | median | heavy; "
-        "several = in turns",
+        description="tenth of the devices, by activity, that holds canaries: light | median | "
+        "heavy; several = in turns",
     )
     period: int = Field(0, ge=0, le=10000, description="period in which they arrive; 0 = the first")
     label: str = Field("", description="intent of a canary; empty = one of its own")
@@ -611,7 +622,7 @@ class Config(Section):
     >>> config = Config(seed=3, train={"rounds": 5})
     >>> (config.seed, config.train.rounds, config.train.lr)
     (3, 5, 0.1)
-    >>> config.hash == Config(seed=4, train={"rounds": 5}).hash  # the seed names a folder of its own
+    >>> config.hash == Config(seed=4, train={"rounds": 5}).hash  # each seed has its own folder
     True
     """
 
@@ -638,8 +649,8 @@ class Config(Section):
     def hash(self) -> str:
         """Eight hex digits over `schema` and every value that differs from its default.
 
-        `name`, `seed` and `[place]` stay outside, so a key that a later version adds with a
-        neutral default keeps old hashes.
+        `name`, `seed` and `[place]` stay outside. Defaults stay outside, too: a later version may
+        add a key with a neutral default, and old hashes stay the same.
         """
         neutral = _defaults()
         changed = {
@@ -733,7 +744,10 @@ def known_keys() -> list[str]:
 
 @lru_cache(maxsize=1)
 def _defaults() -> Mapping[str, Scalar]:
-    """Return every default under its dotted key, made once: each key of each config is sought here."""
+    """Return every default under its dotted key.
+
+    It is made once, because each config looks up each of its keys here.
+    """
     return MappingProxyType(to_flat(Config()))
 
 

@@ -11,8 +11,8 @@ Any other exception is a defect of this code.
 class WrongInput(Exception):
     """What the user asked for cannot be done; the message says what to try. Exit code 2.
 
-    `key` is the setting to change, as "audit.evaluators", for programs; "" where it is not one
-    setting alone.
+    `key` names the setting to change, as "audit.evaluators", for programs. It is "" where no single
+    setting is to be changed.
 
     >>> from fedsim import WrongInput, run
     >>> try:

@@ -14,9 +14,9 @@ T = TypeVar("T")
 def lookup(key: str, name: str, table: Mapping[str, T], takes: str = "") -> T:
     """Return `table[name]`, or the object behind `"package.module:function"`.
 
-    `key` is the config key that held the name; it only serves the error. `takes` names the
-    arguments with which somebody's own function will be called. Raises WrongInput when the name is
-    not in the table or cannot be imported.
+    `key` is the config key that held the name; only the error uses it. `takes` lists the arguments
+    that user code will be called with. Raises WrongInput when the name is not in the table or
+    cannot be imported.
     """
     if is_own_code(name):
         return import_object(key, name, takes)
@@ -82,7 +82,7 @@ def listed(text: str) -> list[str]:
 def check_names(key: str, text: str, known: Iterable[str], own: bool = False) -> list[str]:
     """Return the names that a setting lists. Raises WrongInput for an unknown one.
 
-    With `own`, names of own code are let through; `import_object` looks them up.
+    With `own`, names of user code are accepted; `import_object` looks them up.
     """
     names = listed(text)
     known = list(known)

@@ -21,8 +21,9 @@ def generator(seed: int, *names: Name) -> np.random.Generator:
 
 
 def keyed_generator(key: bytes) -> np.random.Generator:
-    """Return the stream of `Philox(key=...)` for 16 bytes, which would first ask the system for
-    entropy.
+    """Return the stream of `Philox(key=key)` for 16 bytes.
+
+    NumPy's own constructor would first ask the system for entropy.
     """
     return np.random.Generator(np.random.Philox(_Key(key)))  # type: ignore[arg-type]
 
@@ -44,6 +45,9 @@ def torch_generator(seed: int, *names: Name) -> torch.Generator:
 
 
 def _digest(seed: int, names: tuple[Name, ...]) -> bytes:
-    """Return 16 bytes that differ for different names; the type is part of the name (1 is not "1")."""
+    """Return 16 bytes that differ for different names.
+
+    The type is part of a name: 1 is not "1".
+    """
     text = "\x1f".join(f"{type(name).__name__}:{name}" for name in (seed, *names))
     return hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -20,11 +20,11 @@ UNKNOWN = 1
 
 @dataclass(frozen=True)
 class Examples:
-    """Records as tensors that share their first axis, one row an example.
+    """Records as tensors that share their first axis: one row is one example.
 
-    Text has `tokens` [n, length] (int64, PAD behind the last token), with `label` [n], `tags` [n,
-    length] (-1 at PAD) or `next` [n, length] (the id of the next token; PAD where there is none);
-    images have `image` [n, channels, height, width] and `label`.
+    Text has `tokens` [n, length] (int64, PAD behind the last token). Beside them stand `label` [n],
+    `tags` [n, length] (-1 at PAD) or `next` [n, length] (the id of the next token; PAD where there
+    is none). Images have `image` [n, channels, height, width] and `label`.
     """
 
     fields: Mapping[str, Tensor]
@@ -42,7 +42,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Ragged:
-    """How a field of sequences is filled up behind its end, and which field tells where the end is."""
+    """How a field of sequences is padded, and which field tells where a sequence ends."""
 
     fill: int
     along: str
@@ -69,7 +69,7 @@ def same_width(parts: Sequence[Examples]) -> list[Examples]:
 
 
 def trim(fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Cut the filling that no example of the batch needs; leading axes are free."""
+    """Cut the padding that no example of the batch needs; leading axes are free."""
     ends = {
         name: _longest(name, fields[name])
         for name, r in RAGGED.items()
@@ -99,8 +99,8 @@ def concatenate(parts: Sequence[Examples]) -> Examples:
 class Spec:
     """What a model must know of the data: sizes and names, no examples.
 
-    `labels` and `tags` are those that training examples hold; `labels_unseen` and `tags_unseen`
-    stand only in test or dev examples and have the ids behind them, which no model can predict.
+    Training examples hold the names in `labels` and `tags`. Only test or dev examples hold those in
+    `labels_unseen` and `tags_unseen`. Their ids come last, and no model can predict them.
     """
 
     task: str
@@ -141,18 +141,17 @@ class View:
     availability: NDArray[np.float64] | None = None
     """The share of the day in which each device is in reach; None where it is not known."""
     losses: NDArray[np.float64] | None = None
-    """Each device's mean training loss when it was last heard, NaN before; None where rounds do not
-    ask.
+    """Each device's last known mean training loss, NaN before the first.
+
+    None where rounds do not ask for losses.
     """
     privacy_cap: NDArray[np.float64] | float | None = None
-    """The largest inclusion probability that keeps a device within `dp.target_epsilon`; None = not
-    known.
-    """
+    """The largest inclusion probability within `dp.target_epsilon`; None where it is not known."""
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """The devices of a round, sorted by id, with the chance that each had of being in it."""
+    """The devices of a round, sorted by id, with each device's chance of being in it."""
 
     round: int
     devices: NDArray[np.str_]
@@ -165,7 +164,7 @@ class Cohort:
     clip_norm: float = 0.0
     """Bound on a device's whole change; 0 = none."""
     survivors: int = 1
-    """Honest answers, without the protected one's, that a secure sum's noise shares are set for."""
+    """Honest answers, without the protected device's, that a secure sum's noise counts on."""
 
     def __len__(self) -> int:
         return len(self.devices)
@@ -173,8 +172,7 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Update:
-    """A weighted sum of what devices learned; one device's work and a node's share are the same
-    thing.
+    """A weighted sum of what devices learned, over one device or many.
 
     delta = local - global parameters, each times the device's weight, summed in float64.
     """
@@ -198,7 +196,7 @@ class Update:
 
     @property
     def finite(self) -> bool:
-        """Whether no figure of it is NaN or infinite."""
+        """Whether every number in it is finite: no NaN, no infinity."""
         figures = (self.weight, *self.metrics.values())
         return all(map(math.isfinite, figures)) and all(
             bool(d.isfinite().all()) for d in self.delta.values()
@@ -212,12 +210,12 @@ class Update:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a node is asked to tell beyond the sum of its devices' updates."""
+    """What a node shall answer beyond the sum of its devices' updates."""
 
     single: bool = False
-    """One update a device in place of the sum."""
+    """One update for each device in place of the sum."""
     figures: bool = False
-    """The metrics of each device beside their sum, as its training loss."""
+    """The metrics of each device, as its training loss, beside their sum."""
 
 
 @dataclass(frozen=True)
@@ -226,10 +224,11 @@ class Reply:
 
     round: int
     devices: NDArray[np.str_]
-    """Those whose updates these are."""
+    """The devices that the update covers."""
     update: Update
-    """A partial sum; where `single`, delta has a row for each device, [devices, ...], unweighted
-    float32.
+    """The sum over the node's devices.
+
+    Where `single`, delta has one row for each device, [devices, ...], unweighted float32.
     """
     single: bool = False
     figures: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
@@ -266,4 +265,4 @@ class Announcement:
     devices: NDArray[np.str_]
     activity: NDArray[np.int64]
     real: bool = False
-    """Whether the node holds data of its own; then noise is never seeded by itself."""
+    """Whether the node holds data of its own; its default noise then is not seeded."""

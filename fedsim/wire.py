@@ -16,10 +16,10 @@ from fedsim.types import Announcement, Asked, Cohort, Params, Reply, Update
 
 WIRE_VERSION = 1
 EVER = 0
-"""In the place of a period: all that devices hold in any of them."""
+"""Stands in the place of a period: all that devices hold in any period."""
 ONLY_SUMS = Asked()
 NOT_FINITE = "it holds NaN or infinity"
-"""Why an update was left out; when it holds for all of a round, training has diverged."""
+"""Why an update was left out; if it holds for all updates of a round, training has diverged."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,7 @@ class DeviceFlips:
 
 
 def pack_question(period: int) -> RecordDict:
-    """Pack the question for a node's devices and their activity in a period, or in all of them
-    (`EVER`).
-    """
+    """Pack the question for a node's devices and their activity in a period (or `EVER`)."""
     return RecordDict({"question": ConfigRecord({"wire_version": WIRE_VERSION, "period": period})})
 
 
@@ -90,7 +88,7 @@ def unpack_task(content: RecordDict) -> tuple[Params, Cohort]:
         round=_integer(config, "round"),
         period=_integer(config, "period"),
         devices=_names(config),
-        probabilities=None,  # the server's business; devices are not told
+        probabilities=None,  # only the server needs them; devices are not told
         weights=np.array(config["weights"], dtype=np.float64),
         clip_norm=float(config["clip_norm"]),  # type: ignore[arg-type]
         survivors=_integer(config, "survivors"),
@@ -152,7 +150,7 @@ def failure(message: Message) -> str:
 
 
 def is_refusal(message: Message) -> bool:
-    """Whether a node said that what it was asked cannot be done as asked (WrongInput)."""
+    """Whether a node refused what it was asked (WrongInput)."""
     return message.error.reason is not None and f".{WrongInput.__name__}'" in message.error.reason
 
 
@@ -164,7 +162,7 @@ def array_bytes(content: RecordDict) -> int:
 
 
 def pack_evaluation(arrays: ArrayRecord, period: int) -> RecordDict:
-    """Pack a model that devices shall measure on what they hold out in a period."""
+    """Pack a model for devices to measure on their held-out examples of a period."""
     return RecordDict({"params": arrays} | dict(pack_question(period)))
 
 
@@ -173,7 +171,7 @@ def unpack_evaluation(content: RecordDict) -> tuple[Params, int]:
 
 
 def pack_comparison(before: ArrayRecord, after: ArrayRecord, period: int) -> RecordDict:
-    """Pack two releases that devices shall compare on what they hold out in a period."""
+    """Pack two releases for devices to compare on their held-out examples of a period."""
     return RecordDict({"before": before} | dict(pack_evaluation(after, period)))
 
 

@@ -33,8 +33,9 @@ def make_activity(data: Data) -> Counts:
 
 
 def public_activity(activity: Counts, rule: str) -> Counts:
-    """Return activity as others see it: `exact`, or `power2` (the largest power of two not above
-    it).
+    """Return activity as others see it.
+
+    `exact` is activity itself; `power2` is the largest power of two not above it.
     """
     if rule == "exact":
         return activity
@@ -43,9 +44,7 @@ def public_activity(activity: Counts, rule: str) -> Counts:
 
 
 def gini(activity: Counts) -> float:
-    """Return the Gini coefficient of activity: 0 when all devices are alike, near 1 when one has
-    all.
-    """
+    """Return the Gini coefficient of activity: 0 when all are alike, near 1 when one has all."""
     ordered = np.sort(activity).astype(np.float64)
     n = len(ordered)
     total = ordered.sum()
@@ -64,8 +63,9 @@ def apportion(share: NDArray[np.float64], total: int) -> Counts:
 
 
 def deciles(activity: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return each device's tenth by activity, from 1 to 10; equal devices stand in the order of
-    their ids.
+    """Return each device's tenth by activity, from 1 to 10.
+
+    Devices of equal activity stand in the order of their ids.
     """
     order = np.argsort(activity, kind="stable")
     place = np.empty(len(order), dtype=np.int64)
@@ -74,9 +74,10 @@ def deciles(activity: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def tenths(activity: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Return the places of devices with examples in ten parts, least active first.
+    """Return the positions of devices with examples, in ten parts, least active first.
 
-    Equal devices stand in the order of their ids; fewer than ten devices make fewer parts.
+    Devices of equal activity stand in the order of their ids. Fewer than ten devices make fewer
+    parts.
     """
     active = np.flatnonzero(activity > 0)
     order = active[np.argsort(activity[active], kind="stable")]

@@ -1,5 +1,6 @@
-"""A federation whose examples stay on its devices: what nodes announce, and what the server may
-test on.
+"""A federation whose examples stay on its devices.
+
+Nodes announce their devices; the server tests on files of its own.
 """
 
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ from fedsim.types import DeviceId, Examples, Spec
 
 @dataclass
 class Announced:
-    """Devices by their announcements; a `FederatedDataset` that has nobody's training examples."""
+    """Devices as nodes announce them: a `FederatedDataset` without training examples."""
 
     spec: Spec
     devices: NDArray[np.str_]
     activity: NDArray[np.int64]
-    """Public activity, over all periods: nobody knows more."""
+    """Public activity over all periods; the server knows no more."""
     test: Examples | None
     fingerprint: dict[str, str]
     test_time: NDArray[np.float64] | None = None
@@ -40,10 +41,10 @@ class Announced:
 def announced_federation(
     data: Data, data_dir: Path | None, devices: NDArray[np.str_], activity: NDArray[np.int64]
 ) -> Announced:
-    """Return the federation as the server sees it; its own test files are those of `data.test`, if
-    any.
+    """Return the federation as the server sees it.
 
-    Raises WrongInput where names and ids would differ from node to node.
+    Its test examples are those of `data.test`, if it names any. Raises WrongInput where names and
+    ids would differ from node to node.
     """
     check_public(data)
     records = None
@@ -57,7 +58,7 @@ def announced_federation(
 
 
 def possible_activity(announced: Announced) -> NDArray[np.int64]:
-    """Return all public activities ("power2") that devices may have in a period, one after another."""
+    """Return in one array all public activities ("power2") that devices may have in a period."""
     most = announced.activity
     return np.concatenate(
         [most >> halved for halved in range(int(most.max(initial=1)).bit_length())]
@@ -65,7 +66,7 @@ def possible_activity(announced: Announced) -> NDArray[np.int64]:
 
 
 def own_part(data: Data) -> Data:
-    """Return what a real node reads: its training files.
+    """Return the settings of what a real node reads: its training files.
 
     Raises WrongInput as `announced_federation` does.
     """
@@ -74,7 +75,7 @@ def own_part(data: Data) -> Data:
 
 
 def check_public(data: Data) -> None:
-    """Refuse ids that each node would make of its own examples. Raises WrongInput."""
+    """Refuse settings under which nodes would give different ids to one name. Raises WrongInput."""
     wanted = COLUMNS[data.task]
     if "tokens" in wanted and data.vocabulary != "hashed":
         raise WrongInput(

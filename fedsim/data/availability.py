@@ -1,6 +1,6 @@
 """Which devices can be reached in a round, which answer, and how long the round takes.
 
-All of it is simulated from names, on a virtual clock that starts at midnight: the same on any
+Everything is drawn from names, on a virtual clock that starts at midnight. It is the same on any
 machine.
 """
 
@@ -33,7 +33,7 @@ class Clock:
         return (round - 1) * self.settings.round_minutes / 60 % HOURS
 
     def reachable(self, round: int) -> NDArray[np.bool_]:
-        """Return who can be selected in a round."""
+        """Return which devices can be selected in a round."""
         if self.settings.rule == "always":
             return np.ones(self.devices, dtype=bool)
         if self.settings.rule == "clock" and self.active_hours is not None:
@@ -50,7 +50,10 @@ class Clock:
         return np.full(self.devices, self.settings.hours / HOURS)
 
     def answers(self, round: int, activity: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which devices would answer in a round; the chance may depend on public activity."""
+        """Return which devices would answer in a round.
+
+        The chance that one does not may depend on public activity.
+        """
         settings = self.settings
         if settings.dropout == 0.0:
             return np.ones(self.devices, dtype=bool)
@@ -60,7 +63,7 @@ class Clock:
         return generator(self.seed, "dropout", round).random(self.devices) >= chance
 
     def speeds(self) -> NDArray[np.float64]:
-        """Return each device's speed: local steps a virtual second over the median's."""
+        """Return each device's speed: its local steps a second over those of the median device."""
         return generator(self.seed, "speed").lognormal(0.0, self.settings.speed_sigma, self.devices)
 
     def seconds(self, members: NDArray[np.int64], steps: NDArray[np.int64]) -> float:
@@ -73,7 +76,7 @@ class Clock:
 def hours_with_records(
     owner: NDArray[np.int64], time: NDArray[np.float64], devices: int
 ) -> NDArray[np.bool_]:
-    """Return [devices, 24]: the hours (UTC) in which a device has a record, or that touch one."""
+    """Return [devices, 24]: the hours (UTC) with a record of the device, and their neighbours."""
     found = np.zeros((devices, HOURS), dtype=bool)
     found[owner, (time // 3600 % HOURS).astype(np.int64)] = True
     return found | np.roll(found, 1, axis=1) | np.roll(found, -1, axis=1)

@@ -1,6 +1,4 @@
-"""Devices added to a federation for an audit: they send a random direction instead of what they
-learned.
-"""
+"""Devices added to a federation for an audit: they send a random direction."""
 
 from dataclasses import replace
 
@@ -14,9 +12,7 @@ from fedsim.types import Examples, Params
 
 PREFIX = "canary-device-"
 FILLING = -2
-"""The canary number of a canary device's records: copies that stand for its activity and teach
-nothing.
-"""
+"""The canary number of a canary device's records: they give it activity and teach nothing."""
 
 
 def canary_names(count: int) -> list[str]:
@@ -29,10 +25,10 @@ def is_canary_device(device: str) -> bool:
 
 
 def with_canary_devices(pool: Pool, count: int) -> Pool:
-    """Return the federation with so many canary devices, each as active as the median device with
-    records.
+    """Return the federation with `count` canary devices.
 
-    Raises WrongInput where a device bears such a name already.
+    Each is as active as the median device with records. Raises WrongInput where a device bears such
+    a name already.
     """
     taken = [str(device) for device in pool.devices if is_canary_device(str(device))]
     if taken:

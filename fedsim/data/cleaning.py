@@ -20,11 +20,10 @@ COLUMNS = {
 
 
 def clean_records(data: Data, records: Records, notes: list[str], owned: bool) -> Records:
-    """Return the records that the task can use, with lower-case tokens; what is left out goes to
-    `notes`.
+    """Return the records that the task can use, with lower-case tokens.
 
-    `owned` records must each name their device. Raises WrongInput for missing columns and for
-    tokens and tags of different length.
+    `notes` gets a sentence on what is left out. `owned` records must each name their device. Raises
+    WrongInput for missing columns and for tokens and tags of different length.
     """
     wanted = COLUMNS[data.task]
     for role in wanted:

@@ -1,4 +1,4 @@
-"""Fair coins, drawn before training, that hold half of the records or of the devices out of it."""
+"""Fair coins, drawn before training: they hold out half of the records or of the devices."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,8 +21,8 @@ class Coins:
     def toss(self, owner: NDArray[np.int64], devices: int) -> NDArray[np.bool_]:
         """Return which of the records are trained on; `owner` [N] numbers their devices.
 
-        One independent fair coin a record, or one a device that all of its records share. The draw
-        is named by seed and pair alone, so that no choice of a run can look at it.
+        Each record has an independent fair coin, or each device has one for all of its records.
+        Only the seed, the kind and the pair name the draw, so no other setting of a run changes it.
         """
         rng = generator(self.seed, "coins", self.of, (self.shadow + 1) // 2)
         heads = (

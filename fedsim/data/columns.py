@@ -1,4 +1,4 @@
-"""Columns of files to the roles that they play, and records to the splits that they belong to."""
+"""Maps columns of files to their roles, and records to their splits."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,7 +35,7 @@ def split_records(
 
 
 def _refuse_other_splits(train: Records) -> None:
-    """Refuse to train on rows that the split column calls something else."""
+    """Refuse training rows that the split column gives to another split."""
     others = sorted({str(x) for x in train.columns.get("split", [])} - {"train"})
     if others:
         raise WrongInput(

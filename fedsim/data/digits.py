@@ -1,7 +1,8 @@
 """The handwritten digits that come with scikit-learn: a real image set without any download.
 
 1,797 images of 8 × 8 pixels from 43 writers (Alpaydin and Kaynak, 1998, UCI "Optical Recognition of
-Handwritten Digits", the test part). The writers are not told, so `[partition]` makes the devices.
+Handwritten Digits", the test part). The set does not name the writers, so `[partition]` makes the
+devices.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ LARGEST_PIXEL = 16.0
 
 
 def digits(data: Data, data_dir: Path | None) -> Splits:
-    """Return the digits; `data.test_share` of each device's are for testing.
+    """Return the digits as training records; `data.test_share` holds test examples out of them.
 
     Raises WrongInput for a task other than `image`.
     """
@@ -25,7 +26,7 @@ def digits(data: Data, data_dir: Path | None) -> Splits:
         raise WrongInput(
             f"data.source = 'digits' has images, got data.task = {data.task!r}; want image"
         )
-    from sklearn.datasets import load_digits  # seconds that only this source waits for
+    from sklearn.datasets import load_digits  # takes seconds; only this source needs it
 
     found = load_digits()
     columns = {

@@ -1,4 +1,4 @@
-"""Words, labels and tags to ids."""
+"""Encodes words, labels and tags as ids."""
 
 import hashlib
 import re
@@ -21,14 +21,17 @@ Tokens = Sequence[str]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Word -> id. Built from training text it *reveals that text's words* to whoever gets the model
-    or the vocabulary, and no DP guarantee covers that; hashed buckets reveal nothing."""
+    """Word -> id.
+
+    A vocabulary of training text *reveals the words of that text* to everyone who gets the model or
+    the vocabulary. No DP guarantee covers that. Hashed buckets reveal nothing.
+    """
 
     words: dict[str, int]
     buckets: int
     """Hash buckets; 0 where `words` holds the ids."""
     ngrams: tuple[int, ...] = ()
-    """Lengths of the character n-grams whose ids stand behind those of the words; needs buckets."""
+    """Lengths of the character n-grams, whose ids follow those of the words; needs buckets."""
 
     @property
     def size(self) -> int:
@@ -37,7 +40,7 @@ class Vocabulary:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The words in the order of their ids, from the first that is a word."""
+        """The words in the order of their ids, without padding and the unknown word."""
         return tuple(sorted(self.words, key=self.words.__getitem__))
 
     def ids(self, tokens: Tokens) -> list[int]:
@@ -50,8 +53,8 @@ class Vocabulary:
 def make_vocabulary(data: Data, texts: Iterable[Tokens]) -> Vocabulary:
     """Return hashed buckets, or the words of `texts` in alphabetical order.
 
-    With `data.vocabulary_size` only that many words: the most frequent, of equally frequent ones
-    the alphabetically first. All others then are UNKNOWN.
+    `data.vocabulary_size` keeps only the most frequent words; among equally frequent ones, the
+    first in the alphabet. All other words then are UNKNOWN.
     """
     if data.vocabulary == "hashed":
         return Vocabulary({}, data.buckets, ngram_lengths(data))
@@ -68,7 +71,7 @@ def tokenize(text: str) -> list[str]:
 
 
 def ngram_lengths(data: Data) -> tuple[int, ...]:
-    """Return the lengths that `data.ngrams` names. Raises WrongInput where they cannot be had."""
+    """Return the lengths that `data.ngrams` names. Raises WrongInput where they cannot be used."""
     lengths = tuple(int(part) for part in data.ngrams.split(",") if part.strip())
     if lengths and (data.vocabulary != "hashed" or data.task != "classification"):
         raise WrongInput(
@@ -86,7 +89,7 @@ def character_ngrams(token: str, lengths: Sequence[int]) -> list[str]:
 
 
 def label_tokens(vocabulary: Vocabulary, labels: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """Return the ids of the words in each label's name; nothing where words are not hashed."""
+    """Return the ids of the words in each label's name; empty where words are not hashed."""
     if not vocabulary.buckets:
         return ()
     return tuple(tuple(vocabulary.ids(tokenize(re.sub(r"[_\W]+", " ", label)))) for label in labels)
@@ -104,7 +107,7 @@ def encode_tags(tags: Sequence[Tokens], names: Sequence[str], length: int) -> Te
 
 
 def next_tokens(tokens: Tensor) -> dict[str, Tensor]:
-    """Return `tokens` and the `next` of each, [n, length - 1] views of tokens [n, length].
+    """Return `tokens` and `next`, both [n, length - 1]: views of tokens [n, length].
 
     Raises WrongInput where no example has two tokens.
     """

@@ -1,6 +1,4 @@
-"""A federation of devices: who they are, how active, what they hold, and what the server may test
-on.
-"""
+"""A federation: its devices, their activity and examples, and the server's test examples."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -64,9 +62,9 @@ def load_federation(
 ) -> FederatedDataset:
     """Return the federation that the config names; the same object for the same arguments.
 
-    `data_dir` is the folder that holds `data.path`, None where none was named; `partition` divides
-    records that have no devices of their own.
-    Raises WrongInput when the data cannot be used.
+    `data_dir` is the folder that holds `data.path`, or None where none was named. `partition`
+    divides records that have no devices of their own. Raises WrongInput when the data cannot be
+    used.
     """
     found = lookup("data.source", data.source, SOURCES, "data, data_dir")(data, data_dir)
     if isinstance(found, Splits):
@@ -96,7 +94,7 @@ def count_unseen_labels(federation: FederatedDataset) -> int:
 
 
 def _check(source: str, federation: FederatedDataset) -> None:
-    """Refuse a data set of somebody's own that lacks a part or has its devices in disorder."""
+    """Refuse a user's data set that lacks a part or whose devices are not sorted."""
     wanted = ("spec", "devices", "activity", "dev", "test", "fingerprint", "notes", "train")
     lacking = [name for name in wanted if not hasattr(federation, name)]
     if lacking:

@@ -1,6 +1,4 @@
-"""What each device holds in each period: its examples that arrived and were kept, less the held-out
-ones.
-"""
+"""The examples that each device holds in each period, without those that it holds out."""
 
 from functools import lru_cache
 
@@ -25,10 +23,10 @@ NAME_THEM = 'the data have none: name their column as in data.columns = "time=CO
 class Holdings:
     """A federation's examples by device and period.
 
-    Static and without held-out parts, it hands out the data set's own views and costs nothing; else
-    it keeps a few numbers for each record. Everything is a pure function of (data set, stream,
-    seed). Of only a `part` of the federation, as on one of several nodes, a period may hold
-    nothing. Of announced devices it knows sizes and the test examples.
+    A static data set without held-out parts costs nothing: its own views are handed out. Otherwise
+    a few numbers are kept for each record. Everything is a pure function of (data set, stream,
+    seed). A period may be empty where this is only a `part` of the federation, as on one of several
+    nodes. For announced devices only sizes and the test examples are known.
     """
 
     def __init__(
@@ -87,7 +85,7 @@ class Holdings:
         return np.bincount(self._owner[ever], minlength=len(self.dataset.devices))
 
     def activity(self, period: int = 1) -> NDArray[np.int64]:
-        """Return how many training examples each device holds in a period, aligned with `devices`."""
+        """Return each device's number of training examples in a period, aligned with `devices`."""
         if self._plain:
             return self.dataset.activity
         return np.bincount(self._owner[self._kept(period)], minlength=len(self.dataset.devices))
@@ -121,13 +119,13 @@ class Holdings:
         return hours_with_records(owner, time, len(self.dataset.devices))
 
     def held_out(self, device: DeviceId, period: int = 1) -> Examples:
-        """Return the examples that a device never trains on, as far as it has them in a period."""
+        """Return the held-out examples that a device has in a period; it never trains on them."""
         if self._plain:
             return self.dataset.train(device)[0:0]
         return self._choose(device, self._held_out_in(period))
 
     def held_out_sizes(self, period: int = 1) -> NDArray[np.int64]:
-        """Return how many examples each device holds out and has in a period."""
+        """Return how many held-out examples each device has in a period."""
         if self._plain:
             return np.zeros(len(self.dataset.devices), dtype=np.int64)
         return np.bincount(
@@ -136,7 +134,7 @@ class Holdings:
 
     @property
     def held_out_flags(self) -> Flags:
-        """Return which of all training records devices hold out for evaluation."""
+        """Return which training records the devices hold out for evaluation."""
         return (
             np.zeros(int(self.dataset.activity.sum()), dtype=bool)
             if self._plain
@@ -145,8 +143,9 @@ class Holdings:
 
     @property
     def holds_out(self) -> bool:
-        """Whether any device holds an example out, in any period; of announced devices, whether
-        they may.
+        """Whether any device holds out an example, in any period.
+
+        For announced devices it says whether they may.
         """
         if self._announced:
             return self._holdout > 0
@@ -165,7 +164,7 @@ class Holdings:
         return self.arrivals.held(period, self._eligible)
 
     def _held_out_in(self, period: int) -> Flags:
-        """Held-out records have to arrive too, and go when their deletion is asked for."""
+        """Return the held-out records that have arrived by a period and are not deleted."""
         if self.arrivals is None:
             return self._held_out
         return self._held_out & self.arrivals.alive(period)
@@ -176,8 +175,9 @@ class Holdings:
         return self.dataset.train(device)[torch.from_numpy(np.flatnonzero(mine))]
 
     def _divide_test(self, seed: int) -> NDArray[np.int64] | None:
-        """Return the period of each test example: by its time, or at random where arrivals are made
-        up.
+        """Return the period of each test example.
+
+        It comes from the example's time, or at random where arrivals are synthetic.
         """
         if self.dataset.test is None:
             return None
@@ -235,7 +235,7 @@ def _natural_arrivals(
 
 
 def _check_deletions(dataset: FederatedDataset, stream: Stream) -> None:
-    """Refuse to pass over people's requests for deletion. Raises WrongInput."""
+    """Refuse to ignore people's requests for deletion. Raises WrongInput."""
     by_time = stream.mode == "continual" and stream.arrivals == "time"
     if getattr(dataset, "deleted_time", None) is not None and not by_time:
         raise WrongInput(
@@ -248,8 +248,9 @@ def _check_deletions(dataset: FederatedDataset, stream: Stream) -> None:
 def _smallest(
     owner: NDArray[np.int64], activity: NDArray[np.int64], share: float, seed: int
 ) -> Flags:
-    """Return flags that hold the given share (rounded down) of each device's records out, by a
-    keyed hash.
+    """Return flags that hold out the given share of each device's records, rounded down.
+
+    A seeded random rank chooses the records.
     """
     rank = generator(seed, "holdout").random(len(owner))
     order = np.lexsort((rank, owner))

@@ -12,11 +12,11 @@ from fedsim.seeds import generator
 
 
 def hold_out(data: Data, splits: Mapping[str, Records]) -> dict[str, Records]:
-    """Return `train` without, and `test` with, `data.test_share` of each device's records.
+    """Return the splits with `data.test_share` of each device's records moved to `test`.
 
-    A device's number is rounded down and leaves it at least one record. The draw is named by
-    (data.seed, device) and the order of the device's records. Records whose deletion is asked for
-    are never held out. Raises WrongInput where there is a test split.
+    Each device's number is rounded down, so it keeps at least one record. The draw depends on
+    (data.seed, device) and on the order of the device's records. Records whose owner asks for
+    deletion are never held out. Raises WrongInput where there is a test split.
     """
     if "test" in splits:
         raise WrongInput(

@@ -14,13 +14,14 @@ SPLITS = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("
 def hub(data: Data, data_dir: Path | None) -> Splits:
     """Read `data.path` from the hub; `data.train`, `data.dev`, `data.test` may name its splits.
 
-    A local folder in the hub's layout does as well. Raises WrongInput when it cannot be had.
+    `data.path` may also be a local folder in the hub's layout. Raises WrongInput when the data set
+    cannot be loaded.
     """
     if not data.path:
         raise WrongInput(
             'data.source = "hub" needs the name in data.path, as in "AmazonScience/massive"'
         )
-    import datasets  # a second that only this source waits for
+    import datasets  # takes a second; only this source needs it
 
     datasets.disable_progress_bars()
     try:

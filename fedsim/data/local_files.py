@@ -1,6 +1,4 @@
-"""Records from local files: JSON lines (also gzip), CSV and Parquet through `datasets`, images as
-npz.
-"""
+"""Records from local files: JSON lines (also gzip), CSV, Parquet, and images as npz."""
 
 import gzip
 import hashlib
@@ -111,7 +109,7 @@ def _read(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def _read_table(kind: str, paths: Sequence[Path]) -> dict[str, Any]:
-    import datasets  # a second that only tables wait for
+    import datasets  # takes a second; only tables need it
 
     datasets.disable_progress_bars()
     names = [str(p) for p in paths]
@@ -119,8 +117,7 @@ def _read_table(kind: str, paths: Sequence[Path]) -> dict[str, Any]:
     if empty:
         raise WrongInput(f"{', '.join(empty)} is empty")
     try:
-        # a cache of its own: the library's would outlive the run, and misses changes that keep the
-        # mtime
+        # The library's own cache would outlive the run. It also misses changes that keep the mtime.
         with tempfile.TemporaryDirectory() as cache:
             options = CSV if kind == "csv" else {}
             table = datasets.load_dataset(

@@ -1,6 +1,4 @@
-"""All training records of a federation in one table: what audits hold out, relabel, plant and
-attack.
-"""
+"""One table of all training records of a federation, as audits need it."""
 
 from dataclasses import dataclass, field, replace
 
@@ -35,9 +33,7 @@ class Pool:
     mislabelled: Flags = field(default_factory=lambda: np.zeros(0, dtype=bool))
     """[N]: records that were given a random label."""
     canary: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """[N]: the number of the canary that a record is a copy of, -1 for natural records, -2 for
-    those of canary devices.
-    """
+    """[N]: which canary a record copies; -1 for natural records, -2 for canary devices'."""
     arrival: int = 1
     """The period in which canaries arrive."""
 
@@ -84,10 +80,10 @@ def pooled(dataset: FederatedDataset) -> Pool:
 
 
 def relabelled(pool: Pool, share: float, seed: int) -> Pool:
-    """Return the pool with a random label on a share of its records, each drawn by a coin of its
-    own.
+    """Return the pool with random labels on a share of its records.
 
-    A model can only learn such a record by heart. Raises WrongInput where records have no label.
+    Each record is drawn by a coin of its own. A model can only learn such a record by heart. Raises
+    WrongInput where records have no label.
     """
     if "label" not in pool.records.fields or len(pool.spec.labels) < 2:
         raise WrongInput(

@@ -1,4 +1,4 @@
-"""What a source hands over: records by split, their columns under the roles that they play."""
+"""What a source returns: records by split, with columns named by their roles."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

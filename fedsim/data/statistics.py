@@ -25,7 +25,7 @@ class Skew:
 
 
 def activity_statistics(activity: NDArray[np.int64]) -> dict[str, float]:
-    """Return size and unevenness of the devices that have examples."""
+    """Return how many examples the devices have, and how unevenly they are spread."""
     held = np.sort(activity[activity > 0])
     top = held[-max(1, len(held) // 100) :]
     return {
@@ -41,7 +41,7 @@ def activity_statistics(activity: NDArray[np.int64]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """How often each label stands on each device, over at most so many devices."""
+    """How often each label stands on each device, over a limited number of devices."""
 
     devices: NDArray[np.str_]
     counts: NDArray[np.int64]
@@ -72,17 +72,17 @@ def divergence_matrix(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def jensen_shannon(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the Jensen-Shannon divergence (bits) of shares along the last axis; the others
-    broadcast.
+    """Return the Jensen-Shannon divergence (bits) of shares along the last axis.
+
+    The other axes broadcast.
     """
     between = _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2
     return np.maximum(between, 0.0)
 
 
 def _entropy(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the entropy in bits along the last axis; scipy's `xlogy` would cost half a second of
-    imports.
-    """
+    """Return the entropy in bits along the last axis."""
+    # not scipy's `xlogy`: its import would cost half a second
     logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
     total: NDArray[np.float64] = -(shares * logs).sum(-1)
     return total

@@ -1,8 +1,8 @@
 """When a device's examples arrive and how long it keeps them.
 
-A stream gives each training record the period of its arrival and, for some, the period in which its
-owner had it deleted. What a device holds in a period is a pure function of (stream, period):
-nothing is stored on the side, and a resumed run holds what an undisturbed one does.
+A stream gives each training record the period of its arrival. Some records also have the period in
+which their owner had them deleted. What a device holds in a period is a pure function of (stream,
+period). Nothing is stored on the side, so a resumed run holds the same as an undisturbed one.
 """
 
 from dataclasses import dataclass, replace
@@ -31,15 +31,15 @@ class Arrivals:
     owner: Ids
     """The device of each record, as a number."""
     period: Ids
-    """From 1; one more than periods for a record that never arrives."""
+    """The period of arrival, from 1; `periods` + 1 for a record that never arrives."""
     time: NDArray[np.float64]
     """Seconds."""
     deleted: Ids
     """The period from which the record is gone; NEVER for most."""
     rank: NDArray[np.float64]
-    """A keyed random number a record: the reservoir keeps the smallest."""
+    """A keyed random number for each record; the reservoir keeps the smallest."""
     edges: NDArray[np.float64]
-    """The periods' limits in seconds, one more than periods."""
+    """[periods + 1]: the limits of the periods, in seconds."""
 
     @property
     def ever(self) -> Flags:
@@ -53,7 +53,7 @@ class Arrivals:
     def held(self, period: int, eligible: Flags | None = None) -> Flags:
         """Return which records their devices hold in a period, by the memory rule.
 
-        Only `eligible` records count, all if None: a reservoir is filled with these.
+        Only `eligible` records count (all if None); a reservoir is filled with these alone.
         """
         arrived = self.period <= period
         alive = self.alive(period)
@@ -68,15 +68,13 @@ class Arrivals:
         if settings.memory == "age":
             return alive & (self.edges[period] - self.time <= settings.max_age_days * DAY)
         if settings.memory == "reservoir":
-            # by rank among all that arrived: what a deletion frees brings nothing back that was let
-            # go
+            # The rank is among all that arrived. So a deletion frees a place, but brings back no
+            # record that the reservoir let go.
             return alive & (self._position(arrived) < settings.reservoir)
         return alive
 
     def moved(self, records: Flags, period: int) -> "Arrivals":
-        """Return the stream in which some records arrive at the start of a period and are never
-        deleted.
-        """
+        """Return the stream with some records at the start of a period, never deleted."""
         return replace(
             self,
             period=np.where(records, period, self.period),
@@ -109,11 +107,11 @@ def by_time(
     deleted_time: NDArray[np.float64] | None = None,
     part: bool = False,
 ) -> Arrivals:
-    """Return the stream of records with timestamps (seconds), and with times of deletion requests
-    if given.
+    """Return the stream of records with timestamps (seconds).
 
-    A record is gone from the period in which its deletion is asked for on. Raises WrongInput for an
-    empty period, unless these records are only a `part` of the federation's.
+    `deleted_time` has the times of deletion requests. A record is gone from the period of its
+    request on. Raises WrongInput for an empty period, unless these records are only a `part` of the
+    federation's.
     """
     edges = cut(settings, time)
     arrivals = _arrivals(settings, owner, time, edges, seed)
@@ -131,10 +129,10 @@ def by_time(
 
 
 def cut(settings: Stream, time: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Return the periods' edges in seconds: from `begin` to `end`, and from the records' `time`
-    without.
+    """Return the periods' edges in seconds.
 
-    Raises WrongInput where nothing lies between them.
+    They reach from `begin` to `end`; where one is not set, the records' `time` gives it. Raises
+    WrongInput where nothing lies between them.
     """
     if settings.cut == "examples":
         return np.quantile(_known(time), np.linspace(0, 1, settings.periods + 1))
@@ -156,7 +154,7 @@ def _known(time: NDArray[np.float64] | None) -> NDArray[np.float64]:
 
 
 def check_edges(settings: Stream) -> None:
-    """Refuse edges that nothing goes by. Raises WrongInput."""
+    """Refuse `begin` and `end` where no rule uses them. Raises WrongInput."""
     by_edges = settings.arrivals == "time" and settings.cut == "duration"
     if (settings.begin or settings.end) and not by_edges:
         raise WrongInput(
@@ -169,9 +167,9 @@ def check_edges(settings: Stream) -> None:
 def by_poisson(settings: Stream, owner: Ids, seed: int) -> Arrivals:
     """Return a synthetic stream: each device's records arrive as a Poisson process of its own rate.
 
-    Given how many records a device has, the arrivals of a Poisson process are independent and
-    uniform over the device's stay, by day more than by night. Some devices join late or leave
-    early. A period lasts a day.
+    The number of a device's records is given. Its arrivals then are independent and uniform over
+    the device's stay, with more by day than by night. Some devices join late or leave early. A
+    period lasts a day.
     """
     rng = generator(seed, "stream")
     devices = int(owner.max()) + 1
@@ -200,24 +198,21 @@ def _arrivals(
 def arrival_of(settings: Stream, time: NDArray[np.float64], edges: NDArray[np.float64]) -> Ids:
     """Return the period in which each record arrives.
 
-    What is older than the first period is there from its begin on; from `stream.end` on nothing
-    arrives.
+    Records older than the first period arrive in it. From `stream.end` on nothing arrives.
     """
     period = period_of(time, edges)
     return np.where(time >= edges[-1], settings.periods + 1, period) if settings.end else period
 
 
 def period_of(time: NDArray[np.float64], edges: NDArray[np.float64]) -> Ids:
-    """Return the period, from 1, in which each time lies; times outside belong to the first or
-    last.
-    """
+    """Return the period, from 1, of each time; times outside belong to the first or last."""
     return np.clip(np.searchsorted(edges, time, side="right"), 1, len(edges) - 1)
 
 
 def rounds_per_period(settings: Stream, rounds: int) -> int:
     """Return how many rounds a period lasts.
 
-    Raises WrongInput when they do not fill the periods.
+    Raises WrongInput when the rounds do not fill the periods evenly.
     """
     if settings.mode == "static":
         return rounds

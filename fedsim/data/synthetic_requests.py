@@ -1,9 +1,9 @@
 """An embedded generator of voice-assistant requests: no download, any number of devices.
 
-A small grammar of intents, slots and synonyms makes the requests; each device has habits of its
+A small grammar of intents, slots and synonyms makes the requests. Each device has habits of its
 own: a few intents that it uses most, favourite slot values, a favourite wording and a degree of
 politeness. A device's requests are a pure function of (data.seed, device), made when they are asked
-for, so a federation of a million devices costs only its vector of activities.
+for. So a federation of a million devices costs only its vector of activities.
 """
 
 import re
@@ -58,7 +58,8 @@ INTENTS = {
     "light_colour": "(make|turn) the {room} lights {colour}|set the {device} to {colour}|"
     "i want {colour} light in the {room}",
     "volume_set": "(set|turn) the volume to {percent}|volume {percent}|make it {percent} loud",
-    "alarm_set": "(wake me|set an alarm) at {time}|set an alarm for {time} {date}|wake me {date} at {time}",
+    "alarm_set": "(wake me|set an alarm) at {time}|set an alarm for {time} {date}|"
+    "wake me {date} at {time}",
     "alarm_remove": "(delete|cancel|remove) my {time} alarm|(delete|cancel) the alarm {date}",
     "timer_set": "(set|start) a timer for {duration}|remind me in {duration}|count down {duration}",
     "weather": "(what is|how is) the weather (in {place}|{date})|will it rain {date} in {place}|"
@@ -68,11 +69,15 @@ INTENTS = {
     "calendar_ask": "(what is|what do i have) on my calendar {date}|when is my {event}|"
     "do i have {event} {date}",
     "call": "(call|ring|phone) {person}|(call|phone) {person} at {place}|get {person} on the phone",
-    "message": "(text|message) {person} i am late|send {person} a message|tell {person} i am at {place}",
-    "list_add": "(add|put) {item} (to|on) my {list} list|we need {item}|put {item} and {item} on the list",
+    "message": "(text|message) {person} i am late|send {person} a message|"
+    "tell {person} i am at {place}",
+    "list_add": "(add|put) {item} (to|on) my {list} list|we need {item}|"
+    "put {item} and {item} on the list",
     "list_ask": "(read|what is on) my {list} list|is {item} on my {list} list",
-    "route": "(how do i get|take me|navigate) to {place}|how long to {place}|traffic to {place} {date}",
-    "news": "(tell me|read) the news about {topic}|what is new in {topic}|any news on {topic} {date}",
+    "route": "(how do i get|take me|navigate) to {place}|how long to {place}|"
+    "traffic to {place} {date}",
+    "news": "(tell me|read) the news about {topic}|what is new in {topic}|"
+    "any news on {topic} {date}",
     "food_order": "order {food} for {time}|get me {food} {date}|i want {food} from {place}",
     "joke": "tell me a joke|make me laugh|do you know a joke about {topic}",
 }
@@ -109,7 +114,7 @@ _SPOKEN = {
     ]
     for slot, values in _VALUES.items()
 }
-"""By slot the words and the tags of each value."""
+"""For each slot, the words and the tags of each value."""
 _TAGS = ("O", *(f"{prefix}-{slot}" for slot in sorted(SLOTS) for prefix in "BI"))
 
 
@@ -124,10 +129,13 @@ _WORDS = _all_words()
 _OPTIONS = {"intent": len(_INTENTS)} | {
     name: len(each) for name, each in (_TEMPLATES | _VALUES).items()
 }
-"""What a device chooses among: intents, by intent its wordings, by slot its values."""
+"""How many options each choice has: the intents, an intent's wordings, a slot's values."""
 _BOUNDS = dict(zip(_OPTIONS, pairwise(accumulate(_OPTIONS.values(), initial=0)), strict=True))
 FINGERPRINT = "1d209f384f0ab8803277cf6f8ae08ccb27275e483467ad0c477d2ba61f182983"
-"""What a run notes of this generator; give it a new value when the same seed makes other requests."""
+"""Names this generator in a run's notes.
+
+Give it a new value when the same seed makes other requests.
+"""
 
 
 @dataclass(frozen=True)
@@ -138,10 +146,10 @@ class _Habits:
     """The odds of all options, not yet divided by their sums."""
     politeness: float
     sums: dict[str, list[float]] = field(default_factory=dict)
-    """By choice the running sums of its odds; filled where they are used: most devices use few."""
+    """The running sums of each choice's odds; filled at first use, because most devices use few."""
 
     def choose(self, name: str, rng: np.random.Generator) -> int:
-        """Draw an option; numbers are rounded as `dirichlet` and `choice` of NumPy round them."""
+        """Draw an option; sums are rounded as NumPy's `dirichlet` and `choice` round them."""
         if name not in self.sums:
             drawn = self.gammas[slice(*_BOUNDS[name])].tolist()
             scale = 1.0 / [*accumulate(drawn)][-1]
@@ -151,7 +159,7 @@ class _Habits:
 
 
 class Requests:
-    """A federation of generated requests; its words and labels are the grammar's, known to all."""
+    """A federation of generated requests; its words and labels are public, from the grammar."""
 
     def __init__(self, data: Data, data_dir: Path | None = None) -> None:
         if data.task == "image" or data.vocabulary_size:
@@ -196,7 +204,7 @@ class Requests:
         return int(self.activity[int(device[1:])])
 
     def _population(self, split: str) -> Examples:
-        """Return requests of as many devices that stand outside the federation."""
+        """Return `TEST_REQUESTS` requests, each of another device outside the federation."""
         requests = []
         for i in range(TEST_REQUESTS):
             rng = generator(self._data.seed, "requests", split, i)

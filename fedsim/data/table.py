@@ -1,4 +1,7 @@
-"""A federation over records in memory: one table sorted by device, each device a view of its rows."""
+"""A federation over records in memory: one table sorted by device.
+
+Each device is a view of its rows.
+"""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -29,7 +32,7 @@ from fedsim.types import DeviceId, Examples, Spec
 
 
 class RecordTable:
-    """A federation from the records of each split, under natural devices or those of `[partition]`."""
+    """A federation from the records of each split, with natural or with partitioned devices."""
 
     def __init__(
         self, data: Data, partition: Partition, splits: Splits, data_dir: Path | None
@@ -82,7 +85,8 @@ class RecordTable:
 
     @cached_property
     def deleted_time(self) -> NDArray[np.float64] | None:
-        """Seconds at which each training record's owner asked for its deletion, infinity for never;
+        """Seconds at which each training record's owner asked for its deletion; infinity for never.
+
         None without such a column.
         """
         return None if self._deleted is None else seconds_or_never(self._deleted, "deleted")
@@ -96,7 +100,7 @@ class RecordTable:
         notes: list[str],
     ) -> Records:
         """Return the training records under the devices that the partition gives them to."""
-        # imported here because flwr_datasets takes a second that natural federations need not wait
+        # flwr_datasets takes a second to import, and natural federations do not need it
         from fedsim.data.partitions.assign import assign_devices
 
         given = assign_devices(data, partition, train, data_dir)
@@ -124,7 +128,7 @@ def _owners(records: Records) -> NDArray[np.str_]:
 
 
 class _Encoding:
-    """Ids for one federation, from its training split; what only other splits hold comes behind."""
+    """Ids for one federation: names of the training split first, then those of other splits."""
 
     def __init__(self, data: Data, splits: Mapping[str, Records]) -> None:
         self._data = data
@@ -201,8 +205,9 @@ def _tag_names(train: Records, others: Sequence[Records]) -> tuple[list[str], li
 
 
 def _fixed(key: str, named: str, seen: list[str], unseen: list[str]) -> tuple[list[str], list[str]]:
-    """Return the names that the config fixes, and what else only other splits hold; without any, as
-    found.
+    """Return the names that the config fixes, and further ones that only other splits hold.
+
+    Where the config fixes none, both lists stay as found.
     """
     fixed = [name.strip() for name in named.split(",") if name.strip()]
     if not fixed:
@@ -219,7 +224,7 @@ def _fixed(key: str, named: str, seen: list[str], unseen: list[str]) -> tuple[li
 def public_part(
     data: Data, records: Records | None
 ) -> tuple[Spec, Examples | None, NDArray[np.float64] | None]:
-    """Return the spec that the config alone fixes, and records under it with their times."""
+    """Return the spec that the config alone fixes, and the records' examples and times under it."""
     if records is None:
         nothing: dict[str, list[Any]] = {role: [] for role in COLUMNS[data.task]}
         return _Encoding(data, {"train": Records(nothing, 0, "no file")}).spec, None, None

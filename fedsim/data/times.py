@@ -30,9 +30,8 @@ def seconds(records: Records, role: str = "time") -> NDArray[np.float64]:
 def seconds_or_never(records: Records, role: str) -> NDArray[np.float64]:
     """Return each record's time in seconds, infinity where it has none."""
     values = records.columns[role]
-    known = np.array(
-        [value is not None and value != "" and value == value for value in values]
-    )  # NaN differs
+    # NaN is a gap, too: it differs from itself
+    known = np.array([value is not None and value != "" and value == value for value in values])
     times = np.full(len(values), np.inf)
     if known.any():
         times[known] = _parse(
@@ -42,7 +41,7 @@ def seconds_or_never(records: Records, role: str) -> NDArray[np.float64]:
 
 
 def instant(key: str, text: str) -> float:
-    """Return a time that the config names under `key` in seconds, as in records.
+    """Return the seconds of a time that the config has under `key`, read as in records.
 
     Raises WrongInput.
     """

@@ -49,7 +49,7 @@ MODELS = {
 
 
 def kind_of(model: Model) -> Kind:
-    """Return the model that the settings name; somebody's own may serve and read anything."""
+    """Return the model that the settings name; user code may serve and read everything."""
     if not is_own_code(model.name):
         return lookup("model.name", model.name, MODELS)
     return Kind(import_object("model.name", model.name, "spec, model"), tuple(TASKS), letters=True)

@@ -1,4 +1,4 @@
-"""What a word's letters tell of it: a character CNN."""
+"""A character CNN: features of a word from its letters."""
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ FEATURES = 32
 class Characters(nn.Module):
     """Letter embeddings, one convolution over three neighbours, and the maximum over the word.
 
-    Its letters are those of the vocabulary's words, which the vocabulary tells anyway.
+    Its alphabet is that of the vocabulary's words, so it reveals no more than the vocabulary.
     """
 
     letters: Tensor

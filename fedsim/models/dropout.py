@@ -7,10 +7,10 @@ from torch import Tensor, nn
 class Dropout(nn.Module):
     """Dropout whose masks come from names: equal for any packing, any node and after a resume.
 
-    In training `keys` [K] holds one int64 a model, set anew for every step; the mask of an element
-    is a hash of its key, its example and its position, so padding and neighbours cannot change it.
-    `rows` [K, B] name the examples; without them, their places in the batch do. One place in a
-    model, one Dropout: used twice in a step, it would drop the same units again.
+    In training `keys` [K] holds one int64 for each model, new at every step. An element's mask is a
+    hash of its key, its example and its position, so padding and neighbours cannot change it.
+    `rows` [K, B] names the examples; without it, their places in the batch name them. Each place in
+    a model needs a Dropout of its own: one that is used twice in a step drops the same units again.
     """
 
     def __init__(self, p: float) -> None:
@@ -21,8 +21,9 @@ class Dropout(nn.Module):
         self.stacked = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [K, B, ..., width], or [B, ..., width] of one model where not `stacked`; scaled by 1 /
-        (1 - p) where kept.
+        """x: [K, B, ..., width], or [B, ..., width] of one model where not `stacked`.
+
+        Kept values are scaled by 1 / (1 - p).
         """
         if not self.training or self.p == 0.0:
             return x
@@ -37,10 +38,12 @@ class Dropout(nn.Module):
             if axis == 1 and self.rows is not None:
                 position = self.rows.view(*self.rows.shape, *[1] * (x.dim() - 2))
             mixed = mixed + position * _AXIS_STRIDES[axis - 1]
+        # 24 bits, because float32 holds no more exactly
         uniform = (_mix(mixed) & 0xFFFFFF).to(x.dtype) / 2**24
         return x * (uniform >= self.p) / (1.0 - self.p)
 
 
+# one odd 64-bit number for each axis, so that positions on different axes hash differently
 _AXIS_STRIDES = (0x1E3779B97F4A7C15, 0x2545F4914F6CDD1D, 0x369DEA0F31A53F85, 0x27BB2EE687B0B0FD)
 
 
@@ -58,6 +61,7 @@ def set_dropout_keys(
 
 def _mix(x: Tensor) -> Tensor:
     """The finaliser of splitmix64 (Steele et al., 2014) on int64, whose sums and products wrap."""
+    # the masks clear the sign bits that >> shifts in
     x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
     return x ^ (x >> 31 & 0x1FFFFFFFF)

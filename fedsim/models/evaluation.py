@@ -1,4 +1,4 @@
-"""Measuring a model on examples."""
+"""Measures a model on examples."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the task's metrics of `params` over `examples`, in evaluation mode, without gradients.
 
-    Of each of the other `metrics` the mean over the examples stands beside them.
+    The mean of each of the other `metrics` over the examples stands beside them.
     """
     sums: Counter[str] = Counter()
     more: Counter[str] = Counter()
@@ -42,8 +42,9 @@ def evaluate(
 def evaluate_each(
     module: nn.Module, task: Task, params: Params, parts: Sequence[Examples], batch: int = 512
 ) -> list[dict[str, float]]:
-    """Return the metrics of each part (a device's examples, at least one); the model runs on all at
-    once.
+    """Return the metrics of each part (a device's examples, at least one).
+
+    The model runs on all parts at once.
     """
     if not parts:
         return []

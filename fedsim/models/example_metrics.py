@@ -1,7 +1,7 @@
 """Metrics beside a task's own: each gives every example a value, whose mean is reported.
 
-A metric is a function `(outputs, fields) -> [N]` and one entry here, or somebody's own code. Values
-of examples add up over batches, so the mean does not depend on how they are cut.
+A metric is a function `(outputs, fields) -> [N]` and one entry here, or user code. Values of
+examples add up over batches, so the mean does not depend on how batches are cut.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,9 +21,8 @@ def brier(outputs: Fields, fields: Fields) -> Tensor:
     """Squared distance of the labels' probabilities from the truth, in [0, 2] (Brier, 1950)."""
     logits = outputs["label"]
     label = fields["label"]
-    classes = max(
-        logits.shape[-1], int(label.max()) + 1
-    )  # a label that training never saw is a miss
+    # a label that training never saw has no logit and counts as a miss
+    classes = max(logits.shape[-1], int(label.max()) + 1)
     truth = one_hot(label, classes)
     chances = logits.softmax(-1)
     return (chances - truth[:, : logits.shape[-1]]).square().sum(-1) + truth[
@@ -44,7 +43,7 @@ METRICS: dict[str, Metric] = {"brier": brier, "top5_accuracy": top5_accuracy}
 def metrics_of(text: str) -> Mapping[str, Metric]:
     """Return name -> metric of those that `evaluation.metrics` lists. Raises WrongInput.
 
-    Somebody's own is reported under its function's name.
+    A metric of user code is reported under its function's name.
     """
     found: dict[str, Metric] = {}
     for listing in listed(text):

@@ -1,7 +1,7 @@
-"""What a new release of a model gets wrong that the last one had right, and the other way round.
+"""Flips between two releases: predictions that become wrong, and those that become right.
 
 Two models of the same accuracy can differ for every user. The negative flip rate (Yan et al., 2021)
-is the share of predictions that were right before and are wrong now; the positive one is the share
+is the share of predictions that were right before and are wrong now. The positive one is the share
 that were wrong and are right. Their difference is the change of accuracy.
 """
 

@@ -1,8 +1,8 @@
 """Layers whose weights may carry leading axes: one model, or a whole cohort of models at once.
 
 Weights are `[...]` as torch has them, or `[K, ...]` for K models side by side; inputs then start
-with the same K. `torch.func.functional_call` with stacked parameters turns any model that is made
-of these layers, and indexes its activations from the right, into K models that train as one batch.
+with the same K. `torch.func.functional_call` with stacked parameters turns a model of these layers
+into K models that train as one batch. The model must index its activations from the right.
 """
 
 from typing import Any, cast
@@ -30,8 +30,9 @@ class Embedding(nn.Embedding):
 
 
 class MeanEmbedding(Embedding):
-    """The mean of the rows of ids that are not PAD, zero where there are none. [..., T] -> [...,
-    width].
+    """The mean of the rows of ids that are not PAD; zero where all are PAD.
+
+    ids: [..., T] -> [..., width].
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -80,9 +81,9 @@ class Conv2d(nn.Conv2d):
 class Attention(nn.Module):
     """Multi-head scaled dot-product attention of each sequence to itself (Vaswani et al., 2017).
 
-    x: [..., B, T, width], visible: broadcastable to [..., B, T, T], True where the position of the
-    second last axis may look at that of the last; each must see at least itself -> [..., B, T,
-    width].
+    x: [..., B, T, width] -> the same shape. visible: broadcastable to [..., B, T, T], True where a
+    position (second last axis) may look at another (last axis). Each position must see at least
+    itself.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -93,17 +94,20 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, visible: Tensor) -> Tensor:
         split = self.query_key_value(x).unflatten(-1, (3, self.heads, -1))
-        query, key, value = (
-            part.transpose(-2, -3) for part in split.unbind(-3)
-        )  # [..., B, heads, T, d]
+        # each [..., B, heads, T, d]
+        query, key, value = (part.transpose(-2, -3) for part in split.unbind(-3))
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        # a finite number: the softmax of a row of infinities alone would be NaN
         hidden = torch.finfo(scores.dtype).min
         seen = scores.masked_fill(~visible.unsqueeze(-3), hidden).softmax(-1) @ value
         return self.output(seen.transpose(-2, -3).flatten(-2))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x @ weight.T + bias for weight [out, in], or x [K, ..., in] with weight [K, out, in]."""
+    """Return x @ weight.T + bias.
+
+    weight is [out, in], or [K, out, in] for x [K, ..., in].
+    """
     if weight.dim() == 3:
         out = products.linear(x.flatten(1, -2), weight, bias)
         return out.view(*x.shape[:-1], out.shape[-1])
@@ -115,8 +119,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def lookup(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
-    """Rows of `table` [rows, width], or of [K, rows, width] for ids [K, ...]; `padding` learns
-    nothing.
+    """Return the rows of `table` [rows, width], or of [K, rows, width] for ids [K, ...].
+
+    The row of id `padding` gets no gradient.
     """
     if table.dim() == 2:
         return nn.functional.embedding(ids, table, padding)
@@ -127,15 +132,19 @@ def lookup(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
 
 
 def shares(ids: Tensor, table: Tensor) -> Tensor:
-    """Return what each id counts in the mean over the last axis, in the table's precision; PAD
-    nothing.
+    """Return the weight of each id in the mean over the last axis; PAD has none.
+
+    Weights have the table's precision.
     """
     mask = (ids != PAD).to(table.dtype)
     return mask / mask.sum(-1, keepdim=True).clamp(min=1)
 
 
 def weighted(ids: Tensor, shares: Tensor, table: Tensor) -> Tensor:
-    """Rows as of `lookup`, summed over the last axis of ids [..., T] with `shares` of its shape."""
+    """Return the rows of `lookup`, summed over the last axis of ids [..., T].
+
+    `shares` [..., T] weigh the rows.
+    """
     if table.requires_grad or products.traced(table):  # the kernel below has no rule for vmap
         return (shares.unsqueeze(-1) * lookup(ids, table)).sum(-2)
     each = places(ids, table)
@@ -150,7 +159,10 @@ def weighted(ids: Tensor, shares: Tensor, table: Tensor) -> Tensor:
 
 
 def places(ids: Tensor, table: Tensor) -> Tensor:
-    """Return ids as rows of the tables [K, rows, width] below each other, or of one."""
+    """Return the row of each id in the tables [K, rows, width] laid below each other.
+
+    For one table [rows, width] ids are rows already.
+    """
     if table.dim() == 2:
         return ids
     models, rows, _ = table.shape
@@ -184,10 +196,10 @@ def convolve(
 def normalize(
     x: Tensor, groups: int, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """Normalise groups of channels of x [K, B, channels, height, width]; weight and bias are [K ·
-    channels].
+    """Normalise groups of channels of x [K, B, channels, height, width].
 
-    Stacked models are side by side as groups of one kernel, in the layout that `convolve` leaves.
+    weight and bias are [K · channels]. Stacked models are side by side as groups of one kernel, in
+    the layout that `convolve` leaves.
     """
     models = len(x)
     side_by_side = x.transpose(0, 1).flatten(1, 2)
@@ -196,17 +208,18 @@ def normalize(
 
 
 def pool(x: Tensor) -> Tensor:
-    """Return the maximum of each 2×2 square of x [..., height, width]; an odd last row or column is
-    cut.
+    """Return the maximum of each 2×2 square of x [..., height, width].
+
+    An odd last row or column is cut.
     """
     return cast(Tensor, Pool.apply(x))  # type: ignore[no-untyped-call]
 
 
 class Pool(torch.autograd.Function):
-    """2×2 max pooling by two comparisons: on a CPU several times faster than the kernel for any
-    window.
+    """2×2 max pooling by two comparisons.
 
-    Of like values one gets the gradient: the upper of a column, then the left of both.
+    On a CPU this is several times faster than the kernel for any window. Where values are equal,
+    one of them gets the gradient: the upper of a column, then the left of both.
     """
 
     @staticmethod
@@ -218,9 +231,8 @@ class Pool(torch.autograd.Function):
         rows = torch.maximum(upper, lower)
         left = rows[..., 0::2]
         right = rows[..., 1::2]
-        low = torch.gt(
-            lower, upper, out=torch.empty_like(rows)
-        )  # numbers: products with flags are slow
+        # as numbers, because products with booleans are slow
+        low = torch.gt(lower, upper, out=torch.empty_like(rows))
         ctx.save_for_backward(low, (right > left).to(x.dtype))
         ctx.shape = x.shape
         return torch.maximum(left, right)
@@ -232,7 +244,9 @@ class Pool(torch.autograd.Function):
         width = low.shape[-1]
         rows = torch.empty_like(low)
         torch.mul(grad, far, out=rows[..., 1::2])
+        # the left column gets what the right one does not
         torch.sub(grad, rows[..., 1::2], out=rows[..., 0::2])
+        # the products below write every place but those of a row or column that was cut
         cut = ctx.shape[-2:] != (height, width)
         whole = grad.new_zeros(ctx.shape) if cut else grad.new_empty(ctx.shape)
         upper = whole[..., 0:height:2, :width]
@@ -254,4 +268,4 @@ def pair(size: int | tuple[int, ...] | str) -> tuple[int, ...]:
 
 
 STACKABLE = (Linear, Embedding, BiLSTM, LSTM, LayerNorm, GroupNorm, Conv2d)
-"""The layers with parameters that take them with a leading device axis."""
+"""The layers whose parameters may have a leading device axis."""

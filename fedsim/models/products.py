@@ -8,14 +8,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LEAST = 1_500_000
-"""Multiplications of one model from which on oneDNN pays on one thread: its calls cost microseconds
-more.
+"""Multiplications of one model from which oneDNN pays on one thread.
+
+Each of its calls costs microseconds more.
 """
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x @ weightᵀ + bias, [M, R, out], for x [M, R, in], weight [M, out, in] and bias [M,
-    out].
+    """Return x @ weightᵀ + bias, [M, R, out].
+
+    x: [M, R, in], weight: [M, out, in], bias: [M, out].
     """
     if pays(x, weight.shape[1]) and x.dtype == weight.dtype and not traced(weight):
         return cast(Tensor, Large.apply(x, weight, bias))  # type: ignore[no-untyped-call]
@@ -55,12 +57,11 @@ def outer(g: Tensor, a: Tensor) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
-    """Write x @ weightᵀ to `out`, and return that: model by model where oneDNN pays, else step by
-    step.
+    """Write x @ weightᵀ to `out`, and return that.
 
-    x: [M, T, B, in], weight: [M, out, in], out: [M, T, B, out], of any strides. In float32 on a CPU
-    oneDNN multiplies large ones: torch's own products are MKL's, which uses AVX-512 on Intel's CPUs
-    alone.
+    x: [M, T, B, in], weight: [M, out, in], out: [M, T, B, out], of any strides. It goes model by
+    model where oneDNN pays, else step by step. oneDNN multiplies large matrices in float32 on a
+    CPU: torch's own products are MKL's, which uses AVX-512 on Intel's CPUs alone.
     """
     if not pays(x, weight.shape[1]):
         for now, o in zip(x.unbind(1), out.unbind(1), strict=True):
@@ -98,19 +99,16 @@ def sum_of_products(g: Tensor, a: Tensor, factors: Tensor) -> Tensor:
     for one, w, other, o in zip(
         a.unbind(0), weights.unbind(0), g.unbind(0), found.unbind(0), strict=True
     ):
-        rows = (one * w).flatten(0, 1)  # of one model they stay in the cache
+        rows = (one * w).flatten(0, 1)  # one model at a time stays in the cache
         o.copy_(_by_onednn(rows.t(), other.flatten(0, 1).t()))
     return found.transpose(1, 2)
 
 
 def pays(x: Tensor, width: int) -> bool:
-    """Whether products of x [M, ...] with `width` columns are large enough for oneDNN, and may be
-    its.
-    """
+    """Whether oneDNN may multiply x [M, ...] into `width` columns, and is faster at it."""
     able = ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"
-    least = (
-        LEAST * torch.get_num_threads() ** 2
-    )  # threads meet in each call; torch gives each its own models
+    # all threads meet in each call of oneDNN; torch gives each thread models of its own
+    least = LEAST * torch.get_num_threads() ** 2
     large = able and x[0].numel() * width >= least
     return large and not traced(x) and not torch.is_autocast_enabled("cpu")
 
@@ -126,10 +124,10 @@ def _stacked(found: Iterable[Tensor]) -> Tensor:
 
 
 def _dense(x: Tensor) -> Tensor:
-    """Return a matrix without gaps: for other strides oneDNN has only its slow reference kernel."""
+    """Return a matrix without gaps; for other strides oneDNN has only a slow reference kernel."""
     return x if x.is_contiguous() or x.t().is_contiguous() else x.contiguous()
 
 
 traced = torch._C._functorch.is_functorch_wrapped_tensor
-"""Whether vmap or torch.func.grad look at a tensor: they have no rule for these products."""
+"""Whether vmap or torch.func.grad wraps a tensor; they have no rule for these products."""
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

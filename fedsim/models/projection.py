@@ -1,4 +1,4 @@
-"""A model made for differential privacy: one trained linear layer over bounded, untrained features."""
+"""A model for differential privacy: one trained linear layer over bounded, fixed features."""
 
 from collections.abc import Sequence
 
@@ -12,20 +12,20 @@ from fedsim.seeds import torch_generator
 from fedsim.types import PAD, Spec
 
 KEY = 0
-"""Keys the frozen table: a constant of the program, not the run's seed, so it is the same for
-everybody.
+"""The key of the frozen table.
+
+It is a constant of the program, not the run's seed, so the table is the same for everybody.
 """
 
 
 class Projection(nn.Module):
-    """A frozen random sign a token and dimension, summed over the text, scaled to norm 1; a linear
-    head.
+    """A linear head over frozen random signs, summed over the text and scaled to norm 1.
 
-    With noise on a linear head, what reaches the logits does not grow with the width, so the width
-    costs arithmetic only, and features of norm 1 bound an example's gradient by √2: little is lost
-    in clipping. With `model.label_names` a label's first weights are the features of its name's
-    words, times that factor: names of labels are part of the task, so this start is public and
-    costs nothing.
+    The table has a sign for each token and dimension. With noise on a linear head, the noise at the
+    logits does not grow with the width, so width costs arithmetic only. Features of norm 1 bound an
+    example's gradient by √2, so clipping loses little. With `model.label_names` a label's first
+    weights are the features of its name's words, times that factor. Names of labels are part of the
+    task, so this start is public and costs no privacy.
     """
 
     table: Tensor
@@ -51,7 +51,7 @@ class Projection(nn.Module):
         return nn.functional.normalize(sums, dim=-1).view(*tokens.shape[:-1], -1)
 
     def activations(self, tokens: Sequence[int]) -> int:
-        """Features, and logits with their softmax and gradient."""
+        """Return the floats of the features, and of the logits with their softmax and gradient."""
         return self.label.in_features + 3 * self.label.out_features
 
     def _start(self, spec: Spec, scale: float) -> Tensor:

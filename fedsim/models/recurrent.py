@@ -1,4 +1,4 @@
-"""LSTMs whose weights may carry leading axes; the recurrence and its backward pass are written out."""
+"""LSTMs whose weights may carry leading axes; recurrence and backward are written out."""
 
 import math
 from typing import Any, Protocol, cast
@@ -10,16 +10,16 @@ from fedsim.models.products import add_product, product
 
 
 class GateWatch(Protocol):
-    """Somebody who looks into an LSTM: per-example clipping does."""
+    """An observer of an LSTM's backward pass; per-example clipping is one."""
 
     anchor: Tensor
-    """Makes the layer part of a graph where nothing else does."""
+    """A tensor that puts the layer into the autograd graph where nothing else does."""
 
     def gates(self, rows: Tensor, gradient: Tensor) -> None:
-        """See, in the backward, what each step multiplied and its pre-activations' gradient.
+        """See in backward what each step multiplied, and the gradient of its pre-activations.
 
-        rows: [T, M, B, hidden + in + 1], the state before, the input and a one, which is the
-        bias's; gradient: [T, M, B, 4·hidden].
+        rows: [T, M, B, hidden + in + 1]: the state before, the input, and a one for the bias;
+        gradient: [T, M, B, 4·hidden].
         """
 
 
@@ -109,26 +109,24 @@ def lstm(
     bias: Tensor,
     watch: GateWatch | None = None,
 ) -> Tensor:
-    """x: [M, B, T, in], mask: [M, B, T] for M stacked directions -> hidden states [M, B, T,
-    hidden].
+    """Return the hidden states [M, B, T, hidden] of M stacked directions.
 
-    What comes behind a sequence's end is not to be used.
+    x: [M, B, T, in], mask: [M, B, T]. States behind a sequence's end must not be used.
     """
     single = x.dtype == into.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if watch is None and x.device.type == "cpu" and single:
         return _model_by_model(x, mask, into, hidden, bias)
     anchor = None if watch is None else watch.anchor
-    with torch.autocast(x.device.type, enabled=False):  # it rounds at every step: in full precision
+    with torch.autocast(x.device.type, enabled=False):  # autocast would round at every step
         states = Recurrence.apply(x.to(into.dtype), into, hidden, bias, anchor, watch)  # type: ignore[no-untyped-call]
     return cast(Tensor, states)
 
 
 def _model_by_model(x: Tensor, mask: Tensor, into: Tensor, hidden: Tensor, bias: Tensor) -> Tensor:
-    """Return what `lstm` does by torch's kernel for one model: on a CPU it is near the machine's
-    peak.
+    """Return what `lstm` does, by torch's kernel for one model: near a CPU's peak.
 
-    Each model goes as far as its own longest sequence. Nobody can look into the kernel, so
-    per-example clipping takes the recurrence below.
+    Each model goes as far as its own longest sequence. The kernel shows no gates, so per-example
+    clipping takes the recurrence below.
     """
     start = x.new_zeros(1, x.shape[1], hidden.shape[-1])
     none, train = torch.zeros_like(bias[0]), torch.is_grad_enabled()  # torch has a second bias
@@ -145,12 +143,12 @@ def _model_by_model(x: Tensor, mask: Tensor, into: Tensor, hidden: Tensor, bias:
 
 
 class Recurrence(torch.autograd.Function):
-    """M LSTMs over time with their backward written out: one product and few kernels a step, no
-    graph.
+    """M LSTMs over time, with forward and backward written out: no graph.
 
-    Everything of a step lies together, [T, M, B, ...], so that it is still in the cache when it is
-    next needed. tanh(x) is taken as 2·sigmoid(2x) - 1, whose kernel is several times faster on a
-    CPU; of the gate g its double is kept, and so of the cells.
+    A step is one product and a few kernels. All tensors of a step lie together, [T, M, B, ...], so
+    they are still in the cache when they are next needed. tanh(x) is taken as 2·sigmoid(2x) - 1,
+    because the sigmoid kernel is several times faster on a CPU. Gate g and the cells are kept
+    doubled.
     """
 
     @staticmethod
@@ -173,6 +171,7 @@ class Recurrence(torch.autograd.Function):
         rows[..., -1] = 1
         rows[:-1, ..., width:-1] = x.permute(2, 0, 1, 3)
         active = x.new_empty(time, models, batch, 4 * width)
+        # the inputs of all steps at once; only the states must wait for each other
         product(rows[:-1, ..., width:].transpose(0, 1), weight[..., width:], active.transpose(0, 1))
         doubles, cells, bent = (x.new_empty(time, models, batch, width) for _ in range(3))
         states = rows[1:, ..., :width]
@@ -189,9 +188,9 @@ class Recurrence(torch.autograd.Function):
         before = x.new_zeros(models, batch, width)
         for last, a, i, f, s, o, g, c, tanh, h in zip(*(p.unbind(0) for p in parts), strict=True):
             add_product(a, last, again, out=a).sigmoid_()
-            torch.mul(s, 4, out=g).sub_(2)
+            torch.mul(s, 4, out=g).sub_(2)  # twice the gate: 2 (2·sigmoid(2x) - 1)
             torch.mul(f, before, out=c).addcmul_(i, g)
-            torch.sigmoid(c, out=tanh).mul_(2).sub_(1)
+            torch.sigmoid(c, out=tanh).mul_(2).sub_(1)  # c is twice the cell, as tanh needs it
             torch.mul(tanh, o, out=h)
             before = c
         ctx.save_for_backward(rows, active, doubles, cells, bent, into, hidden)
@@ -213,10 +212,11 @@ class Recurrence(torch.autograd.Function):
         steps = zip(*(p.unbind(0) for p in parts), earlier, above, strict=True)
         for z, zi, zf, zg, zo, a, i, f, _, o, g, tanh, c, dh in reversed(list(steps)):
             torch.mul(of_h, o, out=spare)
+            # by the doubled cell, so half of the cell's own gradient
             of_c.add_(tanh_backward(spare, tanh, grad_input=spare), alpha=0.5)
             torch.mul(of_c, g, out=zi)
             torch.mul(of_c, c, out=zf)
-            torch.mul(of_c, i, out=zg).mul_(8)
+            torch.mul(of_c, i, out=zg).mul_(8)  # 4 by g = 4·sigmoid - 2, and 2 by sigmoid(2x)
             torch.mul(of_h, tanh, out=zo)
             sigmoid_backward(z, a, grad_input=z)
             of_h = add_product(dh, z, back, out=torch.empty_like(dh))
@@ -242,8 +242,9 @@ def _of_input(slopes: Tensor, into: Tensor) -> Tensor:
 
 
 def _of_weights(ctx: Any, rows: Tensor, slopes: Tensor, width: int) -> tuple[Tensor | None, ...]:
-    """Return the gradients of an LSTM's input weights, recurrent weights and bias, as far as
-    wanted.
+    """Return the gradients of an LSTM's input weights, recurrent weights and bias.
+
+    All are None where none is wanted.
     """
     if not any(ctx.needs_input_grad[1:4]):
         return None, None, None
@@ -253,8 +254,10 @@ def _of_weights(ctx: Any, rows: Tensor, slopes: Tensor, width: int) -> tuple[Ten
 
 
 def _reversal(mask: Tensor) -> Tensor:
-    """Return the row of x [..., T, width], all rows in one line, that comes to each place when each
-    sequence's tokens are reversed and its padding is left."""
+    """Return which row of x comes to each place when each sequence's tokens are reversed.
+
+    The rows of x [..., T, width] are numbered in one line. Padding stays where it is.
+    """
     length = mask.sum(-1, keepdim=True)
     time = torch.arange(mask.shape[-1], device=mask.device)
     sequences = torch.arange(math.prod(mask.shape[:-1]), device=mask.device)
@@ -267,7 +270,10 @@ def _reversed(x: Tensor, order: Tensor) -> Tensor:
 
 
 class Reversed(torch.autograd.Function):
-    """Rows of x [..., width] in an order that undoes itself, and so does its gradient's."""
+    """Rows of x [..., width] in an order that is its own inverse.
+
+    So the gradient takes the same order.
+    """
 
     generate_vmap_rule = True
 

@@ -12,7 +12,7 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class SpanCounts:
-    """How many spans stand in the truth, in the prediction, and in both with equal type and bounds."""
+    """Numbers of spans: in the truth, in the prediction, and equal in both (type, bounds)."""
 
     true: int
     predicted: int
@@ -20,11 +20,10 @@ class SpanCounts:
 
 
 def count_spans(true: Ids, predicted: Ids, names: Sequence[str]) -> SpanCounts:
-    """Count the spans of two tag arrays [B, T]; ids index `names` ("O", "B-x", "I-x"), -1 is
-    padding.
+    """Count the spans of two tag arrays [B, T]; ids index `names`, and -1 is padding.
 
-    A span starts at a B-, or at an I- that continues nothing of its type, and goes on over the I-
-    of its type.
+    Names are "O", "B-x" and "I-x". A span starts at a B-, or at an I- that continues no span of its
+    type. It goes on over each I- of its type.
     """
     kinds: dict[str, int] = {}
     types = np.array([_type(name, kinds) for name in names] + [-1])  # the last row is for id -1

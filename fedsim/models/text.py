@@ -1,6 +1,4 @@
-"""Models over token ids: a bag of embeddings and a BiLSTM with label and tag heads, an LSTM for
-words.
-"""
+"""Models over token ids: a bag of embeddings, a BiLSTM, and an LSTM for the next word."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -18,9 +16,7 @@ from fedsim.types import PAD, Params, Spec
 
 
 class TextHeads(nn.Module):
-    """A label head on the sentence where the spec has labels, a tag head on each token where it has
-    tags.
-    """
+    """A label head on the sentence and a tag head on each token, where the spec has them."""
 
     def __init__(self, sentence: int, token: int, spec: Spec) -> None:
         super().__init__()
@@ -37,8 +33,9 @@ class TextHeads(nn.Module):
 
 
 class Bag(nn.Module):
-    """Mean of word embeddings for the label; each word with both neighbours and that mean for its
-    tag.
+    """A bag of word embeddings: the label comes from their mean.
+
+    A tag comes from its word, both neighbours and that mean.
     """
 
     tables = {"embedding.weight": "tokens"}
@@ -67,8 +64,9 @@ class Bag(nn.Module):
 
 
 class JointBiLSTM(nn.Module):
-    """Embedding, with what letters tell if wanted, and BiLSTM; the label from the maximum over
-    time, each tag from its own state.
+    """Word embedding, with letter features if wanted, and a BiLSTM.
+
+    The label comes from the maximum over time, each tag from its own state.
     """
 
     tables: Mapping[str, str] = {"embedding.weight": "tokens"}
@@ -99,9 +97,7 @@ class JointBiLSTM(nn.Module):
         return self.heads(sentence, states)
 
     def as_one_table(self, params: Params) -> tuple[nn.Module, Params]:
-        """Return the same function with each word's letters in its row of one wider embedding
-        table.
-        """
+        """Return the same function with letter features as part of one wider embedding table."""
         if self.characters is None:
             return self, params
         mine = {
@@ -145,5 +141,8 @@ class WordLSTM(nn.Module):
         return {"next": self.next(states)}
 
     def activations(self, tokens: Sequence[int]) -> int:
-        """The logits, their softmax and their gradient outweigh all else."""
+        """Return the floats of the logits, their softmax and their gradient.
+
+        They outweigh all else.
+        """
         return 3 * tokens[0] * self.next.out_features

@@ -46,7 +46,7 @@ class Transformer(nn.Module):
         self.heads = None if self.causal else TextHeads(width, width, spec)
 
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
-        """tokens: [..., B, T] -> logits `next` [..., B, T, vocabulary], or those of label and tags."""
+        """tokens: [..., B, T] -> logits `next` [..., B, T, vocabulary], or label and tag logits."""
         mask = tokens != PAD
         time = torch.arange(tokens.shape[-1], device=tokens.device)
         places = self.position(time.expand_as(tokens))

@@ -1,4 +1,7 @@
-"""What a model can know of the order of words: two texts that it reads alike are one to it."""
+"""What a model can know of the order of words.
+
+Two texts that a model reads alike are the same text to it.
+"""
 
 from collections.abc import Callable
 

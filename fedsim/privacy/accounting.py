@@ -1,7 +1,7 @@
 """What composed releases reveal: epsilon, delta and whole trade-off curves of sampled Gaussians.
 
-Every epsilon comes from dp-accounting. All relations here are of the kind "with or without the
-unit": add-or-remove-one, and zero-out (the unit takes part with nothing), which has the same bound
+Every epsilon comes from dp-accounting. All relations here compare "with" and "without the unit":
+add-or-remove-one, and zero-out (the unit takes part with nothing). Both have the same bound,
 because nothing else in a release (divisor, rate, steps, noise) changes with the unit.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedsim.errors import WrongInput
 
-if TYPE_CHECKING:  # a second of dp-accounting and scipy: the functions that need them import them
+if TYPE_CHECKING:  # dp-accounting and scipy take a second: functions import them when needed
     import dp_accounting as dp
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
@@ -59,8 +59,9 @@ class Event:
 def joint_multiplier(blocks: Iterable[tuple[float, float]]) -> float:
     """Return the noise multiplier of blocks released together: (Σ (Δ_b/σ_b)²)^(-1/2) of (Δ_b, σ_b).
 
-    Δ_b is a block's sensitivity, σ_b the stddev of the noise in it (of all shares together). Only
-    for blocks under one sampling coin; releases of different steps or rounds are composed instead.
+    Δ_b is a block's sensitivity, σ_b the stddev of the noise in it (of all shares together). This
+    holds only for blocks under one sampling coin; releases of different steps or rounds are
+    composed instead.
     """
     inverse = 0.0
     for sensitivity, stddev in blocks:
@@ -70,7 +71,7 @@ def joint_multiplier(blocks: Iterable[tuple[float, float]]) -> float:
 
 
 def merged(events: Iterable[Event]) -> tuple[Event, ...]:
-    """Return the events sorted, counts of equal ones added, those that reveal nothing left out."""
+    """Return the events sorted, with equal ones added up and those that reveal nothing left out."""
     counts: dict[tuple[float, float], int] = {}
     for e in events:
         if e.count and e.sampling_rate > 0 and e.noise_multiplier < math.inf:
@@ -80,8 +81,9 @@ def merged(events: Iterable[Event]) -> tuple[Event, ...]:
 
 
 def epsilon(events: Iterable[Event], delta: float) -> float:
-    """Return the least epsilon known for the composition at `delta`: by PLD, exact where all rates
-    are 1.
+    """Return the least known epsilon of the composition at `delta`.
+
+    It comes from the privacy loss distribution (PLD), and is exact where all rates are 1.
 
     Guarantee: the composition of the events is (epsilon, delta)-differentially private for its
     unit, under add-or-remove-one and under zero-out.
@@ -113,7 +115,7 @@ def epsilon_rdp(events: Iterable[Event], delta: float) -> float:
 
 
 def delta(events: Iterable[Event], epsilon: float) -> float:
-    """Return the least delta known for the composition at `epsilon`.
+    """Return the least known delta of the composition at `epsilon`.
 
     >>> from fedsim import Event, delta
     >>> round(delta([Event(1.0)], epsilon=1.0), 3)
@@ -132,8 +134,8 @@ def delta(events: Iterable[Event], epsilon: float) -> float:
 def power(events: Iterable[Event], false_positive_rates: Floats) -> Floats:
     """Return the greatest true-positive rate of any attack on the unit at each false-positive rate.
 
-    The trade-off curve that the whole privacy profile implies (Dong et al., 2022, proposition
-    2.12).
+    It is the trade-off curve that the whole privacy profile implies (Dong et al., 2022,
+    proposition 2.12).
 
     >>> import numpy as np
     >>> from fedsim import Event, power
@@ -162,10 +164,10 @@ def gaussian_delta(noise_multiplier: float, epsilon: float) -> float:
 
 
 def group_epsilon(events: Iterable[Event], copies: int, delta: float) -> float:
-    """Return epsilon for a unit that is in the data `copies` times (or a group of so many units).
+    """Return epsilon for a unit that is in the data `copies` times, or for a group of so many.
 
-    Each release may have any number of the copies in it; the bound takes all of them whenever one
-    is in: sensitivity times `copies`, rate at most 1 - (1 - q)^copies.
+    A release may have any number of the copies in it. The bound takes all of them whenever one is
+    in: sensitivity times `copies`, rate at most 1 - (1 - q)^copies.
     """
     grouped = [
         replace(
@@ -189,7 +191,7 @@ def _epsilon(events: tuple[Event, ...], delta: float) -> float:
     if all(e.sampling_rate == 1 for e in events):
         return float(dp.get_epsilon_gaussian(_gaussian_multiplier(events), delta))
     loose = epsilon_rdp(events, delta)
-    if loose > COARSE:  # a table of losses would be too long, and nobody cares by how much
+    if loose > COARSE:  # the table of losses would be too long
         return loose
     return float(min(loose, _loss(events).get_epsilon_for_delta(delta)))
 
@@ -240,8 +242,9 @@ def _dp_event(events: Sequence[Event]) -> "dp.DpEvent":
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep dp-accounting from telling which Renyi orders it leaves out: the others give a bound as
-    well.
+    """Silence dp-accounting's notes on Renyi orders that it leaves out.
+
+    The other orders give a bound as well.
     """
     logger = logging.getLogger("absl")
     level = logger.level

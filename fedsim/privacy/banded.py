@@ -1,9 +1,9 @@
 """Correlated noise for DP-FTRL: a banded Toeplitz factor of the prefix sum.
 
-With A the prefix sums (all that training is a function of) and C lower triangular with b bands,
-A·C⁻¹ times white noise is released with A·x: each round's sum gets row t of C⁻¹z. C has the first b
-coefficients of (1 - x)^(-1/2) (banded square root: Kalinin and Lampert, 2024; participation:
-Choquette-Choo et al., 2023).
+A stands for the prefix sums (all that training is a function of), and C is lower triangular with b
+bands. A·x is released with A·C⁻¹ times white noise: each round's sum gets row t of C⁻¹z. C has the
+first b coefficients of (1 - x)^(-1/2) (banded square root: Kalinin and Lampert, 2024;
+participation: Choquette-Choo et al., 2023).
 """
 
 import math

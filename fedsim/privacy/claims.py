@@ -26,10 +26,10 @@ class Claim:
 
 
 def relation(config: Config) -> str:
-    """Return the neighbouring relation that the mechanism carries.
+    """Return the neighbouring relation under which the mechanism's promise holds.
 
-    Inclusion normalised over the real roster would change with a device, so device-level DP with
-    add-or-remove needs `selection.total_score`; zero-out keeps the roster as it is.
+    Inclusion that is normalised over the real roster changes with a device. So device-level DP with
+    add-or-remove needs `selection.total_score`. Zero-out keeps the roster as it is.
     """
     dp = config.dp
     if dp.relation != "auto":
@@ -89,7 +89,10 @@ def target_delta(config: Config, units: int) -> tuple[float, str]:
     if config.dp.delta:
         rule = "set by name"
         if config.dp.delta >= 1 / units:
-            rule += f"; WARNING: at least 1/{units}, so that it allows a unit's data to be published whole"
+            rule += (
+                f"; WARNING: at least 1/{units}, so that it allows a unit's data to be published "
+                "whole"
+            )
         return config.dp.delta, rule
     power = -math.ceil(math.log10(10 * units) - 1e-12)
     return float(f"1e{power}"), f"1/(10 x {units} protected units), rounded down to a power of ten"
@@ -135,7 +138,7 @@ def check_dp(config: Config) -> None:
 
 
 def _is_normalised(config: Config) -> bool:
-    """Whether a device's inclusion is the same whoever else there is."""
+    """Whether a device's inclusion does not depend on the other devices."""
     if config.aggregation.weights == "inverse_probability":
         return False  # weights are shares of everybody's activity
     return config.selection.total_score > 0 and rule_of(config.selection).own_score

@@ -7,7 +7,7 @@ OF_THE_OTHER = {
     "device": ("method", "noise_decay", "noise_layout", "sampling_rate", "micro_batches"),
     "example": ("max_weight", "quantile", "count_noise", "clip_lr"),
 }
-"""Keys of [dp] that do nothing for a unit: who sets one expects what does not happen."""
+"""Keys of [dp] that have no effect for a unit, so that setting one is refused."""
 
 
 def check_unit(dp: Dp) -> None:
@@ -41,8 +41,9 @@ def check_norms(config: Config) -> None:
 def check_example_sum(config: Config) -> None:
     """Refuse what example-level noise shares cannot hide. Raises WrongInput.
 
-    A device's weight over its divisor must be one constant for all, and its update that constant
-    times its clipped sum and share: then shares add up to the noise of the sum's one gradient step.
+    A device's weight over its divisor must be one constant for all. Its update must be that
+    constant times its clipped sum and share. Then shares add up to the noise of the sum's one
+    gradient step.
     """
     dp = config.dp
     train = config.train
@@ -96,7 +97,7 @@ def check_examples(config: Config) -> None:
 
 
 def check_release(config: Config) -> None:
-    """Refuse releases that happen or not by what devices answered. Raises WrongInput."""
+    """Refuse a release that depends on how many devices answered. Raises WrongInput."""
     if config.aggregation.min_updates:
         raise WrongInput(
             f"aggregation.min_updates = {config.aggregation.min_updates} ends a round without a "

@@ -1,4 +1,4 @@
-"""What a round will reveal, by groups of devices: the ledger's entry, before the round happens."""
+"""What a round will reveal, by groups of devices: its ledger entry, made before the round."""
 
 import math
 
@@ -23,9 +23,10 @@ STEP = 1.01
 def scheduled_entry(
     config: Config, round: int, period: int, attempt: str, probabilities: Floats, weights: Floats
 ) -> Entry:
-    """Return the entry of a device-level round whose coins stay secret: it counts for every device.
+    """Return the entry of a device-level round whose coins stay secret; it counts for every device.
 
-    `probabilities` [devices] are 0 for those that cannot be in it; `weights` [devices] are public.
+    `probabilities` [devices] are 0 for devices that cannot be in it; `weights` [devices] are
+    public.
     """
     mechanism = device_mechanism(config)
     changing = rule_of(config.selection).changing
@@ -44,8 +45,9 @@ def visible_entry(
     weights: Floats,
     devices: int,
 ) -> Entry:
-    """Return the entry of a device-level round whose participants are taken as known: no
-    amplification.
+    """Return the entry of a device-level round whose participants are taken as known.
+
+    It claims no amplification.
     """
     mechanism = device_mechanism(config)
     values, inverse = np.unique(weights, return_inverse=True)
@@ -66,7 +68,7 @@ def local_entry(
 
 
 def local_events(config: Config, activity: int, rounds: int = 1) -> tuple[Event, ...]:
-    """Return what so many rounds of local steps cost one example of a device."""
+    """Return what `rounds` rounds of local steps cost one example of a device."""
     plan = local_plan(config.dp, config.train, activity)
     rate = plan.sampling_rate if amplification(config).claimed else 1.0
     return tuple(Event(z, rate, n * rounds) for z, n in plan.multipliers().items())

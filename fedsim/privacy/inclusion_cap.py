@@ -11,13 +11,12 @@ STEPS = 24
 
 
 def inclusion_within_target(config: Config, devices: int) -> float:
-    """Return the largest inclusion probability with which a device stays within
-    `dp.target_epsilon`.
+    """Return the largest inclusion probability that keeps a device within `dp.target_epsilon`.
 
-    For a device of the largest weight that can be selected in every round of the run; `devices` are
-    those with examples, by which delta is set. By Renyi accounting, so a little less than what is
-    possible. Raises WrongInput where sampling gives no privacy, or where no probability is small
-    enough.
+    The device has the largest weight and can be selected in every round of the run. `devices` is
+    the number of devices with examples, which sets delta. Renyi accounting makes the result a
+    little less than what is possible. Raises WrongInput where sampling gives no privacy, or where
+    no probability is small enough.
     """
     target = config.dp.target_epsilon
     claim = amplification(config)

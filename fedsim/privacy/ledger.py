@@ -1,7 +1,7 @@
 """What was released, about whom, in which round: written before the release, never taken back.
 
-`privacy.jsonl` holds a row a release; who is in which group of equal events stands beside it, in
-`privacy/<hash>.npy`, once for all the rounds that share it.
+`privacy.jsonl` holds one row for each release. `privacy/<hash>.npy` holds each device's group of
+equal events, once for all the rounds that share it.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Kept:
-    """An entry on disk: everything but the members, which are named."""
+    """An entry on disk; `name` stands for the file of its members."""
 
     round: int
     period: int
@@ -70,9 +70,9 @@ class Kept:
 class Ledger:
     """All releases of a run.
 
-    Guarantee: what `counts` composes holds every entry that `write` returned for, whenever the
-    process ended; a seeded round that is repeated counts once, one with other noise or other events
-    again.
+    Guarantee: `counts` composes every entry for which `write` returned, whenever the process ended.
+    A repeated seeded round counts once; a round that is repeated with other noise or other events
+    counts again.
 
     Two of three devices take part in one round:
 
@@ -101,7 +101,7 @@ class Ledger:
         return ledger
 
     def write(self, entry: Entry) -> None:
-        """Put a release on disk, before it happens; once it returns, the release may go out."""
+        """Put a release on disk before it happens; it may go out once this returns."""
         name, content = _named(entry.members)
         kept = Kept(entry.round, entry.period, entry.release, entry.attempt, entry.groups, name)
         if kept in self.entries:
@@ -121,17 +121,17 @@ class Ledger:
         self.entries.append(kept)
 
     def holds(self, entry: Entry) -> bool:
-        """Whether this very release is written down: then repeating it costs nothing."""
+        """Whether this very release is written down; repeating it then costs nothing."""
         name, _ = _named(entry.members)
         kept = Kept(entry.round, entry.period, entry.release, entry.attempt, entry.groups, name)
         return kept in self.entries
 
     def absorb(self, node: "Ledger", positions: NDArray[np.int64]) -> None:
-        """Take in what a node wrote down of its devices, which are `positions` [devices of the
-        node] here.
+        """Take in a node's ledger; `positions` [devices of the node] are its devices' places here.
 
-        Guarantee: a device is charged for every release that either side knows; for one that both
-        have with the same events, once. Where they disagree on the events, for both.
+        Guarantee: a device is charged for every release that either side knows. A release that both
+        have with the same events is charged once. Where they disagree on the events, both are
+        charged.
         """
         for kept in node.entries:
             members = np.full(self.devices, NOBODY, dtype=np.int32)
@@ -146,7 +146,7 @@ class Ledger:
     def _agrees(
         self, known: Kept, groups: tuple[tuple[Event, ...], ...], members: Members
     ) -> NDArray[np.bool_]:
-        """Return the devices to which a known entry gives the events of their group."""
+        """Return the devices for which a known entry has the events of their group."""
         mine = self._members(known.name)
         same = np.array([[one == other for other in groups] for one in known.groups], dtype=bool)
         both = (mine != NOBODY) & (members != NOBODY)
@@ -155,9 +155,9 @@ class Ledger:
     def counts(
         self, counted: Callable[[Kept], bool] = lambda entry: True, more: Iterable[Entry] = ()
     ) -> tuple[RenyiTable, "csr_array"]:
-        """Return the distinct events, and how often each befell each device [devices, events].
+        """Return the distinct events, and how often each concerned each device [devices, events].
 
-        Only entries that are `counted`, and `more` entries that are about to be written.
+        It counts the entries that are `counted`, and `more` entries that are about to be written.
         """
         from scipy.sparse import coo_array, csr_array  # only runs with DP wait for it
 
@@ -191,7 +191,7 @@ class Ledger:
             return stream.read() != b"\n"
 
     def _lines(self) -> list[str]:
-        """Return whole rows; a torn one was never followed by its release."""
+        """Return whole rows; no release ever followed a torn one."""
         text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
         return [
             line
@@ -214,7 +214,7 @@ class Ledger:
 
 
 def row_events(table: RenyiTable, counts: "csr_array", device: int) -> tuple[Event, ...]:
-    """Return what befell one device, from `Ledger.counts`."""
+    """Return the events of one device, from `Ledger.counts`."""
     row = counts[[device]].toarray()[0]
     found = zip(table.events, row.tolist(), strict=True)
     return merged(Event(e.noise_multiplier, e.sampling_rate, int(n)) for e, n in found)
@@ -226,7 +226,10 @@ def _cells(
     often: int,
     columns: dict[tuple[float, float], int],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return (device, column, count) of an entry that happened `often`; new events get new columns."""
+    """Return (device, column, count) of an entry that happened `often` times.
+
+    New events get new columns.
+    """
     who = [np.zeros(0, np.int64)]
     event = [np.zeros(0, np.int64)]
     count = [np.zeros(0, np.int64)]
@@ -248,7 +251,7 @@ def _cells(
 
 
 def _named(members: Members) -> tuple[str, bytes]:
-    """Return the members as the bytes of a file, and the name that these give it."""
+    """Return the name and the bytes of the members' file; the bytes give the name."""
     stream = io.BytesIO()
     np.save(stream, members)
     content = stream.getvalue()

@@ -1,6 +1,4 @@
-"""Example-level DP on a device: what its local steps are, from the config and public quantities
-alone.
-"""
+"""Example-level DP on a device: its local steps, from the config and public quantities alone."""
 
 import math
 from dataclasses import dataclass
@@ -13,9 +11,8 @@ from fedsim.errors import WrongInput
 class LocalPlan:
     """A device's local steps of a round: each releases (clipped sum + N(0, stddev²)) / divisor.
 
-    Guarantee: for one example added or removed, the clipped sum of a step moves by at most
-    `sensitivity` in L2, and nothing here is a function of the device's examples beyond its public
-    activity.
+    Guarantee: one example added or removed moves the clipped sum of a step by at most `sensitivity`
+    in L2. Nothing here is a function of the device's examples beyond its public activity.
     """
 
     sampling_rate: float
@@ -27,7 +24,7 @@ class LocalPlan:
     divisor: float
     """What a step's noisy sum is divided by, whatever the batch."""
     sensitivity: float
-    """Of a step's sum: C for exact clipping, 2C for micro-batches."""
+    """L2 sensitivity of a step's sum: C for exact clipping, 2C for micro-batches."""
     noise_multiplier: float
     """Noise stddev over sensitivity in the first epoch."""
     noise_decay: float
@@ -35,7 +32,10 @@ class LocalPlan:
     """Noise shares that make up the noise: 1 where the device adds all of it."""
 
     def multiplier(self, step: int) -> float:
-        """Return the noise multiplier of a local step, from 0; the epochs of a round begin anew."""
+        """Return the noise multiplier of a local step, from 0.
+
+        Each round starts the epochs anew.
+        """
         return float(self.noise_multiplier * self.noise_decay ** (step // self.epoch_steps))
 
     def stddev(self, step: int = 0) -> float:
@@ -54,8 +54,8 @@ class LocalPlan:
 def local_plan(dp: Dp, train: Train, public_activity: int, survivors: int = 1) -> LocalPlan:
     """Return the local steps of a device with so many examples in public.
 
-    `survivors` is the fewest honest devices that answer a secure sum, without the protected one; 1
-    where each device adds the whole noise. Micro-batches (`edp`) have the sensitivity 2C: an
+    `survivors` is the fewest honest devices that answer a secure sum, without the protected one; it
+    is 1 where each device adds the whole noise. Micro-batches (`edp`) have the sensitivity 2C: an
     example can move the mean of its slot from one end of the ball to the other. Raises WrongInput.
     """
     if public_activity < 1:
@@ -70,9 +70,8 @@ def local_plan(dp: Dp, train: Train, public_activity: int, survivors: int = 1) -
     )
     expected = rate * public_activity
     summed = dp.trust == "secure_sum"
-    divisor = (
-        expected if summed else max(1.0, expected)
-    )  # in a sum, weight over divisor is the same for all
+    # in a sum, weight over divisor must be the same for all devices
+    divisor = expected if summed else max(1.0, expected)
     if dp.method == "edp":
         divisor = min(float(dp.micro_batches), divisor)
     return LocalPlan(

@@ -14,16 +14,16 @@ from fedsim.privacy.banded import column_norm
 
 @dataclass(frozen=True)
 class DeviceMechanism:
-    """Releases (Σ v_i · clipped delta_i + noise) / divisor each round, with v_i at most
-    `max_weight`.
+    """Releases (Σ v_i · clipped delta_i + noise) / divisor each round; v_i is at most `max_weight`.
 
     Guarantee: one device more or less, or with a zero delta instead of its own, moves the sum by at
-    most `sensitivity(clip)` in L2 under both relations, and nothing else in the release.
+    most `sensitivity(clip)` in L2, under both relations. Nothing else in the release changes.
     """
 
     noise_multiplier: float
-    """z of a whole release: the delta's noise and the count's together; banded: of all
-    participations.
+    """z of a whole release, over the noise of the delta and of the count.
+
+    banded: z of all participations.
     """
     max_weight: float
     divisor: float
@@ -114,7 +114,7 @@ def device_mechanism(config: Config) -> DeviceMechanism:
 
 
 def most_participations(config: Config) -> int:
-    """Return the rounds in which a device can be selected at most: separation and limit enforce it."""
+    """Return the most rounds in which a device can be selected, by separation and limit."""
     by_separation = math.ceil(config.train.rounds / config.dp.min_separation)
     limit = config.dp.max_participations
     return min(by_separation, limit) if limit else by_separation

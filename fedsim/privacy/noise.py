@@ -1,9 +1,8 @@
-"""Gaussian noise and coins under keys: the same secret and names give the same values, wherever and
-whenever.
+"""Gaussian noise and coins under keys: the same secret and names always give the same values.
 
 The bits are the AES-256 keystream in counter mode, under a key that is a keyed hash of the names.
-Its float32 Gaussians are not hardened against attacks on floating point (Mironov, 2012); a
-statement says so.
+The float32 Gaussians are not hardened against attacks on floating point (Mironov, 2012); a run's
+privacy statement says so.
 """
 
 import hashlib
@@ -25,9 +24,7 @@ from fedsim.seeds import Name, keyed_generator
 BLOCK = 1 << 10
 """Values that are made together: half of them cosines, half sines."""
 CHUNK = 1 << 17
-"""Values at a time: so few that they stay in the cache, so many that threads seldom wait for each
-other.
-"""
+"""Values at a time: few enough for the cache, enough that threads seldom wait for each other."""
 _ZEROS = bytes(4 * CHUNK)
 _COUNTER = bytes(16)
 
@@ -59,7 +56,7 @@ class NoiseSource:
             "each row has names of its own, or two would share their noise"
         )
         values = out.numpy()
-        width = -(-out.shape[1] // BLOCK) * BLOCK
+        width = -(-out.shape[1] // BLOCK) * BLOCK  # whole blocks, so that values do not depend on n
         together = max(CHUNK // max(width, 1), 1)
         for first in range(0, len(out), together):
             rows = values[first : first + together]
@@ -67,6 +64,7 @@ class NoiseSource:
             for start in range(0, out.shape[1], CHUNK):
                 part = rows[:, start : start + CHUNK]
                 made = min(CHUNK, width - start)
+                # fill in place where the memory has the shape of whole blocks
                 if part.flags.c_contiguous and part.shape[1] == made:
                     _fill(part, streams)
                 else:
@@ -79,9 +77,7 @@ class NoiseSource:
         return Cipher(AES(self._key(names)), CTR(_COUNTER)).encryptor()
 
     def generator(self, *names: Name) -> np.random.Generator:
-        """Return a generator for coins, slots and batches, seeded with 128 bits that the secret
-        keys.
-        """
+        """Return a generator for coins, slots and batches; the secret keys its 128-bit seed."""
         return keyed_generator(self._key(("generator", *names))[:16])
 
     def _key(self, names: tuple[Name, ...]) -> bytes:
@@ -92,7 +88,7 @@ class NoiseSource:
 class Seeded(NoiseSource):
     """Noise that a seed repeats: for simulation.
 
-    Who knows the seed can take the noise off again.
+    Anyone who knows the seed can remove the noise.
     """
 
     kind = "seeded"
@@ -137,7 +133,7 @@ def _fill(out: NDArray[np.float32], streams: Sequence[CipherContext]) -> NDArray
         stream.update_into(memoryview(_ZEROS)[: 4 * width], view[4 * width * row :])
     bits = np.frombuffer(keystream, np.int32, width * len(streams)).reshape(-1, 2, BLOCK // 2)
     radius = (bits[:, 0] & 0x7FFFFFFF).astype(np.float32)
-    radius += 0.5
+    radius += 0.5  # never 0, whose logarithm is infinite
     radius *= 2.0**-31
     np.log(radius, out=radius)
     radius *= -2.0

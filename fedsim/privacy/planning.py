@@ -1,6 +1,4 @@
-"""What a run will cost before it runs: the guarantee, the plan by activity, and settings for a
-target.
-"""
+"""What a run will cost before it runs: its guarantee, a plan by activity, settings for a target."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,10 +35,9 @@ class Plan:
 def make_plan(
     config: Config, delta: float, activity: Ids, probabilities: Floats, weights: Floats
 ) -> Plan:
-    """Return the plan of a run; arrays are public and aligned: activity, inclusion, weight of each
-    device.
+    """Return the plan of a run from each device's public activity, inclusion and weight.
 
-    `probabilities` are those of the first round, or a mean over rounds.
+    The arrays are aligned. `probabilities` are those of the first round, or a mean over rounds.
     """
     guarantee, rests_on = guaranteed(config, delta, activity)
     return Plan(
@@ -49,9 +46,9 @@ def make_plan(
 
 
 def guaranteed(config: Config, delta: float, activity: Ids, repeats: int = 0) -> tuple[float, str]:
-    """Return the epsilon that no unit can pass, and the sentence of what it rests on.
+    """Return the epsilon that no unit can pass, and the sentence on what it rests on.
 
-    `repeats` rounds were begun, ended by a crash and done again with other noise: they count again.
+    A crash ended `repeats` rounds, which were done again with other noise: they count again.
     """
     bound, why = _guaranteed(config, delta, activity, repeats)
     again = (
@@ -84,8 +81,7 @@ def _worst_of_sizes(config: Config, sizes: list[int], most: int, delta: float) -
     each = [local_events(config, n, most) for n in sizes]
     if config.stream.mode == "static":
         return worst_epsilon(each, delta)
-    # a device may be of one size in one period and of another in the next: the envelope of the
-    # curves
+    # a device's size may change from period to period, so the envelope of the curves counts
     curves = [
         sum(e.count * renyi_curve(e.noise_multiplier, e.sampling_rate) for e in events)
         for events in each
@@ -94,7 +90,7 @@ def _worst_of_sizes(config: Config, sizes: list[int], most: int, delta: float) -
 
 
 def inclusion_cap(config: Config, devices: int) -> tuple[float, str]:
-    """Return a public upper bound on every device's inclusion probability, and where it comes from."""
+    """Return a public upper bound on every device's inclusion probability, and its source."""
     selection = config.selection
     static = config.availability.rule == "always" and config.stream.mode == "static"
     if selection.rule == "uniform" and static:
@@ -109,8 +105,9 @@ def inclusion_cap(config: Config, devices: int) -> tuple[float, str]:
 
 
 def worst_epsilon(each: list[tuple[Event, ...]], delta: float) -> float:
-    """Return the largest epsilon over several compositions, by PLD only where it could be the
-    largest.
+    """Return the largest epsilon of several compositions.
+
+    The slow PLD runs only where a composition could be the largest.
     """
     loose = [epsilon_rdp(events, delta) for events in each]
     worst = 0.0
@@ -139,8 +136,9 @@ def _planned(
 
 
 def _one(config: Config, delta: float, first: float, second: float, claim: bool) -> float:
-    """Return the planned epsilon of a kind of device, by Renyi: activity and rounds, or rate and
-    weight.
+    """Return the planned epsilon of one kind of device, by Renyi accounting.
+
+    The two numbers are its activity and rounds, or its rate and weight, or its rounds and weight.
     """
     if config.dp.unit == "example":
         if first < 1 or second < 1:
@@ -158,10 +156,10 @@ FOR = {"noise": "dp.noise_multiplier", "cap": "selection.cap", "rounds": "train.
 
 
 def calibrate(config: Config, target: float, what: str, delta: float, activity: Ids) -> Config:
-    """Return the config whose guarantee is at most `target`, with the least noise, or most cap or
-    rounds.
+    """Return the config whose guarantee is at most `target`.
 
-    Raises WrongInput where no value of that setting reaches the target.
+    It has the least noise, the largest cap or the most rounds, as `what` says. Raises WrongInput
+    where no value of that setting reaches the target.
 
     >>> import numpy as np
     >>> from fedsim import Config, calibrate

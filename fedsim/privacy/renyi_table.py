@@ -1,4 +1,4 @@
-"""Epsilon for very many devices at once: Renyi curves of a few distinct events, counted per device."""
+"""Epsilon for very many devices at once, from Renyi curves of a few distinct events."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,16 +17,17 @@ BLOCK = 100_000
 
 
 def quantise(rates: Floats, size: int = RATES) -> Floats:
-    """Return the rates rounded up to at most `size` log-spaced values; so few distinct ones stay as
-    they are.
+    """Return the rates rounded up to at most `size` log-spaced values.
 
-    Guarantee: no rate becomes smaller, so an epsilon of the quantised rates is never too small.
+    Rates with no more distinct values than that stay as they are. Guarantee: no rate becomes
+    smaller, so an epsilon of the quantised rates is never too small.
     """
     distinct = np.unique(rates)
     if len(distinct) <= size:
         return rates
     positive = distinct[distinct > 0]
     grid = np.geomspace(positive[0], positive[-1], size - 1)
+    # the exact ends: a rounded last value could lie below the largest rate
     grid[0], grid[-1] = positive[0], positive[-1]
     return np.where(
         rates > 0, grid[np.searchsorted(grid, rates, side="left").clip(max=size - 2)], 0.0
@@ -36,9 +37,8 @@ def quantise(rates: Floats, size: int = RATES) -> Floats:
 @lru_cache(maxsize=1)
 def orders() -> Floats:
     """Return the Renyi orders of dp-accounting."""
-    from dp_accounting.rdp.rdp_privacy_accountant import (
-        DEFAULT_RDP_ORDERS,
-    )  # only runs with DP wait for it
+    # only runs with DP wait for it
+    from dp_accounting.rdp.rdp_privacy_accountant import DEFAULT_RDP_ORDERS
 
     return np.array(DEFAULT_RDP_ORDERS, dtype=np.float64)
 
@@ -46,10 +46,8 @@ def orders() -> Floats:
 @lru_cache(maxsize=4096)
 def renyi_curve(noise_multiplier: float, sampling_rate: float) -> Floats:
     """Return the Renyi divergence of one event at each of `orders()`."""
-    from dp_accounting.dp_event import (
-        GaussianDpEvent,
-        PoissonSampledDpEvent,
-    )  # only runs with DP wait
+    # only runs with DP wait for it
+    from dp_accounting.dp_event import GaussianDpEvent, PoissonSampledDpEvent
     from dp_accounting.rdp import RdpAccountant
 
     if sampling_rate == 0 or noise_multiplier == np.inf:
@@ -64,7 +62,7 @@ def renyi_curve(noise_multiplier: float, sampling_rate: float) -> Floats:
 
 @dataclass(frozen=True)
 class RenyiTable:
-    """Distinct events as columns; devices count how often each befell them."""
+    """Distinct events as columns; each device counts how often each event concerned it."""
 
     events: tuple[Event, ...]
     """Each with count 1."""
@@ -75,7 +73,7 @@ class RenyiTable:
         return np.array(found).reshape(len(self.events), len(orders()))
 
     def epsilons(self, counts: Any, delta: float) -> Floats:
-        """Return each device's epsilon at `delta`, given how often each event befell it.
+        """Return each device's epsilon at `delta`, given how often each event concerned it.
 
         `counts` is [devices, events], a dense or a sparse (CSR) array of whole numbers.
         """
@@ -90,6 +88,7 @@ class RenyiTable:
 
 
 def _composed(counts: Any, curves: Floats) -> Floats:
+    # infinite values stay out of the product, where a count of 0 would make them NaN
     infinite = ~np.isfinite(curves)
     total = np.asarray(counts @ np.where(infinite, 0.0, curves))
     if infinite.any():
@@ -100,8 +99,8 @@ def _composed(counts: Any, curves: Floats) -> Floats:
 def renyi_epsilons(curves: Floats, delta: float) -> Floats:
     """Return the least epsilon of each row of Renyi divergences [rows, orders] at `delta`.
 
-    Canonne, Kamath and Steinke (2020), proposition 12, as dp-accounting has it; 0 where total
-    variation alone is below delta.
+    Canonne, Kamath and Steinke (2020), proposition 12, as dp-accounting has it. Epsilon is 0 where
+    total variation alone is below delta.
     """
     alpha = orders()
     constants = np.log1p(-1 / alpha) - np.log(delta * alpha) / (alpha - 1)

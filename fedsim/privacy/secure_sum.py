@@ -1,9 +1,8 @@
-"""A simulated secure sum: what devices would send (integers modulo 2^bits, with their noise shares
-in them).
+"""A simulated secure sum: devices send integers modulo 2^bits that hold their noise shares.
 
-No cryptography happens here: it is the arithmetic of a secure aggregation, so that its rounding,
-its overflow and its drop-outs are those that a real one would have. Integers travel as float64,
-which holds them exactly.
+No cryptography happens here. It is the arithmetic of a secure aggregation, so its rounding, its
+overflow and its drop-outs are those of a real one. Integers travel as float64, which holds them
+exactly.
 """
 
 import math
@@ -16,21 +15,24 @@ from fedsim.config import Dp
 from fedsim.errors import WrongInput
 
 LEAST_CELLS = 4.0
-"""Stddev of a share in cells from which a sum of rounded shares is a rounded Gaussian up to e^-300."""
+"""The least stddev of a share, in cells.
+
+From there on a sum of rounded shares is a rounded Gaussian up to e^-300.
+"""
 
 
 @dataclass(frozen=True)
 class SecureSum:
     """Fixed-point numbers of width `cell` modulo 2^bits, and shares that add up to the noise.
 
-    Guarantee: the honest survivors' shares total at least `stddev` while `survivors` of them
-    answer, without the protected device's own; with fewer nothing is released.
+    Guarantee: while `survivors` honest devices answer besides the protected one, their shares total
+    at least `stddev`. With fewer, nothing is released.
     """
 
     bits: int
     cell: float
     stddev: float
-    """Of the noise that the sum shall have."""
+    """Stddev of the noise that the sum shall have."""
     survivors: int
     """Fewest honest devices that answer, without the protected one."""
 
@@ -39,11 +41,11 @@ class SecureSum:
         return self.stddev / math.sqrt(self.survivors)
 
     def may_release(self, answered: int) -> bool:
-        """Whether so many answers hold enough noise, the protected device's own not counted."""
+        """Whether so many answers hold enough noise; the protected device's own does not count."""
         return answered - 1 >= self.survivors
 
     def clip_norm(self, norm: float, size: int) -> float:
-        """Return what to clip a vector of `size` numbers to, so that rounded it has at most `norm`."""
+        """Return the clip that keeps a rounded vector of `size` numbers within `norm`."""
         room = norm - math.sqrt(size) / 2 * self.cell
         if room <= 0:
             raise WrongInput(
@@ -53,8 +55,9 @@ class SecureSum:
         return room
 
     def encode(self, value: Tensor, noise: Tensor) -> Tensor:
-        """Return what a device sends: rounded value plus rounded noise share, modulo 2^bits
-        (float64).
+        """Return what a device sends: rounded value plus rounded noise share.
+
+        It is taken modulo 2^bits, in float64.
         """
         share = (noise.double() * (self.share_stddev / self.cell)).round()
         return self.reduce((value / self.cell).round() + share)
@@ -64,7 +67,7 @@ class SecureSum:
         return torch.remainder(total, 2.0**self.bits)
 
     def decode(self, total: Tensor) -> Tensor:
-        """Return the sum as numbers; right as long as its true size stays below half the modulus."""
+        """Return the sum as numbers; right while its true size stays below half the modulus."""
         reduced = self.reduce(total)
         return (
             torch.where(reduced >= 2.0 ** (self.bits - 1), reduced - 2.0**self.bits, reduced)
@@ -72,7 +75,7 @@ class SecureSum:
         )
 
     def headroom(self, decoded: Tensor) -> float:
-        """Return the largest number of a decoded sum over what would overflow; near 1 is a warning."""
+        """Return a decoded sum's largest number over the overflow limit; near 1 is a warning."""
         return (
             float(decoded.abs().max() / (self.cell * 2.0 ** (self.bits - 1)))
             if decoded.numel()
@@ -100,7 +103,8 @@ def secure_sum(dp: Dp, clip: float, stddev: float, survivors: int) -> SecureSum:
 
 
 def fewest_survivors(share: float, invited: int) -> int:
-    """Return the public number of honest answers, without the protected device, that noise is set
-    for.
+    """Return the public number of honest answers for which the noise is set.
+
+    The protected device is not among them.
     """
     return max(1, math.floor(share * invited) - 1)

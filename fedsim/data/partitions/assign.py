@@ -1,4 +1,4 @@
-"""From the training records to an owner for each, by the partition that the config names."""
+"""Gives each training record an owner, by the partition that the config names."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -67,7 +67,7 @@ def assign_devices(
 
 
 def device_names(count: int) -> NDArray[np.str_]:
-    """Return "p00000", "p00001", ...: five digits or, from 100,001 devices on, as many as it takes."""
+    """Return "p00000", "p00001", ...: five digits, or more from 100,001 devices on."""
     width = max(5, len(str(count - 1)))
     return np.char.add("p", np.char.zfill(np.arange(count).astype(np.str_), width))
 
@@ -100,9 +100,7 @@ def _owners(
 
 
 def _numbers(partitioner: Partitioner) -> tuple[Owners, int]:
-    """Return the partition of each row of the data set (-1 for none), and how many partitions there
-    are.
-    """
+    """Return the partition of each row of the data set (-1 for none), and their number."""
     if isinstance(partitioner, OwnerPartitioner):
         return partitioner.owners, partitioner.num_partitions
     parts = rows_of(partitioner)

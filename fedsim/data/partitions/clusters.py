@@ -1,6 +1,4 @@
-"""Feature skew for tasks without a class: k-means clusters of the examples take the place of
-labels.
-"""
+"""Feature skew for tasks without a class: k-means clusters take the place of labels."""
 
 import warnings
 from collections.abc import Sequence
@@ -59,7 +57,7 @@ class ClusterPartitioner(OwnerPartitioner):
 
 
 def embed(texts: Sequence[str], dimensions: int, state: int) -> Vectors:
-    """Return unit vectors [texts, at most `dimensions`]: hashed TF-IDF, then a truncated SVD (LSA)."""
+    """Return unit vectors [texts, at most `dimensions`]: hashed TF-IDF, then an SVD (LSA)."""
     words = HashingVectorizer(
         n_features=HASHED_WORDS, alternate_sign=False, token_pattern=r"(?u)\S+"
     )
@@ -70,14 +68,13 @@ def embed(texts: Sequence[str], dimensions: int, state: int) -> Vectors:
 
 
 def find_clusters(vectors: Vectors, clusters: int, state: int) -> Owners:
-    """Return the k-means cluster of each row; where fewer rows differ, fewer clusters are used."""
+    """Return the k-means cluster of each row; where many rows are equal, fewer are used."""
     if clusters > len(vectors):
         raise WrongInput(
             f"partition.clusters = {clusters} cannot be made of {len(vectors)} examples; lower it"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # it says that equal rows fill fewer clusters
+        # the warning says that equal rows fill fewer clusters
+        warnings.simplefilter("ignore", ConvergenceWarning)
         found = KMeans(clusters, n_init=1, random_state=state).fit_predict(vectors)
     return np.asarray(found, dtype=np.int64)

@@ -11,8 +11,8 @@ from fedsim.errors import WrongInput
 def read_counts(copy_from: str, data_dir: Path | None) -> tuple[int, ...]:
     """Return the counts that `partition.copy_from` names, each at least 0.
 
-    A .txt file has one count a line, a .json file a list or {device: count}; of JSON lines
-    ("file.jsonl.gz#client") the values of that column are counted. Raises WrongInput.
+    A .txt file has one count a line, a .json file a list or {device: count}. For JSON lines
+    ("file.jsonl.gz#client") each value of that column is counted. Raises WrongInput.
     """
     name, _, column = copy_from.partition("#")
     if not name or data_dir is None:

@@ -1,9 +1,9 @@
 """The horizontal partitioners of `flwr_datasets` by name, and the owners that they make.
 
-All are quick at 10,000 devices but InnerDirichletPartitioner, which draws example by example over
-all devices (about a minute for 100,000 examples); `fednlp_label` is the same idea in a fraction of
-a second. Vertical partitioners divide columns rather than examples and are left out; `natural`
-stands for NaturalIdPartitioner.
+All are quick at 10,000 devices except InnerDirichletPartitioner. It draws example by example over
+all devices: about a minute for 100,000 examples. `fednlp_label` is the same idea in a fraction of a
+second. Vertical partitioners are left out, because they divide columns rather than examples.
+`natural` stands for NaturalIdPartitioner.
 """
 
 import warnings
@@ -26,17 +26,15 @@ Units = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 def rows_of(partitioner: flwr.Partitioner) -> list[NDArray[np.int64]]:
     """Return the rows of each partition, in the partitioner's own data set (which `shards` sorts).
 
-    Reads what the partitioner worked out rather than `load_partition`, which makes a data set for
-    each of perhaps ten thousand partitions. Raises ValueError as the library does.
+    It reads what the partitioner worked out. `load_partition` would make a data set for each of
+    perhaps ten thousand partitions. Raises ValueError as the library does.
     """
-    if isinstance(
-        partitioner, flwr.IidPartitioner
-    ):  # contiguous shards, worked out anew at each call
+    # its shards are contiguous, and it works them out anew at each call
+    if isinstance(partitioner, flwr.IidPartitioner):
         return np.array_split(np.arange(partitioner.dataset.num_rows), partitioner.num_partitions)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter(
-            "ignore"
-        )  # unused labels, repeated draws: our notes and errors say it
+        # unused labels, repeated draws: our notes and errors tell of them
+        warnings.simplefilter("ignore")
         partitioner.load_partition(0)
     found = partitioner._partition_id_to_indices
     return [np.asarray(found[i], dtype=np.int64) for i in range(len(found))]
@@ -93,8 +91,9 @@ def _size(wanted: Wanted) -> flwr.Partitioner:
 
 
 def _distribution(wanted: Wanted) -> flwr.Partitioner:
-    """Lognormal shares of each label among its devices, as in the class's own example (Li et al.
-    2020).
+    """Return lognormal shares of each label among its devices, as in the class's own example.
+
+    Li et al. (2020).
     """
     p = wanted.partition
     devices = wanted.data.devices
@@ -131,8 +130,9 @@ def _grouped_natural(wanted: Wanted) -> flwr.Partitioner:
 def _by_id(
     make: Callable[[int], flwr.Partitioner], units: Units
 ) -> Callable[[Wanted], flwr.Partitioner]:
-    """Return the rule whose sizes grow with the device's number, refused where the first gets
-    nothing.
+    """Return the rule whose sizes grow with the device's number.
+
+    The rule raises WrongInput where the first device gets nothing.
     """
 
     def rule(wanted: Wanted) -> flwr.Partitioner:

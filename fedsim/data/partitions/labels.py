@@ -1,4 +1,4 @@
-"""FedNLP's label rule: devices of equal size whose labels follow a Dirichlet law around the pool's."""
+"""FedNLP's label rule: equal sizes, and labels from a Dirichlet law around the pool's."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,11 +9,10 @@ from fedsim.seeds import generator
 
 
 class LabelPartitioner(OwnerPartitioner):
-    """q_k ~ Dir(alpha prior) for each device k, where the prior is the pool's shares of labels (sum
-    1).
+    """Labels q_k ~ Dir(alpha prior) for each device k, around the pool's label shares.
 
-    Sizes differ by one at most; a device whose label is exhausted is refilled from what is left.
-    Lin et al. 2022 (FedNLP), section 3.2, after Hsu et al. 2019.
+    The prior is those shares (sum 1). Sizes differ by one at most. A device whose label is
+    exhausted takes from what is left. Lin et al. 2022 (FedNLP), section 3.2, after Hsu et al. 2019.
     """
 
     def __init__(self, num_partitions: int, partition_by: str, alpha: float, seed: int) -> None:
@@ -30,11 +29,11 @@ class LabelPartitioner(OwnerPartitioner):
 
 
 def draw_by_label(labels: Owners, sizes: Counts, alpha: float, rng: np.random.Generator) -> Owners:
-    """Return the owner of each row: devices draw `sizes` rows without replacement, q ~ Dir(alpha
-    prior).
+    """Return the owner of each row; devices draw `sizes` rows, without replacement.
 
-    `labels` are codes 0, 1, ... and `sizes` sum to their number. Devices draw in a random order, so
-    that being refilled from what is left is nobody's fate by id.
+    A device's label shares are q ~ Dir(alpha prior). `labels` are codes 0, 1, ... and `sizes` sum
+    to their number. Devices draw in a random order, so a device's id does not decide who takes what
+    is left.
     """
     left = np.bincount(labels)
     concentration = alpha * left / len(labels)
@@ -68,7 +67,10 @@ def _draw(shares: NDArray[np.float64], left: Counts, size: int, rng: np.random.G
 def _hand_out(
     labels: Owners, devices: Owners, kinds: Owners, counts: Counts, rng: np.random.Generator
 ) -> Owners:
-    """Turn (device, label, count) triples into an owner a row; which rows of a label is chance."""
+    """Turn (device, label, count) triples into an owner for each row.
+
+    The rows of a label are shared out at random.
+    """
     shuffled = rng.permutation(len(labels))
     rows = shuffled[np.argsort(labels[shuffled], kind="stable")]
     by_label = np.argsort(kinds, kind="stable")

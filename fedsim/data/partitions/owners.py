@@ -91,7 +91,7 @@ def deal(sizes: Counts, rng: np.random.Generator) -> Owners:
 
 
 def dirichlet(concentration: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw shares from a Dirichlet law, through logarithms so that tiny concentrations stay finite.
+    """Draw shares from a Dirichlet law; logarithms keep tiny concentrations finite.
 
     Gamma(a) has the law of Gamma(a + 1) U^(1/a) (Marsaglia and Tsang 2000, section 6).
     """

@@ -8,9 +8,7 @@ from fedsim.seeds import generator
 
 
 class QuantityPartitioner(OwnerPartitioner):
-    """Sizes ~ Dir(beta) over what is left when each device has `min_partition_size` (FedNLP's
-    rule).
-    """
+    """Sizes ~ Dir(beta) over the rows beyond `min_partition_size` a device (FedNLP's rule)."""
 
     def __init__(
         self, num_partitions: int, beta: float, seed: int, min_partition_size: int = 1

@@ -15,8 +15,9 @@ Law = Literal["zipf", "lognormal", "power", "copy"]
 
 @dataclass(frozen=True)
 class Tail:
-    """A law of sizes: by rank (zipf), drawn (lognormal), of a given Gini (power), or of a real set
-    (copy).
+    """A law of sizes: zipf, lognormal, power or copy.
+
+    zipf goes by rank, lognormal is drawn, power has a given Gini, and copy follows a real set.
     """
 
     law: Law
@@ -64,7 +65,7 @@ def _like(counts: tuple[int, ...], devices: int) -> NDArray[np.float64]:
 def _of_gini(target: float, devices: int, examples: int, min_size: int) -> Counts:
     """Return Pareto-like sizes rank^-e, with the e that comes nearest to the target Gini.
 
-    The Gini of the whole numbers themselves is met, to within one step of their rounding.
+    The Gini of the rounded sizes meets the target, to within one step of their rounding.
     """
     lowest, highest = gini_range(devices, examples, min_size)
     if not lowest - 5e-4 <= target <= highest + 5e-4:
@@ -86,8 +87,10 @@ def _of_gini(target: float, devices: int, examples: int, min_size: int) -> Count
 
 
 def gini_range(devices: int, examples: int, min_size: int) -> tuple[float, float]:
-    """Return the Gini of sizes as equal as whole numbers allow, and of one device that has all the
-    rest.
+    """Return the lowest and the highest Gini that sizes can have.
+
+    The lowest is of sizes as equal as whole numbers allow. The highest is of one device that has
+    all the rest.
     """
     over = examples % devices
     lowest = over * (devices - over) / (devices * examples)

@@ -1,4 +1,4 @@
-"""What a rule of the config is asked for."""
+"""What a partition rule gets, and how its name becomes a partitioner."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from fedsim.config import Data, Partition
 from fedsim.data.records import Records
 
 VALUE = "value"
-"""The column of the data set that partitioners get, with what the rule looks at."""
+"""The column with what the rule looks at, in the data set that partitioners get."""
 Values = list[Any] | NDArray[Any]
 
 

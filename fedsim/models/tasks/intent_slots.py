@@ -14,7 +14,7 @@ from fedsim.types import Spec
 class IntentSlots:
     """The intent of a request and a BIO tag for each of its tokens.
 
-    The loss of an example is the intent's cross entropy plus the mean one of its tags.
+    The loss of an example is the intent's cross entropy plus the mean cross entropy of its tags.
     """
 
     inputs: tuple[str, ...] = ("tokens",)
@@ -50,7 +50,7 @@ class IntentSlots:
         )
 
     def right(self, outputs: Fields, batch: Fields) -> tuple[Tensor, Tensor]:
-        """One unit an example: its intent, which the metric counts."""
+        """Count one unit for each example: its intent, as the metric does."""
         right = (outputs["label"].argmax(-1) == batch["label"]).unsqueeze(-1)
         return right, torch.ones_like(right)
 

@@ -18,9 +18,9 @@ class Language:
     """Next-word modelling: each token but the first is predicted from all that stand before it.
 
     The loss of an example is the mean negative log-likelihood (nats) of its *known* next words,
-    over all token ids; unknown next words teach nothing, so the model does not learn to say
-    "unknown". `perplexity` is exp of the mean negative log-likelihood over all known next words:
-    unknown ones are left out, so it cannot be compared between vocabularies. `word_accuracy` counts
+    over all token ids. Unknown next words teach nothing, so the model does not learn to say
+    "unknown". `perplexity` is exp of the mean negative log-likelihood over all known next words. It
+    leaves unknown ones out, so it cannot be compared between vocabularies. `word_accuracy` counts
     all next words: an unknown one is always wrong. Under hashed buckets every word is known, and a
     hit is the right bucket.
     """

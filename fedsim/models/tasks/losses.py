@@ -27,13 +27,13 @@ def mean_over_known(each: Tensor, known: Tensor) -> Tensor:
 
 
 def tag_losses(logits: Tensor, tags: Tensor) -> Tensor:
-    """Mean cross entropy of each example's tags, [...]; tags that training never saw are left out."""
+    """Mean cross entropy of each example's tags, [...]; tags unseen in training are left out."""
     known = (tags >= 0) & (tags < logits.shape[-1])
     return mean_over_known(token_losses(logits, tags, known), known)
 
 
 def loss_sums(losses: Tensor, usable: Tensor) -> dict[str, float]:
-    """Sum the losses of examples whose label and tags the model knows; the rest only counts."""
+    """Sum the losses of examples whose label and tags the model knows; `examples` counts all."""
     return {
         "examples": float(len(losses)),
         "loss_sum": float(losses[usable].double().sum()),

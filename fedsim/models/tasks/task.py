@@ -1,4 +1,4 @@
-"""The shape of a task: what a new kind of problem must say of itself."""
+"""The shape of a task: what a new kind of problem must define."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -28,9 +28,10 @@ class Task(Protocol):
         """Return sums over the batch [B]; sums of batches add up."""
 
     def right(self, outputs: Fields, batch: Fields) -> tuple[Tensor, Tensor]:
-        """Return what the prediction got right and what counts, both [B, units]: one a label, tag
-        or word.
+        """Return what the prediction got right and what counts, both [B, units].
+
+        A unit is a label, a tag or a word.
         """
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Turn sums into metrics: in [0, 1], save loss (nats an example) and perplexity."""
+        """Turn sums into metrics in [0, 1]; only loss (nats an example) and perplexity are not."""
