@@ -14,7 +14,8 @@ from fedsim.privacy.local_plan import LocalPlan
 class Schedule:
     """The batches of one device: row numbers [steps, slots, size], and which of them are real.
 
-    A slot is a micro-batch, clipped as one; elsewhere there is one slot, the whole batch.
+    A slot is a micro-batch, which is clipped as one. Without micro-batches the one slot is the
+    whole batch.
     """
 
     rows: NDArray[np.int64]
@@ -22,12 +23,12 @@ class Schedule:
 
 
 def count_steps(train: Train, examples: int) -> int:
-    """Return the local steps of a device with so many examples."""
+    """Return the number of local steps of a device with this many examples."""
     return train.local_steps or train.local_epochs * math.ceil(examples / train.batch_size)
 
 
 def make_schedule(train: Train, examples: int, rng: np.random.Generator) -> Schedule:
-    """Return shuffled batches: every epoch visits each example once, its last batch may be smaller."""
+    """Return shuffled batches: an epoch visits each example once, its last batch may be smaller."""
     batch = min(train.batch_size, examples)
     steps = count_steps(train, examples)
     per_epoch = math.ceil(examples / batch)
@@ -43,11 +44,10 @@ def make_schedule(train: Train, examples: int, rng: np.random.Generator) -> Sche
 def make_poisson_schedule(
     plan: LocalPlan, examples: int, slots: int, rng: np.random.Generator
 ) -> Schedule:
-    """Return Poisson batches: each example is in each step's by a coin of its own, in a slot by
-    another.
+    """Return Poisson batches: one coin puts an example into a step, another picks its slot.
 
-    Guarantee: whether and where an example is in a batch does not depend on any other example, the
-    batch is never cut, and an empty one is a step like any other.
+    Guarantee: whether and where an example is in a batch does not depend on any other example. No
+    batch is cut. An empty batch is a step like any other.
     """
     inside = rng.random((plan.steps, examples)) < plan.sampling_rate
     slot = rng.integers(slots, size=inside.shape)

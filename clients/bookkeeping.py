@@ -1,9 +1,8 @@
-"""Book-keeping with a device axis: clipped gradient sums of K models in one forward and one
-backward.
+"""Book-keeping: clipped gradient sums of K models in one forward and one backward.
 
-After Bu et al. (2023), "Differentially private optimization on large model at small cost": norms
-come from each op's input A and output gradient G, and the clipped sum from the same two; no second
-backward.
+After Bu et al. (2023), "Differentially private optimization on large model at small cost", with a
+device axis. Each op's input A and output gradient G give the norms and the clipped sum, so no
+second backward is needed.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,12 +34,14 @@ def book_keeping(
     group: int = 1,
     divisors: Tensor | None = None,
 ) -> Clipped:
-    """Return clipped sums with the model axis K = 1 where not `stacked`; a parameter out of use is
-    absent.
+    """Return the clipped sums [K, ...] by parameter; a parameter that is not used has no entry.
 
-    With `group` > 1 each so many neighbouring examples count as one, a micro-batch whose gradient
-    is that of the sum of its losses over `divisors` [K, B / group]. Without `clip` nothing is
-    clipped.
+    K is 1 where the models are not `stacked`. With `group` > 1 that many neighbouring examples
+    form a micro-batch and count as one; its gradient is that of the sum of its losses over
+    `divisors` [K, B / group]. Without `clip` nothing is clipped.
+
+    Raises WrongInput for losses of another shape, for rounded products, for a layer without a rule
+    and for a parameter that is used outside its layer.
     """
     check_precision(inputs[0].device)
     models, examples = (inputs[0].shape[:2]) if stacked else (1, len(inputs[0]))
@@ -78,9 +79,10 @@ def book_keeping(
 
 
 def check_precision(device: torch.device) -> None:
-    """Refuse float32 products that round their factors: norms and sums come from other products of
-    the same factors, and would miss each other by more than the clip's margin. Raises
-    WrongInput.
+    """Raise WrongInput where float32 products round their factors.
+
+    Norms and sums come from different products of the same factors. With rounded factors they would
+    differ by more than the clip's margin.
     """
     backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     found = backend.matmul.fp32_precision

@@ -38,7 +38,7 @@ TOGETHER = 4
 class Assignment:
     """A device that is asked to train: its id, its examples, its weight in the sum.
 
-    `activity` is what is public of its size; example-level DP sees nothing else of it.
+    `activity` is the public measure of its size. Example-level DP uses no other measure of it.
     """
 
     device: DeviceId
@@ -49,13 +49,13 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What the chunks of one cohort share."""
+    """The settings that the chunks of one cohort share."""
 
     seed: int
     names: tuple[Name, ...]
-    """Number of the attempt and round: what every key of its noise begins with."""
+    """Number of the attempt and round: every key of its noise begins with these."""
     survivors: int = 1
-    """So many noise shares make up a sum's noise."""
+    """The number of noise shares that make up a sum's noise."""
     clip: DeviceClip | None = None
     """The bound on each device's whole change, before its weight."""
 
@@ -66,7 +66,7 @@ class Lane:
     def __init__(
         self, module: nn.Module, task: Task, train: Train, dp: Dp | None, noise: NoiseSource
     ) -> None:
-        """`dp` is that of the unit "example", or None."""
+        """`dp` holds the settings of the unit "example"; None trains without example-level DP."""
         self.settings = train
         self.dp = dp
         self.noise = noise
@@ -80,7 +80,7 @@ class Lane:
         self.gradients = self._gradients()
 
     def twin(self) -> "Lane":
-        """Return one with a module of its own, for another thread."""
+        """Return a copy with its own module, for another thread."""
         other = copy.copy(self)
         other.local = self.local.twin()
         other.gradients = other._gradients()
@@ -92,7 +92,7 @@ class Lane:
         return PrivateGradients(self.local, self.dp, self.noise, self._noises_late())
 
     def _linear(self) -> bool:
-        """Whether parameters move by a linear function of the gradients and of nothing else."""
+        """Whether the update is a linear function of the gradients alone."""
         settings = self.settings
         return settings.optimizer == "sgd" and not settings.weight_decay and not settings.proximal
 
@@ -101,17 +101,16 @@ class Lane:
         return self.dp is not None and self.dp.noise_layout == "summed"
 
     def _noises_late(self) -> bool:
-        """Whether held table rows get their noise when they are read: momentum would move them
-        before.
+        """Whether held table rows get their noise only when they are read.
+
+        Not with momentum, which moves a row in steps that do not read it.
         """
         return self.sums_noise() and not self.settings.momentum
 
     def train(
         self, start: Params, assigned: Sequence[Assignment], attempt: Attempt
     ) -> tuple[Update, Summed]:
-        """Return the weighted sum of a chunk's changes, and the noise that is still to be drawn for
-        it.
-        """
+        """Return the weighted sum of a chunk's changes, and the noise still to be drawn for it."""
         works = [self._work(a, attempt) for a in assigned]
         chunk = pack(works, self.local.tables, self.place, attempt.names)
         left = Summed(start, list(self.local.tables))
@@ -137,8 +136,7 @@ class Lane:
             )
         plan = local_plan(self.dp, self.settings, a.activity, attempt.survivors)
         slots = self.dp.micro_batches if self.dp.method == "edp" else 1
-        # masks that nobody knows are as if drawn for each example: then one example moves only its
-        # own part
+        # secret masks act as if drawn for each example, so that one example moves only its own part
         key = int(self.noise.generator(*names, "dropout", a.device).integers(2**62))
         coins = self.noise.generator(*names, "batches", a.device)
         schedule = make_poisson_schedule(plan, len(a.examples), slots, coins)
@@ -147,7 +145,7 @@ class Lane:
     def _train_chunk(
         self, start: Params, chunk: Chunk, left: Summed, clip: DeviceClip | None
     ) -> Update:
-        """Return the chunk's weighted sum; `left` takes the noise that is still to be drawn for it."""
+        """Return the chunk's weighted sum; `left` takes the noise still to be drawn for it."""
         begin = {
             n: _held(p, chunk.table_rows[n]) if n in chunk.table_rows else p
             for n, p in start.items()
@@ -162,6 +160,7 @@ class Lane:
         late = self._late_noise(chunk) if self._noises_late() else {}
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.place)
         for step, active in enumerate(chunk.active):
+            # devices come most steps first, so that those still at work are a prefix: a view
             here = {name: p[:active] for name, p in local.items()}
             part = {kind: {n: s[:active] for n, s in d.items()} for kind, d in state.items()}
             self._catch_up(here, late, chunk, step)
@@ -189,7 +188,7 @@ class Lane:
         return Update(total, float(chunk.weights.sum()), len(chunk.works), metrics)
 
     def _late_noise(self, chunk: Chunk) -> dict[str, LateNoise]:
-        """Return what the rows of tables get when they are read."""
+        """Return the noise that the rows of each table get when they are read."""
         return {
             t: late_noise(chunk, t, self.local.tables[t], self.optimizer) for t in chunk.table_rows
         }
@@ -210,7 +209,7 @@ class Lane:
         chunk: Chunk,
         step: int,
     ) -> Tensor:
-        """Take one local step on the devices still at work; return the sum of the examples' losses."""
+        """Take one local step on the devices still at work; return the sum of all losses."""
         active = chunk.active[step]
         size = chunk.sizes[step]
         mask = chunk.mask[:active, step, :, :size]
@@ -285,5 +284,5 @@ def _held(table: Tensor, rows: Tensor) -> Tensor:
 
 
 def _first(begin: Tensor, like: Tensor) -> Tensor:
-    """Return the rows of the devices still at work, where each has its own."""
+    """Return the rows of the devices still at work, or `begin` where all devices share it."""
     return begin[: len(like)] if begin.dim() == like.dim() else begin

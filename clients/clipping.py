@@ -1,7 +1,6 @@
-"""Per-example clipped gradients of one model, or of a whole cohort of models, in one forward and
-backward.
+"""Per-example clipped gradients of one model or many, in one forward and backward.
 
-For use without the simulator: `clipped_gradients(module, losses, [x], [y], Clip(1.0))`.
+To use them without the simulator: `clipped_gradients(module, losses, [x], [y], Clip(1.0))`.
 """
 
 from collections.abc import Sequence
@@ -30,17 +29,16 @@ def clipped_gradients(
     mask: Tensor | None = None,
     method: Literal["exact", "loop", "opacus"] = "exact",
 ) -> Clipped:
-    """Return the clipped gradient sum of a batch and its norms; the module's parameters stay as
-    they are.
+    """Return the clipped gradient sum of a batch and its norms; the module does not change.
 
-    `losses(module(*inputs), *targets)` gives one value an example; inputs and targets start with
-    the examples' axis [B, ...]. With `params` whose tensors have one axis more than the module's, K
-    models run side by side on inputs [K, B, ...]. `mask` says which examples count. An example
+    `losses(module(*inputs), *targets)` gives one value an example. Inputs and targets start with
+    the examples' axis [B, ...]. Where the tensors of `params` have one axis more than the module's,
+    K models run side by side on inputs [K, B, ...]. `mask` says which examples count. An example
     whose gradient has NaN or Inf counts as zero.
 
-    Raises WrongInput that names the layer for which there is no rule; `method="opacus"` then clips
-    any module that Opacus supports, one model at a time, and `"loop"` anything at all, one example
-    at a time.
+    Raises WrongInput that names the layer for which there is no rule. `method="opacus"` then clips
+    any module that Opacus supports, one model at a time. `"loop"` clips any module, one example at
+    a time.
 
     Two examples whose gradients are [3, 4] and [0.3, 0.4]; the first is clipped to [0.6, 0.8]:
 
@@ -49,7 +47,8 @@ def clipped_gradients(
     >>> module = torch.nn.Linear(2, 1, bias=False)
     >>> inputs = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
     >>> targets = torch.zeros(2)
-    >>> found = clipped_gradients(module, lambda out, y: out[:, 0] - y, [inputs], [targets], Clip(1.0))
+    >>> losses = lambda out, y: out[:, 0] - y
+    >>> found = clipped_gradients(module, losses, [inputs], [targets], Clip(1.0))
     >>> found.norms.tolist()
     [5.0, 0.5]
     >>> [round(value, 3) for value in found.sums["weight"][0].tolist()]

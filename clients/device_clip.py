@@ -1,6 +1,4 @@
-"""Device-level DP on the device: the whole change of a device is clipped before it is added to
-others'.
-"""
+"""Device-level DP on the device: its whole change is clipped before it is added to others'."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ MARGIN = 1e-6
 
 @dataclass(frozen=True)
 class DeviceClip:
-    """The bound on a device's change and, under a secure sum, the shares that it adds."""
+    """The bound on a device's change and, under a secure sum, the noise shares that it adds."""
 
     norm: float
     summed: SecureSum | None = None
@@ -45,11 +43,10 @@ def device_clip(
 
 
 def clip_factors(changes: Mapping[str, Tensor], norm: float) -> tuple[Tensor, int]:
-    """Return factors [K] that bound each device's change to `norm`, and how many devices were not
-    clipped.
+    """Return factors [K] that bound each device's change to `norm`, and how many it left whole.
 
     `changes` are [K, ...] by name. A device whose change is not finite gets the factor 0 and counts
-    as clipped; mask its change with `finite` before multiplying.
+    as clipped. Mask its change with `finite` before you multiply.
 
     Guarantee: a device's change over all parameters, times its factor, has an L2 norm of at most
     `norm`.
@@ -65,17 +62,17 @@ def clip_factors(changes: Mapping[str, Tensor], norm: float) -> tuple[Tensor, in
 
 
 def finite(change: Tensor) -> Tensor:
-    """Return the change with 0 for what is no number."""
+    """Return the change with 0 in place of NaN and Inf."""
     return torch.nan_to_num(change, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def add_in_secret(
     total: Params, value: Params, names: tuple[Name, ...], clip: DeviceClip
 ) -> Params:
-    """Return the modular sum with what one device sends: its clipped change, rounded, and its noise
-    share.
+    """Return the modular sum with one device's part added.
 
-    `names` (attempt, round, device) begin the share's key.
+    Its part is its clipped change, rounded, and its noise share. `names` (attempt, round, device)
+    begin the share's key.
     """
     assert clip.summed is not None, "a secure sum is set up"
     assert clip.noise is not None, "shares need a noise source"

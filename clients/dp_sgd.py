@@ -1,4 +1,4 @@
-"""Gradients of a local step of DP-SGD: clipped by example, noised, over a public divisor."""
+"""Gradients of a local DP-SGD step: clipped by example, noised, divided by a public number."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,11 +23,12 @@ from fedsim.types import Params
 class PrivateGradients:
     """(sum of clipped gradients + N(0, stddev²)) / divisor, for each device of a chunk at once.
 
-    Guarantee: unit example, add or remove one: each device's step is a Gaussian mechanism on a sum
-    of sensitivity `plan.sensitivity`, sampled at `plan.sampling_rate`; noise, divisor and number of
-    steps are functions of config and public activity; no noise is used twice. What the device then
-    sends beside the parameters (losses, batch sizes) is not covered and not sent. With `late`, the
-    trainer adds the noise of the tables, when their rows are next read.
+    Guarantee: the unit is one example, added or removed. Each device's step is a Gaussian mechanism
+    on a sum of sensitivity `plan.sensitivity`, sampled at `plan.sampling_rate`. Noise, divisor and
+    number of steps are functions of config and public activity. No noise is used twice. Losses and
+    batch sizes are not covered, and the device does not send them.
+
+    With `late`, the trainer adds the noise of the tables when their rows are next read.
     """
 
     def __init__(self, local: LocalModel, dp: Dp, noise: NoiseSource, late: bool = False) -> None:
@@ -40,8 +41,9 @@ class PrivateGradients:
     def __call__(
         self, params: Params, batch: Params, mask: Tensor, chunk: Chunk, step: int
     ) -> tuple[Grads, Tensor]:
-        """Return noisy gradients [K, ...] and the losses [K, B], zero where not `mask` [K, slots,
-        size].
+        """Return noisy gradients [K, ...] and the losses [K, B].
+
+        Losses are zero where `mask` [K, slots, size] is false.
         """
         rows = None if self.dp.method in SLOW else chunk.rows_of(step)
         with self.local.arithmetic(chunk.keys[: len(mask)], step, rows):
@@ -82,7 +84,10 @@ class PrivateGradients:
     def _noise(
         self, params: Params, chunk: Chunk, names: Sequence[tuple[Name, ...]], step: int
     ) -> Params:
-        """Return fresh noise for every parameter; one stream a device, and one more for each table."""
+        """Return fresh noise for every parameter.
+
+        Each device has one stream, and one more for each of its tables.
+        """
         like = next(iter(params.values()))
         stddev = torch.tensor([_plan(w).stddev(step) for w in chunk.works[: len(like)]]).unsqueeze(
             1
@@ -115,7 +120,7 @@ class PrivateGradients:
 
 
 def _added(found: Tensor | Rows | None, noise: Tensor | None, like: Tensor) -> Tensor | Rows:
-    """Return sum and noise together; uses up the noise."""
+    """Return the sum plus the noise; the noise tensor is overwritten."""
     if noise is None:
         return torch.zeros_like(like) if found is None else found
     if isinstance(found, Rows):
@@ -165,7 +170,7 @@ def check_private(dp: Dp, train: Train, linear: bool) -> None:
 
 
 def clip_of(dp: Dp) -> Clip:
-    """Return the clip that the settings name."""
+    """Return the clip that `dp` describes."""
     assert dp.clipping != "adaptive", "check_private refuses adaptive clipping of examples"
     return Clip(dp.clip_norm, dp.clipping)
 

@@ -1,4 +1,4 @@
-"""A bound on one example's part in a gradient sum, and what clipping a batch gives."""
+"""The clip of examples, and the result of clipping a batch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,15 +10,16 @@ from clients.rows import Rows
 from fedsim.errors import WrongInput
 
 MARGIN = 1e-6
-"""What the clip leaves below the bound for the rounding of norms and sums."""
+"""Relative room below the bound for the rounding of norms and sums."""
 
 
 @dataclass(frozen=True)
 class Clip:
     """A bound on the L2 norm of one example's part in a gradient sum.
 
-    `flat`: factor min(1, C / |g|). `per_layer`: each of the L layers that own parameters to C / √L,
-    which together is C. `automatic`: factor C / (|g| + gamma) (Bu et al., 2023).
+    `flat` multiplies by min(1, C / |g|). `per_layer` clips each of the L layers that own parameters
+    to C / √L, so that the whole is at most C. `automatic` multiplies by C / (|g| + gamma) (Bu et
+    al., 2023).
 
     Guarantee: whatever the example, NaN and Inf included, its part has a norm of at most `norm`.
 
@@ -40,7 +41,7 @@ class Clip:
             )
 
     def factors(self, norms: Tensor, layers: int) -> Tensor:
-        """Return the factors of gradients with these norms; those of no finite norm get 0."""
+        """Return the factors of gradients with these norms; a norm of 0, NaN or Inf gets 0."""
         bound = self.norm * (1 - MARGIN)
         if self.rule == "per_layer":
             bound /= layers**0.5
@@ -57,10 +58,8 @@ class Clipped:
     """The clipped gradients of a batch, summed over its examples."""
 
     sums: dict[str, Tensor | Rows]
-    """By parameter, [...] or [K, ...]; a table's may be `Rows`."""
+    """By parameter, [...] or [K, ...]; the sum of a table may be `Rows`."""
     norms: Tensor
-    """The examples' gradient norms before the clip, [B] or [K, B]; not finite where an example is
-    not.
-    """
+    """The examples' gradient norms before the clip, [B] or [K, B]; NaN or Inf are kept."""
     losses: Tensor
-    """Their losses, the same shape."""
+    """The examples' losses, in the shape of `norms`."""

@@ -1,9 +1,8 @@
-"""What an op leaves behind for the clipping of its weights: inputs A, output gradients G, two sums
-of them.
+"""Records of ops for the clipping of their weights: inputs A and output gradients G.
 
-Every record answers `squares()`, the squared gradient norm of each example [K, B], and `sums(c)`,
-its weights' gradients summed over examples with factors c [K, B] (book-keeping: Bu et al., 2023,
-here with a device axis K). No record holds a gradient of each example for a weight larger than A
+`squares()` of a record gives the squared gradient norm of each example [K, B]. `sums(c)` gives its
+weights' gradients, summed over examples with factors c [K, B]. This is book-keeping (Bu et al.,
+2023) with a device axis K. No record holds a gradient of each example for a weight larger than A
 and G.
 """
 
@@ -26,7 +25,7 @@ class Record(Protocol):
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """The parameters that it holds the gradients of."""
+        """The parameters whose gradients the record holds."""
 
     def squares(self) -> Tensor:
         """Return the squared norms of the examples' gradients of `weights` together, [K, B]."""
@@ -38,16 +37,16 @@ class Record(Protocol):
         """Return the record with the examples that are not `good` [K, B] set to zero."""
 
     def grouped(self, size: int) -> "Record":
-        """Return the record with each `size` neighbouring examples taken as one."""
+        """Return the record where every `size` neighbouring examples count as one."""
 
 
 @dataclass(frozen=True)
 class Product:
     """A matrix product: the gradient of input i's weight is Σ_t g_tᵀ a_t, that of a bias Σ_t g_t.
 
-    Linear layers, and both products of an LSTM, whose gates share g. `inputs` maps a weight to its
-    A [K, D, B, T, in]; `gradient` is [K, D, B, T, out]; D counts copies of the op in one layer (the
-    directions of a BiLSTM). `shapes` are the parameters' without K.
+    It serves linear layers, and both products of an LSTM, whose gates share g. `inputs` maps a
+    weight to its A [K, D, B, T, in]. `gradient` is [K, D, B, T, out]. D counts copies of the op in
+    one layer (the directions of a BiLSTM). `shapes` are the parameters' shapes without K.
     """
 
     inputs: Mapping[str, Tensor]
@@ -69,7 +68,7 @@ class Product:
         time = g.shape[3]
         width = g.shape[4]
         inner = sum(a.shape[4] for a in self.inputs.values())
-        # T² (in + out) products of rows, or T · in · out of the whole gradient, whichever is fewer
+        # T² (in + out) products by rows, or T · in · out by the whole gradient: the fewer are done
         return self._by_rows() if time * (inner + width) < inner * width else self._by_gradient()
 
     def _by_rows(self) -> Tensor:
@@ -78,6 +77,7 @@ class Product:
         near = (
             sum(grams[1:], start=grams[0]) if grams else g.new_zeros(len(g), g.shape[1], g.shape[1])
         )
+        # a bias has an input of 1 at every step, which adds 1 to each inner product of inputs
         each = _gram_norm(near.add_(1.0) if self.bias else near, linear(g, g, None))
         return each.view(self.gradient.shape[:3]).sum(1)
 
@@ -122,11 +122,11 @@ class Product:
 
 @dataclass(frozen=True)
 class Columns:
-    """A product whose input is that of several weights, side by side; a bias has a column of ones.
+    """A product of the inputs of several weights side by side; a bias has a column of ones.
 
-    rows: [K, D, B, T, in], gradient: [K, D, B, T, out], both views of what lies time first (an
-    LSTM's steps); `columns` says where each weight's input is, `shapes` are the parameters' without
-    K.
+    rows: [K, D, B, T, in], gradient: [K, D, B, T, out]. Both are views of tensors that lie time
+    first in memory (an LSTM's steps). `columns` says where each weight's input is. `shapes` are the
+    parameters' shapes without K.
     """
 
     rows: Tensor
@@ -140,7 +140,7 @@ class Columns:
 
     @cached_property
     def _whole(self) -> Product:
-        """The product without columns of frozen weights."""
+        """The product without the columns of frozen weights."""
         own = [self.rows[..., where] for where in self.columns.values()]
         whole = sum(a.shape[-1] for a in own) == self.rows.shape[-1]
         return Product({"": self.rows if whole else torch.cat(own, -1)}, None, self.gradient, {})
@@ -196,7 +196,7 @@ class Lookup:
         return _gram_norm(same, torch.bmm(g, g.transpose(1, 2))).view(self.ids.shape[:2])
 
     def _by_segments(self, ids: Tensor, g: Tensor) -> Tensor:
-        """Add the gradients of like ids first: sort, number the runs, sum them."""
+        """Return the squares by adding the gradients of equal ids: sort, number the runs, sum."""
         ordered, order = ids.sort(dim=1)
         fresh = torch.nn.functional.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0))
         run = fresh.long().cumsum(1).unsqueeze(-1).expand_as(g)
@@ -220,11 +220,10 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Pooled:
-    """Weighted sums of S sets of a table's rows: the gradient of row r is Σ_{s,t: id_st = r}
-    share_st · g_s.
+    """Weighted sums of S sets of a table's rows.
 
-    ids, shares: [K, B, S, T], gradient: [K, B, S, width]. Shares are not negative, so that none
-    cancels another in a norm.
+    The gradient of row r is Σ_{s,t: id_st = r} share_st · g_s. ids, shares: [K, B, S, T], gradient:
+    [K, B, S, width]. Shares are not negative, so no share cancels another in a norm.
     """
 
     table: str
@@ -246,7 +245,7 @@ class Pooled:
         return reach.sum((2, 3, 4)) * self.gradient.square().sum((2, 3))
 
     def spread(self) -> Lookup:
-        """Return the gradients of all tokens."""
+        """Return the record with one gradient for each token."""
         each = self.shares.unsqueeze(-1) * self.gradient.unsqueeze(-2)
         return Lookup(self.table, self.ids.flatten(2), each.flatten(2, 3))
 
@@ -269,15 +268,15 @@ class Pooled:
 
 
 LONG = 256
-"""Tokens from which on sorting beats comparing all pairs."""
+"""Above this number of tokens, sorting is faster than comparing all pairs."""
 
 
 @dataclass(frozen=True)
 class Convolution:
     """A convolution of images: each example's gradient of the weight is a group of one convolution.
 
-    images: [K, B, in, h, w], gradient: [K, B, out, h', w']; `shape` is the weight's without K,
-    `geometry` stride, padding and dilation. `size` neighbouring examples count as one.
+    images: [K, B, in, h, w], gradient: [K, B, out, h', w']. `shape` is the weight's shape without
+    K. `geometry` is stride, padding and dilation. `size` neighbouring examples count as one.
     """
 
     weight: str | None
@@ -294,14 +293,12 @@ class Convolution:
 
     @cached_property
     def each(self) -> "Small":
-        """The examples' own gradients [K, B, ...]: for a convolution they are few beside its
-        images.
-        """
+        """The examples' own gradients [K, B, ...], which are small beside the images."""
         models, examples = self.images.shape[:2]
         found = {}
         if self.weight:
             out, inner = self.shape[:2]
-            groups = models * examples
+            groups = models * examples  # one group for each example keeps their gradients apart
             whole = conv2d_weight(
                 self.images.reshape(1, groups * inner, *self.images.shape[3:]),
                 (groups * out, *self.shape[1:]),
@@ -329,7 +326,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Small:
-    """Weights so few that each example's gradient is at hand: [K, B, ...] by name (norm layers)."""
+    """Each example's own gradient [K, B, ...] by name, for small weights such as norm layers'."""
 
     each: Mapping[str, Tensor]
 
@@ -358,8 +355,9 @@ class Small:
 
 @dataclass(frozen=True)
 class Tied:
-    """One table that is looked up and also multiplied by (a tied output layer): its cross term
-    counted.
+    """A table that is looked up and also multiplied by, as a tied output layer does.
+
+    The norm of its gradient includes the cross term of the two uses.
     """
 
     lookup: Lookup
@@ -379,7 +377,8 @@ class Tied:
             torch.bmm(a, self.lookup.gradient.flatten(0, 1).transpose(1, 2)).mul_(at).sum((1, 2))
         )
         alone = self.lookup.squares() + self.product.squares()
-        slack = 32 * torch.finfo(alone.dtype).eps * alone  # where the two uses cancel each other
+        # where the two uses cancel each other, rounding must not make the norm too small
+        slack = 32 * torch.finfo(alone.dtype).eps * alone
         return (alone + 2 * cross.view(alone.shape)).clamp(min=0.0) + slack
 
     def sums(self, factors: Tensor) -> dict[str, Tensor | Rows]:
@@ -399,7 +398,10 @@ class Tied:
 
 
 def joined(records: Sequence[Record]) -> list[Record]:
-    """Return records that share no parameter: those that do become one, never a sum of squares."""
+    """Return records that share no parameter: records that share one are joined.
+
+    Adding the squares of two uses would miss their cross term.
+    """
     found: list[Record] = []
     for record in records:
         twin = next((r for r in found if set(r.weights) & set(record.weights)), None)
@@ -411,7 +413,10 @@ def joined(records: Sequence[Record]) -> list[Record]:
 
 
 def _join(one: Record, two: Record) -> Record:
-    """Join two uses of the same weights: more rows of one product, more ids, or a tied table."""
+    """Return two uses of the same weights as one record.
+
+    Raises NotImplementedError for uses that have no common rule.
+    """
     one, two = (r.spread() if isinstance(r, Pooled) else r for r in (one, two))
     if isinstance(one, Product) and isinstance(two, Product) and one.weights == two.weights:
         inputs = {name: torch.cat([a, two.inputs[name]], dim=3) for name, a in one.inputs.items()}
@@ -442,11 +447,10 @@ def _join(one: Record, two: Record) -> Record:
 
 
 def _gram_norm(near: Tensor, far: Tensor) -> Tensor:
-    """Return Σ_{t,s} near · far of two Gram matrices [n, T, T], at least what rounding may hide:
-    [n].
+    """Return Σ_{t,s} near · far of two Gram matrices [n, T, T], plus a bound on rounding: [n].
 
-    Where steps cancel each other, the sum loses the digits of its terms; the bound on that is
-    added.
+    Where steps cancel each other, the sum loses digits of its terms. The bound on that loss is
+    added, so that the norm is never too small.
     """
     reach = (
         (near.diagonal(dim1=1, dim2=2) * far.diagonal(dim1=1, dim2=2)).clamp(min=0.0).sqrt().sum(1)
@@ -464,5 +468,5 @@ def _ones(bias: str | None, like: Tensor) -> Tensor:
 
 
 def _grouped(x: Tensor, axis: int, size: int) -> Tensor:
-    """[..., B, T, ...] -> [..., B / size, size · T, ...] with B at `axis`."""
+    """Return [..., B, T, ...] as [..., B / size, size · T, ...] with B at `axis`."""
     return x.unflatten(axis, (-1, size)).flatten(axis + 1, axis + 2)

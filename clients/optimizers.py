@@ -1,4 +1,4 @@
-"""Optimisers over stacked parameters: pairs of functions, values changed in place.
+"""Optimisers over stacked parameters, which change values in place.
 
 State is a dict of tensors shaped like the parameters, so that a prefix of devices is a slice of it.
 """
@@ -22,13 +22,12 @@ class Optimizer(Protocol):
         """Return the state of fresh parameters."""
 
     def update(self, params: Params, grads: Grads, state: State, step: int) -> None:
-        """Move `params` along `grads`, in place; also `state`."""
+        """Move `params` along `grads` and update `state`, both in place."""
 
     def noise_reach(self, steps: int) -> list[float]:
-        """Return how far one unit of gradient in each of `steps` steps moves a parameter by the
-        last one.
+        """Return, for each step, how far one unit of its gradient moves a parameter by the end.
 
-        Only for a rule that is linear in the gradients alone: raises NotImplementedError otherwise.
+        Raises NotImplementedError for a rule that is not linear in the gradients alone.
         """
 
 

@@ -1,6 +1,4 @@
-"""Packing uneven devices into one batch: chunks of like size, padded rows, only the table rows
-read.
-"""
+"""Packing uneven devices into one batch: chunks of similar size, padded rows, few table rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ class Work:
     weight: float
     schedule: Schedule
     key: int
-    """Names this device and round to dropout."""
+    """The key of this device's dropout in this round."""
     device: DeviceId = ""
     plan: LocalPlan | None = None
     """Its local steps under example-level DP."""
@@ -37,7 +35,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Chunk:
-    """K devices side by side, most local steps first, so that those still at work are a prefix."""
+    """K devices side by side, most local steps first: those still at work are a prefix."""
 
     fields: dict[str, Tensor]
     """Examples [K, n, ...], padded to the largest device."""
@@ -56,10 +54,10 @@ class Chunk:
     table_rows: dict[str, Tensor]
     """For each table that is read by ids: the rows that each device holds, [K, rows]."""
     table_counts: dict[str, Tensor]
-    """How many of these are real [K]; the others are filling."""
+    """How many of these rows are real [K]; the others are filling."""
     works: list[Work]
     names: tuple[Name, ...]
-    """Attempt and round: what every key of this chunk's noise begins with."""
+    """Attempt and round: every key of this chunk's noise begins with these."""
 
     def rows_of(self, step: int) -> Tensor:
         """Return the row numbers of a step's batches, [devices at work, B]."""
@@ -69,12 +67,12 @@ class Chunk:
 def plan_chunks(
     costs: Sequence[int], limit: int, steps: Sequence[int] = (), workers: int = 1
 ) -> list[list[int]]:
-    """Group devices, most local steps first, so that (devices × dearest device) stays within
-    `limit` bytes.
+    """Return chunks of devices, most local steps first, each within `limit` bytes.
 
-    With several workers no chunk has more than its share of all steps, so that each has something
-    to do. A pure function of sizes, limit and workers. A device over the limits is a chunk of its
-    own.
+    A chunk takes (number of devices × cost of its largest device). With several workers no chunk
+    has more than one worker's share of all steps, so that each worker has something to do. A device
+    over the limits is a chunk of its own. The result is a pure function of sizes, limit and
+    workers.
     """
     steps = steps or [1] * len(costs)
     share = sum(steps) / workers
@@ -97,7 +95,7 @@ def pack(
     device: torch.device,
     names: tuple[Name, ...] = (),
 ) -> Chunk:
-    """Stack the works of a chunk.
+    """Return the works of a chunk stacked, most local steps first.
 
     `tables` maps a table parameter to the field of ids that reads it.
     """
@@ -138,8 +136,10 @@ def pack(
 def device_cost(
     params: Params, tables: Mapping[str, str], examples: Examples, copies: int, activations: int = 0
 ) -> int:
-    """Return the bytes that a device takes: its parameters, `copies` times, with only the table
-    rows that it reads, and `activations`, the floats that its forward and backward hold.
+    """Return the bytes that a device takes.
+
+    These are its parameters, `copies` times, with only the table rows that it reads, and
+    `activations`, the number of floats that its forward and backward hold.
     """
     count = 0
     for name, p in params.items():
@@ -152,10 +152,9 @@ def device_cost(
 
 
 def _compact(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the distinct ids of each device [K, rows], PAD first, how many they are, `ids` as
-    positions.
+    """Return the distinct ids of each device [K, rows], their counts [K], and `ids` as positions.
 
-    Rows are filled up with PAD, whose positions are never read and so never change.
+    PAD comes first. Rows are filled up with PAD; nothing reads the filling, so it never changes.
     """
     flat = np.pad(ids.flatten(1).numpy(), ((0, 0), (1, 0)), constant_values=PAD)
     bits = flat.shape[1].bit_length()

@@ -1,4 +1,4 @@
-"""Chunks of a round side by side: each in a lane of its own, with one torch thread."""
+"""Chunks of a round side by side: each in its own lane, with one torch thread."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 SWITCH_S = 5e-4
-"""Seconds."""
+"""Seconds after which Python's threads take turns while lanes run."""
 
 Work = TypeVar("Work")
 Lane = TypeVar("Lane")
@@ -21,9 +21,9 @@ def in_lanes(
 ) -> Iterator[Result]:
     """Yield run(work, lane) in the order of the works, as many at a time as there are lanes.
 
-    A lane is what two works must not use at once. At the end torch's number of threads is as
-    before, and so is the time after which Python's threads take turns: with its default lanes wait
-    for one another.
+    Two works never use one lane at once. Threads take turns more often meanwhile, because lanes
+    wait for one another at Python's default. At the end this time and torch's number of threads are
+    as before.
     """
     if len(lanes) == 1:
         yield from (run(work, lanes[0]) for work in works)

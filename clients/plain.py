@@ -13,9 +13,7 @@ from fedsim.types import Params
 
 
 class PlainGradients:
-    """One forward and one backward of the summed mean losses; tables give only the rows that were
-    read.
-    """
+    """Gradients of the mean losses in one forward and one backward; tables give only read rows."""
 
     def __init__(self, local: LocalModel) -> None:
         self.local = local
@@ -23,8 +21,9 @@ class PlainGradients:
     def __call__(
         self, params: Params, batch: Params, mask: Tensor, chunk: Chunk, step: int
     ) -> tuple[Grads, Tensor]:
-        """Return the gradients [K, ...] and the losses [K, B], zero where not `mask` [K, slots,
-        size].
+        """Return the gradients [K, ...] and the losses [K, B].
+
+        Losses are zero where `mask` [K, slots, size] is false.
         """
         real = mask.flatten(1)
         rows_only = frozenset(self.local.tables)

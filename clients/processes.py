@@ -1,9 +1,8 @@
-"""Lanes in processes of their own: they start slowly and never wait for one another, as threads of
-Python do.
+"""Lanes in processes: they start slowly, but do not wait for one another as Python's threads do.
 
-A process is started afresh (a fork would copy torch's threads in an unknown state), is told what to
-train through a pipe, and leaves when that closes. Parameters and sums lie in memory that both sides
-see and no file system holds.
+A process is started afresh, because a fork would copy torch's threads in an unknown state. It gets
+its work through a pipe and ends when the pipe closes. Parameters and sums lie in shared memory that
+has no name in any file system.
 """
 
 import io
@@ -36,7 +35,7 @@ Shapes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 class RemoteLane:
-    """A lane in a process of its own, which starts when it is first needed."""
+    """A lane in its own process, which starts when it is first needed."""
 
     def __init__(self, lane: Lane) -> None:
         self._spec = _dump(lane)
@@ -45,7 +44,10 @@ class RemoteLane:
     def train(
         self, start: Params, assigned: Sequence[Assignment], attempt: Attempt
     ) -> tuple[Update, Summed]:
-        """As `Lane.train`. Raises what was raised there, and RunFailed where the process is gone."""
+        """Train as `Lane.train` does.
+
+        Raises the error that was raised there, or RunFailed where the process has ended.
+        """
         if self._start is None:
             self._launch(start)
         if start is not self._start:
@@ -68,9 +70,9 @@ class RemoteLane:
         ), left
 
     def _last_words(self) -> BaseException:
-        """Return what a process said before it ended, or how it ended.
+        """Return the error that a process sent before it ended, or one that says how it ended.
 
-        The next chunk starts another.
+        The next chunk starts another process.
         """
         said = code = self._start = None
         with suppress(EOFError, OSError):
@@ -110,18 +112,16 @@ class RemoteLane:
         self._memory = _Memory(shared, shapes)
         with suppress(
             OSError
-        ):  # a process that is gone already is noticed by whoever asks it first
+        ):  # the first call that waits for an answer notices a process that has ended
             self._pipe.send_bytes(self._spec)
             self._pipe.send_bytes(pickle.dumps(shapes))
 
 
 class _Memory:
-    """Parameters on their way in and sums in float64 on their way out, in memory that two processes
-    share.
-    """
+    """Memory that two processes share: parameters go in, sums in float64 come out."""
 
     def __init__(self, file: int, shapes: Shapes) -> None:
-        """Takes the file descriptor over."""
+        """Map the file, and close its descriptor."""
         whole = mmap.mmap(file, self.size(shapes))
         os.close(file)
         self.params, at = _views(whole, shapes, 0)
@@ -135,7 +135,7 @@ class _Memory:
 
 
 def _views(whole: mmap.mmap, shapes: Shapes, at: int) -> tuple[Params, int]:
-    """Return tensors that lie in `whole` from a byte on, and the first byte behind them."""
+    """Return tensors that lie in `whole` from byte `at` on, and the first byte after them."""
     found = {}
     for name, (dtype, shape) in shapes.items():
         count = torch.Size(shape).numel()
@@ -155,10 +155,10 @@ def _room(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
 
 
 def can_travel(lane: Lane) -> bool:
-    """Whether a new process could load what the lane is made of: not what a script or a notebook
-    defines.
+    """Whether a new process could load the lane.
 
-    Nor where there is no memory without a name: Linux has it.
+    It cannot load classes that a script or a notebook defines. The system must also have memory
+    without a file name, as Linux has.
     """
     try:
         return hasattr(os, "memfd_create") and b"__main__" not in _dump(lane)
@@ -167,7 +167,7 @@ def can_travel(lane: Lane) -> bool:
 
 
 class _Pickler(pickle.Pickler):
-    """Writes tensors as arrays: much faster than torch does."""
+    """Writes tensors as arrays, which is much faster than torch's own way."""
 
     def reducer_override(self, value: Any) -> Any:
         if type(value) is Tensor and value.dtype in ARRAYS and not value.requires_grad:
@@ -188,8 +188,8 @@ def _end(pipe: Connection, process: "subprocess.Popen[bytes]") -> None:
 
 
 def main(pipe: Connection, file: int) -> None:
-    """Train what comes through the pipe until it closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever began it ends it
+    """Train the chunks that come through the pipe until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
     torch.set_num_threads(1)
     with suppress(EOFError, ConnectionError):
         try:
@@ -212,7 +212,10 @@ def _answer(lane: Lane, memory: _Memory, assigned: Sequence[Assignment], attempt
 
 
 def _told(error: Exception) -> bytes:
-    """Return an error, or what it says where it cannot travel; where it came from is in a note."""
+    """Return an error as bytes, with its traceback in a note.
+
+    An error that cannot be pickled becomes a RunFailed with the same text.
+    """
     error.add_note("".join(traceback.format_exception(error)))
     try:
         pickle.loads(_dump(error))

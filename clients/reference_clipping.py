@@ -1,6 +1,6 @@
-"""The slow twins of book-keeping: one example after another, and Opacus' hooks.
+"""Two slow references for book-keeping: one example after another, and Opacus' hooks.
 
-Same arguments, same sums.
+They take the same arguments and give the same sums.
 """
 
 import copy
@@ -30,9 +30,7 @@ def loop(
     mask: Tensor | None,
     stacked: bool,
 ) -> Clipped:
-    """Clip one example after another by autograd (Abadi et al., 2016): the definition, for any
-    module.
-    """
+    """Clip one example after another by autograd, for any module (Abadi et al., 2016)."""
     if stacked:
         return _one_by_one(loop, module, losses, inputs, targets, clip, params, mask)
     names = [name for name, p in module.named_parameters() if p.requires_grad]
@@ -61,12 +59,13 @@ def opacus_hooks(
     mask: Tensor | None,
     stacked: bool,
 ) -> Clipped:
-    """Clip by the per-example gradients of Opacus' GradSampleModule: any module that Opacus
-    supports.
+    """Clip the per-example gradients of Opacus' GradSampleModule, for any module it supports.
+
+    Raises WrongInput for a module that Opacus does not support.
     """
     if stacked:
         return _one_by_one(opacus_hooks, module, losses, inputs, targets, clip, params, mask)
-    from opacus import GradSampleModule  # four seconds that only its users pay
+    from opacus import GradSampleModule  # it takes four seconds, which only its users should wait
 
     twin = copy.deepcopy(module)
     twin.load_state_dict(params, strict=False)
@@ -89,7 +88,7 @@ def opacus_hooks(
 
 
 def clip_each(each: Params, clip: Clip, mask: Tensor | None, losses: Tensor) -> Clipped:
-    """Clip and add per-example gradients [B, ...] that are all at hand."""
+    """Return the clipped sum of per-example gradients [B, ...]."""
     squares = {name: g.flatten(1).square().sum(1) for name, g in each.items()}
     norms = torch.stack(list(squares.values())).sum(0).sqrt()
     good = norms.isfinite() if mask is None else norms.isfinite() & mask
@@ -117,7 +116,7 @@ def _one_by_one(
     params: Params,
     mask: Tensor | None,
 ) -> Clipped:
-    """Clip one model after another and stack what they give."""
+    """Clip one model after another and stack the results."""
     parts = [
         method(
             module,

@@ -1,4 +1,4 @@
-"""Gradients of table rows that were read, beside dense ones."""
+"""Gradients of the table rows that were read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rows:
-    """The gradient of a table of which only some rows were read: `values` [K, n, width] at `ids`
-    [K, n].
+    """The gradient of a table that was read at some rows: `values` [K, n, width] at `ids` [K, n].
 
-    With `shares` [K, n] the values are fewer, [K, m, width]: each is that of n / m neighbouring
-    ids, times their shares.
+    With `shares` [K, n] there are fewer values, [K, m, width]. Each value then belongs to n / m
+    neighbouring ids and is multiplied by their shares.
     """
 
     ids: Tensor

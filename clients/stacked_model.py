@@ -1,4 +1,4 @@
-"""The model as a chunk of devices runs it: stacked where its layers can, else one device at a time."""
+"""The model as a chunk of devices runs it: stacked where it can be, else one device at a time."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ from fedsim.types import Params
 
 
 class LocalModel:
-    """A module, its task and the arithmetic of its forward; `draws` says whether that is random."""
+    """A module, its task and the precision of its forward; `draws` says whether it is random."""
 
     def __init__(
         self, module: nn.Module, task: Task, precision: str = "fp32", alone: bool = False
@@ -31,15 +31,13 @@ class LocalModel:
         self.tables: Mapping[str, str] = getattr(module, "tables", {}) if self.stacked else {}
 
     def twin(self) -> "LocalModel":
-        """Return one with a module of its own, for another thread."""
+        """Return a copy with its own module, for another thread."""
         other = copy.copy(self)
         other.module = copy.deepcopy(self.module)
         return other
 
     def inputs(self, batch: Params) -> tuple[Tensor, ...]:
-        """Return the batch's fields that the module reads, [K, B, ...], or [B, ...] where not
-        stacked.
-        """
+        """Return the fields that the module reads, [K, B, ...], or [B, ...] where not stacked."""
         fields = tuple(batch[name] for name in self.task.inputs)
         return fields if self.stacked else tuple(field[0] for field in fields)
 
@@ -49,8 +47,9 @@ class LocalModel:
         return fields if self.stacked else tuple(field[0] for field in fields)
 
     def losses(self, names: Iterable[str]) -> Callable[..., Tensor]:
-        """Return losses(outputs, *targets) for fields of these names: each example's, [K, B] or
-        [B].
+        """Return losses(outputs, *targets) -> each example's loss, [K, B] or [B].
+
+        `names` are the fields that the targets hold.
         """
         order = sorted(names)
         return lambda outputs, *targets: self.task.losses(
@@ -63,8 +62,9 @@ class LocalModel:
 
     @contextmanager
     def arithmetic(self, keys: Tensor, step: int, rows: Tensor | None = None) -> Iterator[None]:
-        """Name this step's dropout and set the precision that the forward runs in; `rows` name
-        examples.
+        """Set the keys of this step's dropout and the precision of the forward.
+
+        `keys` name devices, `rows` name examples.
         """
         set_dropout_keys(self.module, keys, step, self.stacked, rows)
         autocast = torch.autocast(self.place.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -78,8 +78,9 @@ class LocalModel:
 
 
 def draws_by_keys(module: nn.Module) -> bool:
-    """Whether whatever the module draws comes from keys: so it is with ours, and with those of
-    somebody's own that say `keyed = True`.
+    """Whether all random draws of the module come from keys.
+
+    Modules of fedsim do so, and so do custom modules that say `keyed = True`.
     """
     known = ("fedsim.models.", "torch.nn.modules.")
     return bool(getattr(module, "keyed", False)) or all(
@@ -89,7 +90,7 @@ def draws_by_keys(module: nn.Module) -> bool:
 
 
 def full_precision(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return outputs whose losses are taken in at least float32."""
+    """Return the outputs in at least float32, so that the losses are exact."""
     half = (torch.bfloat16, torch.float16)
     return {name: o.float() if o.dtype in half else o for name, o in outputs.items()}
 
@@ -97,8 +98,8 @@ def full_precision(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def is_stackable(module: nn.Module) -> bool:
     """Whether every layer that owns parameters takes them with a leading device axis.
 
-    torch's own Dropout draws from one stream for all devices, so a model that has it is not
-    stacked.
+    A model with torch's own Dropout is not stacked, because that draws from one stream for all
+    devices.
     """
     return all(
         isinstance(layer, STACKABLE)

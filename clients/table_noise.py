@@ -1,9 +1,9 @@
-"""Noise on table rows that are not read: late, in one draw for many steps, equal in law.
+"""Noise on table rows that are not read: one late draw for many steps, equal in law.
 
-A row that no batch reads gets noise in every step and nothing else. An update that is linear in the
-gradients carries each of these to the end by a known factor, so their sum is one Gaussian. It may
-be drawn when the row is next read, and once at the end: then for each device, or for the sum of all
-at once.
+A row that no batch reads gets noise in every step and nothing else. A linear update carries each
+step's noise to the end by a known factor, so the sum of it is one Gaussian. It may be drawn when
+the row is next read. What is then missing is drawn at the end, for each device or once for the sum
+of all.
 """
 
 import copy
@@ -24,7 +24,7 @@ from fedsim.types import Params
 
 
 def step_variances(work: Work, optimizer: Optimizer) -> NDArray[np.float64]:
-    """Return what each step's noise adds to the variance that a parameter has after the last one."""
+    """Return how much each step's noise adds to a parameter's variance after the last step."""
     plan = work.plan
     assert plan is not None, "a device under example-level DP has a plan"
     reach = optimizer.noise_reach(work.steps)
@@ -34,39 +34,41 @@ def step_variances(work: Work, optimizer: Optimizer) -> NDArray[np.float64]:
 def add_dense(
     sums: Mapping[str, Tensor], chunk: Chunk, optimizer: Optimizer, noise: NoiseSource
 ) -> None:
-    """Add to each table's weighted sum [rows, width] every device's own noise on the rows it lacks."""
+    """Add each device's noise on the rows that it does not hold to the sums [rows, width]."""
     for table, held in chunk.table_rows.items():
         whole = sums[table]
         flat = torch.empty(whole.numel())
         for k, work in enumerate(chunk.works):
             noise.normal(flat, *chunk.names, "unread", table, work.device)
             mine = held[k, : int(chunk.table_counts[table][k])].cpu()
-            flat.view(whole.shape)[mine] = 0.0
+            flat.view(whole.shape)[mine] = 0.0  # held rows got their noise in the steps
             scale = work.weight * math.sqrt(float(step_variances(work, optimizer).sum()))
             whole.add_(flat.view(whole.shape).to(whole), alpha=scale)
 
 
 @dataclass(frozen=True)
 class LateNoise:
-    """The noise that a table's rows get when they are read, and what is left to them at the end.
+    """The noise that a table's rows get when they are read, and what they lack at the end.
 
-    Only where a row moves by its gradients alone: plain SGD.
+    This holds only where gradients alone move a row: plain SGD.
     """
 
     positions: list[Tensor]
-    """For each step the rows that its batches read and that lack noise, [devices at work, rows],
-    filled with 0.
+    """For each step: the rows that it reads and that lack noise, [devices at work, rows].
+
+    They are filled up with 0.
     """
     stddevs: list[Tensor]
-    """The stddev of what they get before it, the same shape; 0 at filling."""
+    """The stddev of the noise that these rows get before the step, same shape; 0 at filling."""
     left: NDArray[np.float64]
     """The variances that a device's held rows still lack after its last step, [K, held]."""
 
     def apply(
         self, table: Tensor, step: int, noise: NoiseSource, names: Sequence[tuple[Name, ...]]
     ) -> None:
-        """Bring the rows that a step reads up to date, in place. table: [devices at work, rows,
-        width].
+        """Add the missing noise to the rows that a step reads, in place.
+
+        table: [devices at work, rows, width].
         """
         where = self.positions[step]
         stddev = self.stddevs[step]
@@ -80,7 +82,7 @@ class LateNoise:
 
 
 def late_noise(chunk: Chunk, table: str, field: str, optimizer: Optimizer) -> LateNoise:
-    """Return when the rows of a table get their noise.
+    """Return when the rows of a table get their noise, and how much.
 
     `field` holds the positions that examples read.
     """
@@ -89,7 +91,7 @@ def late_noise(chunk: Chunk, table: str, field: str, optimizer: Optimizer) -> La
     variances = np.zeros((devices, read.shape[1] + 1))
     for k, work in enumerate(chunk.works):
         variances[k, 1 : 1 + work.steps] = step_variances(work, optimizer)
-    until = variances.cumsum(1)  # of the noise of all steps before each
+    until = variances.cumsum(1)  # the variance from all steps before each step
     lacking = np.broadcast_to(until[:, -1:], (devices, held))
     positions = []
     stddevs = []
@@ -116,8 +118,9 @@ def _reads(chunk: Chunk, field: str, held: int) -> NDArray[np.bool_]:
 
 
 def _filled(due: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-    """Return the rows whose variance [devices, held] is not zero and their stddevs, [devices,
-    rows], filled up with zeros.
+    """Return the rows whose variance [devices, held] is not zero, and their stddevs.
+
+    Both are [devices, rows], filled up with zeros.
     """
     device, row = due.nonzero()
     counts = np.bincount(device, minlength=len(due))
@@ -129,11 +132,12 @@ def _filled(due: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
 
 
 class Summed:
-    """What is left at the end, drawn once for a whole partial sum: only its variance is kept for
-    each row.
+    """The noise that is missing at the end, drawn once for a whole partial sum.
 
-    Guarantee: equal in law to the sum of the devices' own noise. Only where nothing but the sum
-    leaves a trusted node.
+    Only its variance is kept for each row.
+
+    Guarantee: equal in law to the sum of the devices' own noise. This holds only where nothing but
+    the sum leaves a trusted node.
     """
 
     def __init__(self, params: Params, tables: Sequence[str]) -> None:
@@ -145,7 +149,10 @@ class Summed:
         return total
 
     def add(self, chunk: Chunk, optimizer: Optimizer, late: Mapping[str, LateNoise]) -> None:
-        """Count the devices of a chunk; their held rows lack nothing, or what `late` says."""
+        """Add the variances of a chunk's devices; `late` says what their held rows still lack.
+
+        Without `late` the held rows lack nothing.
+        """
         for table, held in chunk.table_rows.items():
             variance = self.variances[table]
             for k, work in enumerate(chunk.works):
@@ -160,6 +167,7 @@ class Summed:
         drawn = {}
         for table, variance in self.variances.items():
             flat = noise.normal(torch.empty(delta[table].numel()), *names, "summed", table)
+            # a variance that is zero but for rounding may be slightly negative
             scale = torch.from_numpy(variance.clip(min=0.0)).sqrt().unsqueeze(1)
             drawn[table] = delta[table] + flat.view(delta[table].shape).double() * scale
         return delta | drawn

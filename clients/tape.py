@@ -1,9 +1,7 @@
-"""Watching a forward and one backward: each layer's op leaves a record, no weight gradient is
-computed.
+"""Recording one forward and backward: each layer's op leaves a record and no weight gradient.
 
-Inside `recording(module, tape, ...)` the forwards of layers that own parameters are replaced: they
-run the ordinary kernel on detached weights and watch their output, whose gradient arrives in the
-backward.
+`recording(module, tape, ...)` replaces the forwards of layers that own parameters. These run the
+ordinary kernel on detached weights and watch their output, whose gradient arrives in the backward.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +28,7 @@ from fedsim.models import layers
 from fedsim.models.layers import pair
 
 Finish = Callable[[Tensor], Record]
-"""Makes the record of an op once its output's gradient is there."""
+"""Makes the record of an op from the gradient of its output."""
 
 
 class Tape:
@@ -43,6 +41,7 @@ class Tape:
         self.models = models
         self.examples = examples
         self.stacked = stacked
+        # the weights are detached: without the anchor an output may have no backward to watch
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         self.shapes: Mapping[str, tuple[int, ...]] = {}
         """The module's parameters without the model axis."""
@@ -54,7 +53,7 @@ class Tape:
         return cast(Tensor, _Watch.apply(output, self.anchor, note))  # type: ignore[no-untyped-call]
 
     def record(self, found: Record) -> None:
-        """Take down the record of an op, in the backward."""
+        """Keep the record of an op; called in the backward."""
         self._records.append(found)
 
     def backward(
@@ -62,8 +61,8 @@ class Tape:
     ) -> tuple[list[Record], dict[str, Tensor]]:
         """Run the backward of the summed losses; return the records and the gradients of `leaves`.
 
-        Records of the same parameters are joined. A leaf that the losses do not depend on is left
-        out.
+        Records of the same parameters are joined. A leaf that does not affect the losses has no
+        entry.
         """
         found = torch.autograd.grad(
             losses.sum(),
@@ -75,9 +74,9 @@ class Tape:
         return joined(self._records), grads
 
     def shaped(self, x: Tensor, layer: str, tail: int) -> Tensor:
-        """View [K?, B, ..., *tail] as [K, B, T, *tail].
+        """Return [K?, B, ..., *tail] as [K, B, T, *tail].
 
-        Raises WrongInput without the axis of examples.
+        Raises WrongInput where the axis of examples is missing.
         """
         lead = x if self.stacked else x.unsqueeze(0)
         if lead.dim() < 2 + tail or lead.shape[:2] != (self.models, self.examples):
@@ -93,7 +92,7 @@ class Tape:
 
 
 class _Watch(torch.autograd.Function):
-    """The identity, which hands its gradient to a callback; the anchor makes it part of any graph."""
+    """The identity, which passes its gradient to a callback; the anchor puts it in the graph."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, callback: Callable[[Tensor], None]) -> Tensor:
@@ -108,10 +107,10 @@ class _Watch(torch.autograd.Function):
 
 @contextmanager
 def recording(module: nn.Module, tape: Tape, only: frozenset[str] | None = None) -> Iterator[None]:
-    """Let the layers of `module` that own trainable parameters write to `tape`; `only` those
-    parameters.
+    """Let the layers of `module` that own trainable parameters write to `tape`.
 
-    Raises WrongInput that names the first layer without a rule.
+    `only` limits this to layers that own one of these parameters. Raises WrongInput that names the
+    first layer without a rule.
     """
     names = {id(p): name for name, p in module.named_parameters() if p.requires_grad}
     tape.shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
@@ -155,7 +154,7 @@ def no_rule(path: str, layer: nn.Module) -> str:
 
 
 def without_rule(module: nn.Module) -> tuple[str, nn.Module] | None:
-    """Return the first layer that owns trainable parameters and has no rule, None if all have one."""
+    """Return the first layer with trainable parameters and no rule; None where all have one."""
     for path, layer in module.named_modules():
         if any(p.requires_grad for p in layer.parameters(recurse=False)) and rule_of(layer) is None:
             return path, layer
@@ -164,7 +163,7 @@ def without_rule(module: nn.Module) -> tuple[str, nn.Module] | None:
 
 Lstm = layers.LSTM | layers.BiLSTM
 Own = Mapping[str, str]
-"""A layer's trainable parameters: its own name of each -> the module's name of it."""
+"""A layer's trainable parameters: the layer's own name -> the module's name."""
 
 
 def _linear(tape: Tape, layer: nn.Linear, path: str, own: Own, x: Tensor) -> Tensor:
@@ -235,7 +234,7 @@ def _layer_norm(tape: Tape, layer: nn.LayerNorm, path: str, own: Own, x: Tensor)
 
 
 def _group_norm(tape: Tape, layer: nn.GroupNorm, path: str, own: Own, x: Tensor) -> Tensor:
-    """x: [K?, B, channels, ...]; statistics are those of one example."""
+    """Normalise x [K?, B, channels, ...] by statistics of each example alone."""
     inner = x.dim() - 1 - tape.stacked  # axes of one example
     tape.shaped(x, path, inner)  # raises where the axis of examples is missing
     normalize = layers.normalize if tape.stacked else group_norm
@@ -285,7 +284,7 @@ def _lstm(tape: Tape, layer: Lstm, path: str, own: Own, x: Tensor, mask: Tensor)
 
 
 class _Gates:
-    """Watches an LSTM's pre-activations: all of its weights share their gradient."""
+    """Watches an LSTM's pre-activations, whose gradient serves all of its weights."""
 
     def __init__(self, tape: Tape, layer: Lstm, own: Own) -> None:
         self.tape = tape
@@ -295,7 +294,7 @@ class _Gates:
         self.width = layer.weight_hidden.shape[-1]
 
     def gates(self, rows: Tensor, gradient: Tensor) -> None:
-        """rows: [T, K·D, B, hidden + in + 1], gradient: [T, K·D, B, 4·hidden]."""
+        """Keep the record of rows [T, K·D, B, hidden + in + 1], gradient [T, K·D, B, 4·hidden]."""
         columns = {
             "weight_hidden": slice(0, self.width),
             "weight_input": slice(self.width, rows.shape[-1] - 1),
@@ -310,7 +309,7 @@ class _Gates:
 
 
 def _product(inputs: Mapping[str, Tensor], gradient: Tensor, own: Own, tape: Tape) -> Product:
-    """Return the record of a layer's products without its frozen parameters."""
+    """Return the record of a layer's products; frozen parameters are left out."""
     shapes = {name: tape.shapes[name] for name in own.values()}
     return Product(
         {own[key]: a for key, a in inputs.items() if key in own}, own.get("bias"), gradient, shapes

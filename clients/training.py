@@ -1,6 +1,4 @@
-"""Local training of a whole cohort: cut into chunks, which train side by side and are summed in
-order.
-"""
+"""Local training of a whole cohort, in chunks that train side by side and are summed in order."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -33,11 +31,11 @@ DEFAULT_MEMORY = GIB
 class Trainer:
     """Trains devices from the same parameters and returns the weighted sum of their changes.
 
-    Two runs, or two models of one, need noise sources of their own. With `workers` > 1 so many
-    chunks train at the same time, each in a thread with one torch thread, or with `processes` in a
-    process; the sums are the same. Processes start with the first cohort of more than one chunk and
-    end with the trainer. A model whose code they could not load (of a notebook or a script itself)
-    is trained in threads.
+    Two runs need separate noise sources, and so do two models of one run. With `workers` > 1 that
+    many chunks train at the same time, each in a thread with one torch thread. With `processes`
+    each trains in a process; the sums are the same. Processes start with the first cohort of more
+    than one chunk and end with the trainer. A model whose code they could not load (defined in a
+    notebook or a script) is trained in threads.
     """
 
     def __init__(
@@ -82,14 +80,12 @@ class Trainer:
         """Train every assigned device on its own examples, starting from `params`.
 
         The randomness of a device is named by (seed, round, device), so the sum does not depend on
-        chunks or nodes beyond the order of float64 additions. Where `clip` is given, each device's
-        whole change is bounded by it before its weight. `survivors` noise shares make up a sum's
-        noise.
+        chunks or nodes beyond the order of float64 additions. Where `clip` is given, it bounds each
+        device's whole change before its weight is applied. `survivors` is the number of noise
+        shares that make up a sum's noise.
         """
         if self.noise.kind == "os":
-            self.attempts += (
-                1  # what is done again is another release; a seed repeats the first one
-            )
+            self.attempts += 1  # a repeated round is another release; a seed repeats the first one
         attempt = Attempt(seed, (self.attempts, round), survivors, clip)
         start = {name: p.to(self.lane.place) for name, p in params.items()}
         total = no_update(params)
@@ -111,9 +107,7 @@ class Trainer:
         return total
 
     def _groups(self, params: Params, assigned: Sequence[Assignment]) -> Iterator[list[Assignment]]:
-        """Yield the devices of each chunk, those of like size together: their last batches are
-        alike, too.
-        """
+        """Yield the devices of each chunk: similar sizes together, so last batches are similar."""
         assigned = sorted(assigned, key=lambda a: -len(a.examples))
         # parameters, gradients, optimiser state; noise takes the gradients' place
         copies = 2 + len(self.lane.optimizer.init(params)) + (self.dp is not None)

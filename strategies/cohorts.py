@@ -1,7 +1,6 @@
-"""Who trains in each round: what selection sees, the draw, its limits, and the state it follows
-from.
+"""Who trains in each round: what selection sees, the draw, its limits and the server's state.
 
-It knows no Flower: `fedsim show` and every check use it as a run does.
+This module does not import Flower: `fedsim show` and every check use it as a run does.
 """
 
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from strategies.weights import weights
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that the server carries from round to round."""
+    """The state that the server keeps from round to round."""
 
     round: int
     params: Params
@@ -36,14 +35,14 @@ class ServerState:
     participation: NDArray[np.int64]
     """Rounds in which each device of the roster was selected."""
     losses: NDArray[np.float64]
-    """Each device's training loss when it was last told, NaN before."""
+    """The last training loss that each device reported, NaN before the first."""
 
 
 class Cohorts:
     """Draws each round's cohort, by our own device ids and generator.
 
-    A seed repeats the draws on any nodes; with noise of the operating system, its secret takes the
-    seed's place. `roster` may be replaced between rounds by one of the same devices, as their
+    The same seed gives the same draws on any nodes. With noise of the operating system, its secret
+    replaces the seed. `roster` may be replaced between rounds by one of the same devices, whose
     activity changes with the periods.
     """
 
@@ -68,7 +67,7 @@ class Cohorts:
         self.survivors = noise_survivors(config, devices)
         self.limits = Limits(config, roster.devices)
         self.retired = np.zeros(len(roster.devices), dtype=bool)
-        """Devices that are left out of every cohort; the others' chances and the divisor stay."""
+        """Devices that no cohort includes; the others' chances and the divisor do not change."""
         self.state = ServerState(
             0,
             params,
@@ -78,8 +77,9 @@ class Cohorts:
         )
 
     def select(self, round: int) -> Cohort:
-        """Return the cohort of a round, a pure function of (coins, round, roster, participation,
-        retired).
+        """Return the cohort of a round.
+
+        It is a pure function of (coins, round, roster, participation, retired).
         """
         view = self.view(round)
         cohort = select(view, self.config.selection, self._coins(round))
@@ -96,11 +96,11 @@ class Cohorts:
         return whole if stays.all() else part_of(whole, stays)
 
     def _coins(self, round: int) -> np.random.Generator:
-        """Return the coins of a round's draw: of the run's seed, which repeats it, or of the
-        noise's secret.
+        """Return the coins of a round's draw, from the run's seed or from the noise's secret.
 
-        Nodes are told the seed. Where noise is no simulation, who takes part must not follow from
-        it; another process then draws another cohort, which the ledger counts as another attempt.
+        Nodes know the seed. Where noise is not simulated, the seed must not reveal who takes part,
+        so the coins come from the secret. Another process then draws another cohort, which the
+        ledger counts as another attempt.
         """
         if self.config.dp.unit != "none" and self.noise.kind == "os":
             return self.noise.generator("select", round)
@@ -129,7 +129,7 @@ class Cohorts:
         )
 
     def _check(self, cohort: Cohort, view: View) -> None:
-        """Refuse what a selector of somebody's own must not return."""
+        """Raise WrongInput where a custom selector returns what it must not return."""
         found = np.searchsorted(self.roster.devices, cohort.devices).clip(
             max=len(self.roster.devices) - 1
         )
@@ -152,7 +152,7 @@ class Cohorts:
         return period_of_round(self.config.stream, self.config.train.rounds, round)
 
     def answering(self, cohort: Cohort) -> Cohort:
-        """Return the part of a cohort that does not drop out (simulated by `availability.dropout`)."""
+        """Return the part of a cohort that does not drop out, by `availability.dropout`."""
         answers = self.clock.answers(cohort.round, self.roster.activity)
         return part_of(cohort, answers[np.searchsorted(self.roster.devices, cohort.devices)])
 

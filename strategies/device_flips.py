@@ -26,7 +26,7 @@ def flip_questions(roster: Roster, before: Params, after: Params, period: int) -
 def device_flips(replies: Iterable[Message]) -> dict[str, Any]:
     """Return how the flip rates spread over devices: mean, and mean over the tenth that lost most.
 
-    A node that failed is left out; empty where no device holds anything out.
+    A node that failed is left out. The result is empty where no device has held-out examples.
     """
     found = [unpack_flips(reply.content) for reply in replies if not reply.has_error()]
     counts = np.concatenate([flips.counts for flips in found]) if found else np.zeros((0, 3))

@@ -11,11 +11,11 @@ DECILES = 10
 def spread(
     metric: str, values: NDArray[np.float64], activity: NDArray[np.int64], devices: NDArray[np.str_]
 ) -> dict[str, Any]:
-    """Return flat figures of a metric (more is better) over devices; every device counts alike.
+    """Return flat figures of a metric (more is better) over devices; every device counts the same.
 
-    `device_<metric>_mean`; `_p10`, what nine devices in ten reach; `_worst_decile`, the mean over
-    the worst tenth; `_decile_01` ... `_decile_10`, the mean over tenths of the devices by public
-    activity, least active first (ties by device id).
+    `device_<metric>_mean` is the mean. `_p10` is what nine devices in ten reach. `_worst_decile` is
+    the mean over the worst tenth. `_decile_01` ... `_decile_10` are means over tenths of the
+    devices by public activity, least active first (ties by device id).
     """
     by_activity = np.array_split(np.lexsort((devices, activity)), min(DECILES, len(devices)))
     worst = np.sort(values)[: max(1, len(values) // DECILES)]

@@ -1,6 +1,4 @@
-"""What the server asks nodes to tell beyond a sum: declared, printed, and refused under a secure
-sum.
-"""
+"""What the server asks of nodes beyond a sum. A secure sum refuses it."""
 
 from fedsim.config import Config
 from fedsim.errors import WrongInput
@@ -9,9 +7,9 @@ from strategies import aggregation, selection
 
 
 def asked_of(config: Config) -> Asked:
-    """Return what the settings' rules need to see.
+    """Return what the rules of the settings need to see.
 
-    Raises WrongInput where that contradicts a secure sum.
+    Raises WrongInput where that contradicts `dp.trust` or the weights.
     """
     form = Asked(
         single=aggregation.rule_of(config.aggregation).combine is not None,
@@ -38,7 +36,7 @@ def asked_of(config: Config) -> Asked:
 
 
 def disclosure_sentences(config: Config) -> list[str]:
-    """Say what travels beyond sums, and what that means."""
+    """Return sentences that say what nodes send beyond sums, and what that means."""
     form = asked_of(config)
     settings = config.aggregation
     lines = ["Nodes answer with sums over their devices; no device's update leaves its node alone."]

@@ -26,7 +26,7 @@ logger = getLogger(__name__)
 
 
 class Federated(Cohorts, Strategy):
-    """Sends each node its part of a cohort with the model, and steps on the sum of the replies."""
+    """Sends each node the model and its part of a cohort, and steps on the sum of the replies."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Federated(Cohorts, Strategy):
         ]
 
     def asked(self, cohort: Cohort) -> dict[int, Cohort]:
-        """Return each node's part of those of a cohort that answer."""
+        """Return each node's part of the cohort, without devices that drop out."""
         answering = self.answering(cohort)
         nodes = self.roster.nodes_of(answering.devices)
         return {int(node): part_of(answering, nodes == node) for node in np.unique(nodes)}
@@ -63,10 +63,10 @@ class Federated(Cohorts, Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord]:
-        """Step on what the nodes answered; what is wrong is left out, counted and logged.
+        """Step on the nodes' answers; wrong ones are left out, counted and logged.
 
-        With fewer valid updates than `aggregation.min_updates` the model stays as it is, which the
-        metric `skipped` tells.
+        With fewer valid updates than `aggregation.min_updates` the model does not change, and the
+        metric `skipped` is 1. Raises RunFailed where every node failed or training diverged.
         """
         assert self.cohort is not None, "aggregate_train comes after configure_train"
         before = self.state
@@ -95,11 +95,10 @@ class Federated(Cohorts, Strategy):
         return pack_params(params), MetricRecord(metrics)
 
     def _gather(self, accepted: Iterator[Reply]) -> tuple[Update, NDArray[np.float64]]:
-        """Return the sum of the answers, or what a robust rule makes of them, and the devices' last
-        losses.
+        """Return the sum of the answers, or a robust rule's result, and the devices' last losses.
 
-        Sums are added up as they come, one at a time; only single updates are kept until all are
-        there.
+        Sums are added one at a time as they come. Only single updates are kept until all have
+        arrived.
         """
         total = no_update(self.state.params)
         singles = []
@@ -115,7 +114,7 @@ class Federated(Cohorts, Strategy):
         return (combine(singles, total, self.config.aggregation) if singles else total), losses
 
     def _good(self, replies: Iterable[Message]) -> Iterator[Message]:
-        """Yield the replies that are no errors, in the order of node ids; the others are logged."""
+        """Yield the replies without errors, in the order of node ids; errors are logged."""
         for reply in sorted(replies, key=lambda r: r.metadata.src_node_id):
             if reply.has_error():
                 logger.warning("node %s failed: %s", reply.metadata.src_node_id, failure(reply))
@@ -125,8 +124,9 @@ class Federated(Cohorts, Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Ask every node what its devices measure on their held-out parts, where the config wants
-        it.
+        """Return one message a node that asks for its devices' scores on their held-out parts.
+
+        There is no message where the config evaluates centrally only.
         """
         if self.config.evaluation.on == "central":
             return []
@@ -143,8 +143,9 @@ class Federated(Cohorts, Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Return how the metrics spread over the devices: mean, worst ones, and by decile of
-        activity.
+        """Return how the metric spreads over devices: mean, worst ones, by decile of activity.
+
+        None where no device was measured.
         """
         found = [unpack_scores(reply.content) for reply in self._good(replies)]
         found = [scores for scores in found if len(scores.devices)]
@@ -169,7 +170,7 @@ class Federated(Cohorts, Strategy):
 
 
 def _check_failure(round: int, answers: list[Message]) -> None:
-    """Raise RunFailed where every node answers by an error: then it is the settings, not a node."""
+    """Raise RunFailed where every node answers with an error: the settings are then the cause."""
     if answers and all(reply.has_error() for reply in answers):
         raise RunFailed(
             f"every node failed in round {round}, the first with {failure(answers[0])!r}; look at "
@@ -178,7 +179,7 @@ def _check_failure(round: int, answers: list[Message]) -> None:
 
 
 def _check_divergence(round: int, total: Update, guard: Guard) -> None:
-    """Raise RunFailed where none of several updates is finite: then it is the model, not a device."""
+    """Raise RunFailed where none of several updates is finite: the model is then the cause."""
     reasons = list(guard.rejected.values())
     if not total.devices and len(reasons) > 1 and set(reasons) == {NOT_FINITE}:
         raise diverged(round, "no device's update is")

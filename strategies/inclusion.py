@@ -1,4 +1,4 @@
-"""Every device's inclusion probability in a round, chosen or not: what an accountant needs."""
+"""The inclusion probability of every device in a round, chosen or not, for the accountant."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from strategies.selection import select
 
 
 class _EveryCoinFalls(np.random.Generator):
-    """Coins that always fall: the cohort is then everybody who can be in it, with its probability."""
+    """Coins that always include: the cohort is then every possible device, with its probability."""
 
     def __init__(self) -> None:
         super().__init__(np.random.Philox(key=0))
@@ -21,7 +21,8 @@ class _EveryCoinFalls(np.random.Generator):
 def inclusion(view: View, settings: Selection) -> NDArray[np.float64]:
     """Return [devices]: the chance that a rule of independent coins gives each device, 0 for none.
 
-    The rule itself is asked, with coins that all fall, so that what is accounted is what is drawn.
+    The rule itself computes it, with coins that always include. So the accountant uses the same
+    probabilities as the draw.
     """
     cohort = select(view, settings, _EveryCoinFalls())
     assert cohort.probabilities is not None, f"{settings.rule} states no probabilities"

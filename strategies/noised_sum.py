@@ -1,6 +1,4 @@
-"""Device-level DP on the server: noise on the sum, a constant divisor, and only then the
-aggregation rule.
-"""
+"""Device-level DP on the server: noise on the sum, a constant divisor, then the server rule."""
 
 from dataclasses import replace
 
@@ -21,8 +19,8 @@ PREFIX = "dp/"
 class Private:
     """An aggregation rule that sees the total only through a device-level mechanism.
 
-    Noise is added and a step is taken in every round, also where no device answered. The noise of a
-    round is named by the round, so a repeated round with the same inputs is the same release.
+    Every round adds noise and takes a step, also where no device answered. The round names its
+    noise, so a repeated round with the same inputs is the same release.
 
     Guarantee: every round's step is a function of the noised sum and public constants alone, for
     one device under the mechanism's relation.
@@ -43,9 +41,7 @@ class Private:
         self.summed = summed
 
     def init(self, params: Params) -> State:
-        """The inner rule's state, the round, the clip norm and, with bands, the noise of the last
-        rounds.
-        """
+        """Return the inner rule's state, the round, the clip norm and with bands earlier noise."""
         earlier = {
             f"{PREFIX}noise/{age}/{name}": torch.zeros(p.shape, dtype=torch.float64)
             for age in range(1, self.mechanism.bands)
@@ -80,7 +76,7 @@ class Private:
         return moved, after | own
 
     def _noised(self, total: Update, clip: float, round: int, own: State) -> Params:
-        """Return the sum with this round's noise; `own` gets the noise that later rounds take back."""
+        """Return the sum with this round's noise; `own` keeps it for later rounds to subtract."""
         stddev = self.mechanism.stddev(clip)
         bands = self.mechanism.bands
         noised: Params = {}
@@ -108,7 +104,7 @@ def _scalar(value: float) -> Tensor:
 
 
 class EnoughAnswers:
-    """An aggregation rule that takes no step on a secure sum whose noise shares are too few."""
+    """An aggregation rule that takes no step on a secure sum with too few noise shares."""
 
     def __init__(self, inner: Aggregator, survivors: int) -> None:
         self.inner = inner
@@ -124,8 +120,9 @@ class EnoughAnswers:
 
 
 def with_privacy(inner: Aggregator, config: Config, devices: int, noise: NoiseSource) -> Aggregator:
-    """Return the rule with what `[dp]` asks of the server; `devices` are those with examples in
-    public.
+    """Return the rule with what `[dp]` asks of the server.
+
+    `devices` counts the devices whose public activity is above 0.
     """
     dp = config.dp
     survivors = noise_survivors(config, devices)
@@ -142,7 +139,7 @@ def with_privacy(inner: Aggregator, config: Config, devices: int, noise: NoiseSo
 
 
 def noise_survivors(config: Config, devices: int) -> int:
-    """Return the honest answers that noise shares are set for; 1 without a secure sum."""
+    """Return how many honest answers the noise shares assume; 1 without a secure sum."""
     invited = min(config.selection.cohort, devices)
     return (
         fewest_survivors(config.dp.min_survivors, invited) if config.dp.trust == "secure_sum" else 1

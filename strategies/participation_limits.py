@@ -1,4 +1,4 @@
-"""How often and how soon again a device may be selected: limits that hold whatever the rule draws."""
+"""Limits on how often and how soon again a device may be selected, for every selection rule."""
 
 import zlib
 
@@ -9,9 +9,9 @@ from fedsim.config import Config
 
 
 class Limits:
-    """`dp.min_separation` by slots, `dp.max_participations` by counting.
+    """The limits `dp.min_separation` and `dp.max_participations`.
 
-    Each device has a slot by a hash of its id, and is open in one round out of `min_separation`.
+    A hash of its id gives each device a slot, which is open in one round out of `min_separation`.
 
     Guarantee: a device is selected at most `max_participations` times, and two of its rounds are at
     least `min_separation` apart.
@@ -28,6 +28,6 @@ class Limits:
         self.slots = np.broadcast_to(np.asarray(slots, dtype=np.int64), len(devices))
 
     def open(self, round: int, participation: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which devices may be selected in a round, given in how many they were already."""
+        """Return which devices may be selected, given the number of rounds each has been in."""
         free = self.slots == round % self.separation
         return free & (participation < self.most) if self.most else free

@@ -1,9 +1,8 @@
-"""What is not let into the model: answers that are late, foreign, malformed, not finite or too
-large.
+"""Checks that keep answers out of the model: late, foreign, malformed, not finite or too large.
 
-Every honest node checks each of its devices by the same rules before it answers, so one bad device
-costs itself its place in the sum and nobody else's. The server rejects a whole sum only where a
-node misbehaves.
+Every honest node checks each of its devices by the same rules before it answers. So one bad device
+loses its own place in the sum, and no other device does. The server rejects a whole sum only where
+a node misbehaves.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,24 +22,22 @@ logger = getLogger(__name__)
 
 ROUNDING = 1e-6
 NAMES = 20
-"""Devices that a line of the log names."""
+"""The most devices that a line of the log names."""
 
 
 def skips_rounds(settings: Aggregation) -> bool:
-    """Whether rounds may be left out by what devices answered, which voids amplification by
-    sampling.
-    """
+    """Whether devices' answers decide if a round is skipped: no amplification by sampling then."""
     return settings.min_updates > 0
 
 
 def guarded(config: Config) -> Aggregation:
-    """Return the bounds that answers are held to; the norm of a masked sum says nothing."""
+    """Return the bounds on answers; a masked sum has no bound on its norm, which says nothing."""
     masked = config.dp.unit != "none" and config.dp.trust == "secure_sum"
     return config.aggregation.model_copy(update={"max_norm": 0.0}) if masked else config.aggregation
 
 
 class Guard:
-    """Lets a round's answers in, or notes by name what it rejects, and goes on."""
+    """Accepts a round's answers, or rejects them and keeps the reasons by name."""
 
     def __init__(
         self,
@@ -57,13 +54,14 @@ class Guard:
         self.form = form
         self.settings = settings
         self.rejected: dict[DeviceId, str] = {}
-        """Why whose update was left out, by a node or here: devices, or a node that spoke out of
-        turn.
+        """The reason for each update that a node or this guard left out.
+
+        Keys are devices, or a node that answered twice or was not asked.
         """
         self._answered: set[int] = set()
 
     def accepted(self, messages: Iterable[Message]) -> Iterator[Reply]:
-        """Yield what may go into the model; of single updates those devices that may."""
+        """Yield the replies that may go into the model; single updates without bad devices."""
         for message in messages:
             node = message.metadata.src_node_id
             reply, reason = self._read(message.content, node)
@@ -125,7 +123,7 @@ class Guard:
         return ""
 
     def _too_much(self, reply: Reply, weight: float) -> str:
-        """Check figures and sum; single updates are looked at one by one."""
+        """Return what is wrong with figures and sum; `_rows` checks single updates one by one."""
         if not replace(reply.update, delta={}).finite:
             return NOT_FINITE
         if abs(reply.update.weight - weight) > ROUNDING * max(weight, 1.0):
@@ -133,7 +131,10 @@ class Guard:
         return "" if self.form.single else self._wrong_size(reply.update, weight)
 
     def _wrong_size(self, update: Update, weight: float) -> str:
-        """A sum over devices is no longer than the weight times the longest of them."""
+        """Return what is wrong with an update's size, or an empty string.
+
+        The norm of a sum is at most its weight times the largest norm of a device.
+        """
         if not update.finite:
             return NOT_FINITE
         limit = self.settings.max_norm
@@ -142,9 +143,7 @@ class Guard:
         return ""
 
     def _rows(self, reply: Reply) -> Reply:
-        """Return a reply of single updates, and its metrics, without the devices whose own is
-        wrong.
-        """
+        """Return a reply of single updates, and its metrics, without devices whose own is wrong."""
         reasons = [self._wrong_size(_alone(reply, i), 1.0) for i in range(len(reply.devices))]
         self._note({d: why for d, why in zip(reply.devices.tolist(), reasons, strict=True) if why})
         good = np.array([not reason for reason in reasons], dtype=bool)
@@ -159,14 +158,14 @@ class Guard:
         return replace(reply, devices=reply.devices[good], update=update, figures=figures)
 
     def _admit(self, node: int, part: Cohort) -> None:
-        """Note that a node has answered; a bad message that came before costs its devices nothing."""
+        """Note that a node has answered; its devices do not pay for an earlier bad message."""
         self._answered.add(node)
         before = [self.rejected.pop(device, "") for device in part.devices.tolist()]
         if any(before):
             self.rejected[f"node {node}"] = before[0]
 
     def _reject(self, node: int, reason: str) -> None:
-        """Leave out all that a node sent; its devices that were accepted before stay so."""
+        """Leave out a node's whole message; its devices that were accepted before stay accepted."""
         waiting = node in self.asked and node not in self._answered
         names = self.asked[node].devices.tolist() if waiting else [f"node {node}"]
         self.rejected |= dict.fromkeys(names, reason)
@@ -179,7 +178,7 @@ class Guard:
         )
 
     def _note(self, rejected: Mapping[DeviceId, str]) -> None:
-        """Leave out single devices; those with one reason are told in one line."""
+        """Leave out single devices; the log has one line for each reason."""
         self.rejected |= rejected
         for reason in dict.fromkeys(rejected.values()):
             devices = [device for device, why in rejected.items() if why == reason]
@@ -189,7 +188,7 @@ class Guard:
 
 
 def _alone(reply: Reply, row: int) -> Update:
-    """Return one device of a reply of single updates."""
+    """Return one device's update from a reply of single updates."""
     metrics = {name: float(values[row]) for name, values in reply.figures.items()}
     return Update({name: d[row] for name, d in reply.update.delta.items()}, 1.0, 1, metrics)
 

@@ -1,4 +1,4 @@
-"""Which devices there are, how active they are in public, and which node hosts each."""
+"""The devices of a run, their public activity, and the node that hosts each."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -46,11 +46,10 @@ def merge(announcements: Mapping[int, Announcement]) -> Roster:
 
 
 def moved(roster: Roster, node: int, announced: Announcement, here: Collection[int]) -> Roster:
-    """Return the roster with a node's devices, where it says they are and as active; `here` are
-    other nodes.
+    """Return the roster with a node's announcement applied: where its devices are and how active.
 
-    Raises WrongInput for devices that the run did not begin with, and for one whose node is still
-    there.
+    `here` are the other nodes that are connected. Raises WrongInput for devices that the run did
+    not begin with, and for a device whose node is still connected.
     """
     known = np.isin(announced.devices, roster.devices)
     if not known.all():

@@ -1,4 +1,4 @@
-"""What each device's update weighs, and the constant that the weighted sum is divided by."""
+"""The weight of each device's update, and the number that divides the weighted sum."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,24 +17,27 @@ LEAST = 1e-12
 
 
 def equal(cohort: Cohort, view: View, config: Config) -> Weights:
-    """Every device alike."""
+    """Return weight 1 for every device."""
     return np.ones(len(cohort))
 
 
 def examples(cohort: Cohort, view: View, config: Config) -> Weights:
-    """By public activity, as FedAvg does (McMahan et al., 2017)."""
+    """Return the public activity, as FedAvg does (McMahan et al., 2017)."""
     return _activity(cohort, view)
 
 
 def inverse_probability(cohort: Cohort, view: View, config: Config) -> Weights:
-    """(n_k / n) / (pi_k / m), at most `aggregation.weight_cap` (Horvitz and Thompson, 1952).
+    """Return (n_k / n) / (pi_k / m), at most `aggregation.weight_cap` (Horvitz and Thompson, 1952).
 
-    n_k is a device's public activity, n that of all devices that could be chosen, pi_k its
-    inclusion probability, m `selection.cohort`; 1 is what every device weighs where pi_k is
-    proportional to n_k. Divided by the constant m, not by the realised sum of weights, the mean
-    update is unbiased for the update of all devices by examples, whatever the selection, as far as
-    nobody is over the cap, every device has a chance and all that are chosen answer. Raises
-    WrongInput where pi_k is unknown.
+    n_k is a device's public activity, n that of all devices that could be chosen. pi_k is the
+    device's inclusion probability, m is `selection.cohort`. Every weight is 1 where pi_k is
+    proportional to n_k.
+
+    The sum is divided by the constant m, not by the realised sum of weights. The mean update is
+    then unbiased for the update of all devices by examples, whatever the selection. This holds as
+    long as no device is over the cap, every device has a chance and all chosen devices answer.
+
+    Raises WrongInput where pi_k is unknown.
     """
     if cohort.probabilities is None:
         raise WrongInput(
@@ -50,7 +53,7 @@ def inverse_probability(cohort: Cohort, view: View, config: Config) -> Weights:
 
 
 def auto(cohort: Cohort, view: View, config: Config) -> Weights:
-    """Equal where a device is the unit of privacy, else by examples."""
+    """Return equal weights where a device is the unit of privacy, else weights by examples."""
     return (equal if config.dp.unit == "device" else examples)(cohort, view, config)
 
 
@@ -65,7 +68,7 @@ WEIGHTS: dict[str, Callable[[Cohort, View, Config], Weights]] = {
 def weights(cohort: Cohort, view: View, config: Config) -> Weights:
     """Return each device's public weight by the rule that `aggregation.weights` names.
 
-    With device-level DP it is at most `dp.max_weight`, which the noise is scaled to.
+    With device-level DP it is at most `dp.max_weight`, which sets the scale of the noise.
     """
     found = WEIGHTS[config.aggregation.weights](cohort, view, config)
     return (
@@ -76,9 +79,9 @@ def weights(cohort: Cohort, view: View, config: Config) -> Weights:
 
 
 def weights_of_all(view: View, probabilities: Weights, config: Config) -> Weights:
-    """Return what each device of a view would weigh, given its inclusion probability [devices].
+    """Return the weight that each device of a view would have, given its chance [devices].
 
-    A device that is never chosen has the weight of the smallest chance.
+    A device that is never chosen gets the weight of the smallest chance.
     """
     everyone = Cohort(view.round, view.devices, np.maximum(probabilities, LEAST))
     return weights(everyone, view, config)
@@ -87,8 +90,7 @@ def weights_of_all(view: View, probabilities: Weights, config: Config) -> Weight
 def with_divisor(total: Update, config: Config) -> Update:
     """Return the sum with the weight that a server rule divides it by: realised, or constant.
 
-    By inverse probability it is `selection.cohort`; a round in which nobody answered keeps weight
-    0.
+    With inverse probabilities it is `selection.cohort`. A round without answers keeps weight 0.
     """
     if config.aggregation.weights != "inverse_probability" or not total.devices:
         return total

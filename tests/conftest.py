@@ -130,7 +130,7 @@ def fedsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
 
 @pytest.fixture
 def fedsim_process(tmp_path: Path) -> Cli:
-    """Run the command line in a process of its own, as people do; its tests are marked `process`."""
+    """Run the command line in its own process, as people do; its tests are marked `process`."""
 
     def run(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         _with_experiments(tmp_path)

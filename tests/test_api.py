@@ -1,4 +1,4 @@
-"""Runs from Python: the same as from the command line, with the trained model and a table at hand."""
+"""Runs from Python: the same as from the command line, and they return the model and a table."""
 
 import subprocess
 import sys

@@ -91,7 +91,7 @@ def types_block(tree: ast.Module) -> ast.If:
 
 
 def imports(path: Path, modules: set[str]) -> set[str]:
-    """The modules of ours that a file imports anywhere, also inside functions and for types alone."""
+    """The modules of ours that a file imports: at its top, inside functions and for types alone."""
     found = set()
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom):

@@ -23,7 +23,7 @@ from fedsim.seeds import generator
 
 
 def planted(models: int = 12, records: int = 40, shift: float = 1.5, seed: int = 0) -> Scores:
-    """Scores whose phi is N(record's own mean, 1), `shift` higher in models that hold the record."""
+    """Scores with phi ~ N(record's own mean, 1), `shift` higher in models that hold the record."""
     rng = generator(seed, "planted")
     keep = fair_coins(models, records, seed)
     phi = rng.normal(size=records) + rng.normal(size=(models, records)) + shift * keep

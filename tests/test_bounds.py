@@ -1,4 +1,4 @@
-"""Lower bounds on epsilon: calibrated on noise, as strong as published, and never over the truth."""
+"""Lower bounds on epsilon: calibrated on noise, as strong as published, never over the truth."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ from fedsim.seeds import generator
 DELTA = 1e-5
 TRIALS = 1000
 ALLOWED = 0.05 + 2 * np.sqrt(0.05 * 0.95 / TRIALS)
-"""Nominal 5 % and two standard errors: a method of exactly 5 % fails this with a chance of 2.3 %."""
+"""Nominal 5 % and two standard errors: a method of exactly 5 % fails with a chance of 2.3 %."""
 
 
 def worlds(runs: int, mu: float, trial: int) -> tuple[np.ndarray, np.ndarray]:

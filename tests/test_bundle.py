@@ -54,7 +54,10 @@ def test_the_bundle_holds_the_application_and_nothing_private(bundle: Path) -> N
 @pytest.mark.slow
 @pytest.mark.process
 def test_the_quickstart_runs_from_the_bundle_alone(bundle: Path) -> None:
-    where = "import fedsim, strategies, clients; print(fedsim.__file__, strategies.__file__, clients.__file__)"
+    where = (
+        "import fedsim, strategies, clients; "
+        "print(fedsim.__file__, strategies.__file__, clients.__file__)"
+    )
     env = os.environ | {"PYTHONPATH": str(bundle), "OMP_NUM_THREADS": "1"}
     found = subprocess.run(
         [sys.executable, "-c", where], cwd=bundle, env=env, capture_output=True, text=True

@@ -240,12 +240,16 @@ def test_show_and_calibrate_tell_what_a_run_costs(fedsim: Cli, tmp_path: Path) -
 
 def test_the_statement_says_what_a_reviewer_asks(fedsim: Cli, tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text(
-        '[data]\ndevices = 30\nexamples = 300\n[dp]\nunit = "device"\ndelta = 0.2\ntrust = "secure_sum"\n'
+        "[data]\ndevices = 30\nexamples = 300\n"
+        '[dp]\nunit = "device"\ndelta = 0.2\ntrust = "secure_sum"\n'
         '[train]\nrounds = 2\n[selection]\ncohort = 9\n[aggregation]\nrule = "fedavg"\n'
     )
     fedsim("run", "x.toml")
     text = next(tmp_path.glob("runs/**/privacy.md")).read_text()
-    wanted = "unit of privacy | one device;zero_out;SIMULATED;not claimed;**Warning:**;set by name;rounds.jsonl;"
+    wanted = (
+        "unit of privacy | one device;zero_out;SIMULATED;not claimed;**Warning:**;"
+        "set by name;rounds.jsonl;"
+    )
     wanted += "Exact losses;vocabulary;for simulation;noise multiplier 1;decile"
     for part in wanted.split(";"):
         assert part in text, part

@@ -171,7 +171,7 @@ def test_opacus_gives_the_same_sums(name: str, task: str) -> None:
 
 
 class Layered(nn.Module):
-    """One layer between an embedding and a sum, so that each op is met with many steps or with one."""
+    """One layer between an embedding and a sum, so that each op sees many steps or one."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ class Tied(nn.Module):
 
 
 def test_tied_weights_and_layers_used_twice_count_their_cross_terms() -> None:
-    """Adding squares instead, as if the uses were layers of their own, fails here by 10 % and more."""
+    """Adding squares instead, as if the uses were separate layers, fails here by 10 % and more."""
     torch.manual_seed(1)
     module = Tied().double()
     kind = make_task(spec_of("language"))

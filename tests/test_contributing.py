@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md sends nobody to a file or a table that is not there; workflows name real targets."""
+"""CONTRIBUTING.md names only files and tables that exist; workflows name real targets."""
 
 import ast
 import re

@@ -8,9 +8,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = (
-    "datasets", "dp_accounting", "flwr_datasets", "jinja2", "matplotlib", "opacus", "pandas", "pyarrow",
-    "ray", "scipy", "sklearn",
-)  # fmt: skip
+    "datasets",
+    "dp_accounting",
+    "flwr_datasets",
+    "jinja2",
+    "matplotlib",
+    "opacus",
+    "pandas",
+    "pyarrow",
+    "ray",
+    "scipy",
+    "sklearn",
+)
 SMALL = {
     "data.devices": 5,
     "data.examples": 20,

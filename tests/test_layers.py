@@ -32,7 +32,7 @@ def random_params(layer: nn.Module) -> Params:
 def assert_stacked(
     ours: nn.Module, theirs: Callable[[Params, Tensor], Tensor], x: Tensor, *more: Tensor
 ):
-    """Compare outputs, input gradients and weight gradients of K stacked models with K single ones."""
+    """Compare outputs, input and weight gradients of K stacked models with K single ones."""
     params = {n: p.detach().requires_grad_() for n, p in random_params(ours).items()}
     x = x.detach().requires_grad_(x.is_floating_point())
     stacked = functional_call(ours, params, (x, *more))

@@ -103,7 +103,7 @@ def test_a_torn_line_is_no_row_and_spoils_no_other(tmp_path: Path) -> None:
 
 
 def test_correlated_noise_is_not_drawn_anew_for_a_round_that_was_begun(tmp_path: Path) -> None:
-    """Later rounds take back noise of earlier ones, so a round's second attempt has no known cost."""
+    """Later rounds take back earlier rounds' noise, so a second attempt has no known cost."""
     settings = config(
         tmp_path,
         dp__correlation="banded",
@@ -196,10 +196,17 @@ def test_a_record_composes_only_the_periods_from_its_arrival_on(tmp_path: Path) 
     run = {}
     for memory in ("current", "all"):
         settings = config(
-            tmp_path, dp__unit="example", train__rounds=6, stream__memory=memory, dp__sampling_rate=0.2,
-            train__local_steps=3, selection__rule="uniform", selection__cohort=30, selection__cap=1.0,
+            tmp_path,
+            dp__unit="example",
+            train__rounds=6,
+            stream__memory=memory,
+            dp__sampling_rate=0.2,
+            train__local_steps=3,
+            selection__rule="uniform",
+            selection__cohort=30,
+            selection__cap=1.0,
             **stream,
-        )  # fmt: skip
+        )
         run[memory] = summary_of(run_local(settings))["epsilon_max"]
     delta = target_delta(config(tmp_path, dp__unit="example"), 300)[0]
     assert run["all"] > run["current"]  # type: ignore[operator]

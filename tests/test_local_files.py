@@ -15,11 +15,22 @@ from fedsim.data.holdings import Holdings
 from fedsim.errors import WrongInput
 
 RECORDS = [
-    {"client": "b", "intent": "play", "text": "Play jazz", "tokens": ["Play", "jazz"], "tags": ["O", "B-g"]},
+    {
+        "client": "b",
+        "intent": "play",
+        "text": "Play jazz",
+        "tokens": ["Play", "jazz"],
+        "tags": ["O", "B-g"],
+    },
     {"client": "a", "intent": "stop", "text": "stop", "tokens": ["stop"], "tags": ["O"]},
-    {"client": "b", "intent": "play", "text": "play rock now", "tokens": ["play", "rock", "now"],
-     "tags": ["O", "B-g", "O"]},
-]  # fmt: skip
+    {
+        "client": "b",
+        "intent": "play",
+        "text": "play rock now",
+        "tokens": ["play", "rock", "now"],
+        "tags": ["O", "B-g", "O"],
+    },
+]
 TEST = [
     {"client": "c", "intent": "play", "text": "play", "tokens": ["play"], "tags": ["O"]},
     {

@@ -107,7 +107,7 @@ def apps(node: int) -> set[int]:
 def test_a_node_whose_clock_is_an_hour_off_is_refused(
     offset: str, secured: Federation, preload: str, tmp_path: Path
 ) -> None:
-    """Flower takes a node's signed time from 5 s ahead to 305 s behind; who is refused ends itself."""
+    """Flower takes a node's time from 5 s ahead to 305 s behind; a refused node ends itself."""
     name = f"clock{offset}"
     start_with_clock(secured, name, offset, preload, tmp_path)
     until(

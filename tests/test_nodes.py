@@ -218,8 +218,10 @@ def test_a_disk_that_is_really_full_ends_a_run_in_a_sentence_and_more_room_lets_
     tmp_path: Path,
 ) -> None:
     (tmp_path / "small.toml").write_text(
-        'name = "small"\ndata.devices = 20\ndata.examples = 200\nmodel.embedding = 64\ntrain.rounds = 2\n'
-        'selection.cohort = 5\nselection.rule = "uniform"\naggregation.rule = "fedavg"\nplace.threads = 1\n'
+        'name = "small"\ndata.devices = 20\ndata.examples = 200\n'
+        "model.embedding = 64\ntrain.rounds = 2\n"
+        'selection.cohort = 5\nselection.rule = "uniform"\n'
+        'aggregation.rule = "fedavg"\nplace.threads = 1\n'
         'dp.unit = "device"\n'
     )
     command = f"{sys.executable} -m fedsim run small.toml --json"

@@ -56,8 +56,15 @@ def test_the_rarest_bits_give_the_farthest_values() -> None:
 
 
 def test_other_names_and_other_secrets_give_independent_noise() -> None:
-    sources = [(Seeded(1), ("a", 1)), (Seeded(1), ("a", 2)), (Seeded(1), ("a", "1")), (Seeded(2), ("a", 1)),
-               (Seeded(1), ("a", 1, 0)), (Os(), ("a", 1)), (Os(), ("a", 1))]  # fmt: skip
+    sources = [
+        (Seeded(1), ("a", 1)),
+        (Seeded(1), ("a", 2)),
+        (Seeded(1), ("a", "1")),
+        (Seeded(2), ("a", 1)),
+        (Seeded(1), ("a", 1, 0)),
+        (Os(), ("a", 1)),
+        (Os(), ("a", 1)),
+    ]
     x = np.stack([draw(source, 100_000, *names) for source, names in sources])
     correlation = np.corrcoef(x) - np.eye(len(x))
     pairs = len(x) * (len(x) - 1) / 2

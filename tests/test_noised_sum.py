@@ -254,7 +254,7 @@ def test_the_clip_norm_goes_to_the_quantile_of_the_devices_norms() -> None:
 
 
 def test_an_empty_round_tells_the_clip_rule_that_half_were_unclipped() -> None:
-    """Centred: nobody there counts as a share of one half, so that a device moves the count by 1/2."""
+    """The count is centred: an empty round counts as one half, so a device moves it by 1/2."""
     mechanism = device_mechanism(config(dp__clipping="adaptive", dp__count_noise=1.0))
     assert mechanism.next_clip(2.0, 0.0) == 2.0
     assert mechanism.next_clip(2.0, 1.0) < 2.0 < mechanism.next_clip(2.0, -1.0)

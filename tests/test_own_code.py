@@ -157,7 +157,8 @@ def test_a_resume_with_changed_own_code_is_refused(tmp_path: Path) -> None:
 
 
 AUDITED = (
-    "data.source=requests",  # colours say the same words too often: a game asks about records that occur once
+    # colours repeat the same words too often: a game asks about records that occur once
+    "data.source=requests",
     "data.examples=400",
     "train.rounds=3",
     "audit.coins=record",

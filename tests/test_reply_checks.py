@@ -224,7 +224,7 @@ def test_too_few_valid_updates_leave_the_model_and_say_so(tmp_path: Path) -> Non
 def test_a_device_whose_own_update_is_not_finite_falls_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A node finds the device that spoils its sum; the others' sum is what it would be without it."""
+    """A node finds the device that spoils its sum; the others' sum is as without that device."""
     from clients.chunk import Assignment, Lane
 
     whole = Lane._work

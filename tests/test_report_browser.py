@@ -31,7 +31,9 @@ VIEWS = [(width, scheme) for width in (360, 1400) for scheme in ("light", "dark"
 TEXT_PX = """
 return [...document.querySelectorAll('figure svg')].flatMap(svg => {
   const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
-  return [...svg.querySelectorAll('text')].map(t => parseFloat(getComputedStyle(t).fontSize) * scale);
+  return [...svg.querySelectorAll('text')].map(
+    t => parseFloat(getComputedStyle(t).fontSize) * scale
+  );
 });
 """
 LINKS = """

@@ -75,7 +75,7 @@ def test_systematic_sampling_has_exactly_the_size(n: int, size: int, seed: int) 
 
 
 def inclusion_p_value(counts: NDArray[np.int64], p: NDArray[np.float64], trials: int) -> float:
-    """P-value of the counts under independent rounds with inclusion `p` (chi-square over devices)."""
+    """P-value of the counts under independent rounds with inclusion `p` (chi-square, devices)."""
     random = (p > 0) & (p < 1)
     z2 = (counts - trials * p)[random] ** 2 / (trials * p * (1 - p))[random]
     return float(chi2.sf(z2.sum(), random.sum()))

@@ -54,9 +54,12 @@ def test_an_unsigned_and_a_foreign_signed_bundle_are_refused_by_the_node(tmp_pat
         )
     with Federation(tmp_path / "home", python_path=[tmp_path / "installed"]) as federation:
         subprocess.run(
-            [str(script("flwr")), "build", "--app", str(ROOT)], cwd=tmp_path, env=federation.env("user"),
-            check=True, capture_output=True,
-        )  # fmt: skip
+            [str(script("flwr")), "build", "--app", str(ROOT)],
+            cwd=tmp_path,
+            env=federation.env("user"),
+            check=True,
+            capture_output=True,
+        )
         (fab,) = tmp_path.glob("*.fab")
         bundle = fab.read_bytes()
         federation.superlink("--insecure", **env)

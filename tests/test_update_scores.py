@@ -1,4 +1,4 @@
-"""Attacks on updates as arrays: products without gradients, FedMIA, what rows and biases give away."""
+"""Attacks on updates as arrays: products without gradients, FedMIA, leaks of rows and biases."""
 
 import numpy as np
 import pytest

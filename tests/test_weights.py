@@ -1,4 +1,4 @@
-"""Weights by hand, and the estimate by inverse probability against the enumeration of every cohort."""
+"""Weights by hand; the inverse-probability estimate against the enumeration of every cohort."""
 
 from itertools import product
 

@@ -154,7 +154,7 @@ def row(setting: Setting, limits: dict[str, float], results: list[Path]) -> Row:
 
 
 def measured(setting: Setting, private: bool, results: list[Path]) -> float | None:
-    """Return our median devices a second in the results of `throughput.py`, None if they have none."""
+    """Return our median devices a second in `throughput.py`'s results, None if they have none."""
     rows = [r for file in results if file.exists() for r in json.loads(file.read_text())["rows"]]
     speeds = [
         r["cohort"] / s

@@ -55,7 +55,7 @@ def write(folder: Path, group: NDArray[np.int16], realised: bool) -> None:
 
 
 def read(folder: Path) -> tuple[float, NDArray[np.float64]]:
-    """Return the seconds from files to every epsilon, Renyi curves computed anew, and the epsilons."""
+    """Return the seconds from files to every epsilon, and the epsilons; Renyi curves are new."""
     renyi_curve.cache_clear()
     start = time.perf_counter()
     table, counts = Ledger.open(folder, DEVICES).counts()

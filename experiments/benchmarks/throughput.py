@@ -7,7 +7,8 @@ table has medians over all rounds and ratios to ours; every raw figure goes to t
 
     sh experiments/benchmarks/peers/pfl_env.sh FOLDER          # once
     python experiments/benchmarks/throughput.py --pfl-python FOLDER/bin/python
-    python experiments/benchmarks/throughput.py --settings nlu --peers ours,loop --devices 20 --cohort 4
+    python experiments/benchmarks/throughput.py --settings nlu --peers ours,loop \\
+        --devices 20 --cohort 4
 """
 
 import argparse
@@ -77,7 +78,8 @@ def main() -> None:
             told = {"out": args.out.name, "pfl_python": Path(args.pfl_python).name}
             write(args.out, vars(args) | told, rows)
             print(
-                f"\n{name}, {'DP-SGD' if private else 'non-private'}, {setting.cohort} devices a round\n"
+                f"\n{name}, {'DP-SGD' if private else 'non-private'}, "
+                f"{setting.cohort} devices a round\n"
             )
             print(summary(found), flush=True)
 
@@ -106,7 +108,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--as-they-come",
         action="store_true",
-        help="peers without the allocator's settings that our command line makes; they are then slower",
+        help="peers without the allocator's settings that our command line makes; "
+        "they are then slower",
     )
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one turn of a peer")
     parser.add_argument("--out", type=Path, default=RESULTS / "throughput.json", help="raw figures")

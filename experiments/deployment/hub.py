@@ -1,7 +1,7 @@
 """A hub of one's own: hands a SuperLink one signed bundle, so that nodes can check who made it.
 
-    flwr build                                                         # makes PUBLISHER.NAME.VERSION.HASH.fab
-    python -m experiments.deployment.hub keys FOLDER                   # publisher.key, trusted.yaml
+    flwr build                                             # makes PUBLISHER.NAME.VERSION.HASH.fab
+    python -m experiments.deployment.hub keys FOLDER       # publisher.key, trusted.yaml
     python -m experiments.deployment.hub serve BUNDLE.fab FOLDER PORT
 
 The SuperLink is started with FLWR_SUPERGRID_API_URL=http://127.0.0.1:PORT/v1, nodes with

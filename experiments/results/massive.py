@@ -53,7 +53,8 @@ def table(summaries: list[dict]) -> list[str]:
     train = [s["time"]["train_s"] for s in summaries]
     rate = [s["time"]["devices_per_s"] for s in summaries]
     lines.append(
-        f"\n{len(summaries)} seeds, mean (lowest to highest). Training alone took {spread(train, 1)} s,"
+        f"\n{len(summaries)} seeds, mean (lowest to highest). "
+        f"Training alone took {spread(train, 1)} s,"
     )
     lines.append(f"{spread(rate, 1, 0)} devices a second.")
     return lines

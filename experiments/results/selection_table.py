@@ -26,13 +26,19 @@ MODES = ("static", "continual")
 SETS = ("massive", "star")
 ROUNDS = {"massive": 100, "star": 60}
 
-ABOUT = """Written by `selection_table.py` from `selection_runs.jsonl`: means, 95 % t-intervals over seeds.
-
-Differences: accuracy in points, a rule less uniform selection with the same weights, paired by seed. "Equal
-steps" compares when a run has taken as many local steps as uniform selection in all its rounds; it means
-nothing where data arrive by period. Rounds to target: until 75 % (massive) or 40 % (star), of 100 or 60,
-measured every 5 or 4 rounds. Tenths are devices by activity, measured on what each holds out; those of the
-least active tenth hold out very little."""
+ABOUT = (
+    "Written by `selection_table.py` from `selection_runs.jsonl`: means, 95 % t-intervals over "
+    "seeds.\n\n"
+    "Differences: accuracy in points, a rule less uniform selection with the same weights, paired "
+    'by seed. "Equal\n'
+    'steps" compares when a run has taken as many local steps as uniform selection in all its '
+    "rounds; it means\n"
+    "nothing where data arrive by period. Rounds to target: until 75 % (massive) or 40 % (star), "
+    "of 100 or 60,\n"
+    "measured every 5 or 4 rounds. Tenths are devices by activity, measured on what each holds "
+    "out; those of the\n"
+    "least active tenth hold out very little."
+)
 
 Run = dict
 Runs = dict[tuple[str, str, str, str], list[Run]]

@@ -36,8 +36,15 @@ MISLABELLED = 0.05
 TARGETS = 8
 REFERENCES = (2, 4, 8, 16)
 SHOWN = (
-    "loss", "gap", "modified_entropy", "calibrated_loss", "ratio_offline", "ratio", "lira_offline", "lira",
-)  # fmt: skip
+    "loss",
+    "gap",
+    "modified_entropy",
+    "calibrated_loss",
+    "ratio_offline",
+    "ratio",
+    "lira_offline",
+    "lira",
+)
 
 PUBLISHED = {
     "loss": {2: 0.625},
@@ -125,7 +132,10 @@ def train(words: Tensor, labels: Tensor, seed: int, models: int) -> Scores:
 
 def accuracy(scores: Scores) -> str:
     right = scores.predictions.correct
-    return f"accuracy {right[scores.keep].mean():.3f} on members, {right[~scores.keep].mean():.3f} on others"
+    return (
+        f"accuracy {right[scores.keep].mean():.3f} on members, "
+        f"{right[~scores.keep].mean():.3f} on others"
+    )
 
 
 def table(pools: list[tuple[Scores, np.ndarray]], columns: tuple[int, ...]) -> list[str]:
@@ -177,7 +187,7 @@ def distance(pools: list[tuple[Scores, np.ndarray]]) -> float:
 
 
 def rate(found: np.ndarray, member: np.ndarray, fpr: float) -> float:
-    """The true positive rate; of one target it stands on two false positives, so only means count."""
+    """The true positive rate; one target's stands on two false positives, so only means count."""
     false, true = roc(found, member)
     return float(true[np.searchsorted(false, fpr, side="right") - 1])
 

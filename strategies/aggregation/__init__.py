@@ -1,7 +1,7 @@
 """How updates become a model: a table of server rules, each with what it must see.
 
-`Aggregator.init/step`: values in, values out. All of the server's state is one flat dict of
-tensors, which a checkpoint holds as it is. A rule is a file of its own and one entry here.
+`Aggregator.init` and `step` take values and return values. The server's state is one flat dict of
+tensors, which a checkpoint holds as it is. Each rule has one entry here.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Rule:
-    """A server rule. What is not said of it is not claimed."""
+    """A server rule; by default nothing is claimed about it."""
 
     make: Callable[[Aggregation], Aggregator]
     of_sum: bool = False
@@ -45,7 +45,7 @@ class Rule:
 
 
 def step_of(settings: Aggregation) -> Aggregator:
-    """Return the rule that steps on what a robust rule found. Raises WrongInput."""
+    """Return the rule that steps on a robust rule's result. Raises WrongInput."""
     return rule_of(settings.model_copy(update={"rule": settings.step})).make(settings)
 
 
@@ -62,7 +62,7 @@ AGGREGATORS = {
 
 
 def averages() -> dict[str, Rule]:
-    """Return the rules that look at nothing but the sum."""
+    """Return the rules that need only the sum."""
     return {name: rule for name, rule in AGGREGATORS.items() if rule.of_sum}
 
 
@@ -81,19 +81,16 @@ def rule_of(settings: Aggregation) -> Rule:
 
 
 def make_aggregator(settings: Aggregation) -> Aggregator:
-    """Return the rule that `aggregation.rule` names; for a robust one, what `aggregation.step`
-    names.
+    """Return the rule that `aggregation.rule` names, or `aggregation.step` for a robust one.
 
-    Raises WrongInput for an unknown name, also where `aggregation.step` has no say.
+    Raises WrongInput for an unknown name, also where `aggregation.step` has no effect.
     """
     lookup("aggregation.step", settings.step, averages())
     return rule_of(settings).make(settings)
 
 
 def combine(replies: Sequence[Reply], zero: Update, settings: Aggregation) -> Update:
-    """Return what the robust rule makes of single updates, a sum of weight 1; `zero` where there is
-    none.
-    """
+    """Return the robust rule's result as a sum of weight 1, or `zero` without any update."""
     found = rule_of(settings).combine
     assert found is not None, f"{settings.rule} takes sums, not single updates"
     return combined(found, replies, zero, settings)

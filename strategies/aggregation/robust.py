@@ -1,9 +1,10 @@
-"""What a round's single updates agree on, where some devices may send anything.
+"""Robust rules: they combine a round's single updates where some devices may send anything.
 
-Each rule takes the devices' changes, [devices, ...] for every parameter, all of the same weight,
-and returns one change, which a server rule then steps on. They bear up to `aggregation.trim` bad
-devices (the median: just under half) where the good ones resemble each other. Where devices differ
-much, as rows of an embedding that few of them read, they also drop what few good devices know.
+Each rule takes the devices' changes, [devices, ...] for every parameter, all with the same weight.
+It returns one change, on which a server rule then steps. The rules tolerate a share of up to
+`aggregation.trim` bad devices (the median: just under half) where the good ones resemble each
+other. Where devices differ much, as in embedding rows that few of them read, the rules also drop
+what few good devices know.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ COLUMNS = 2**20
 
 
 def median(deltas: Params, settings: Aggregation) -> Params:
-    """Return the median of each coordinate; of an even number the mean of the middle two."""
+    """Return each coordinate's median; for an even number, the mean of the middle two."""
     return _of_sorted(deltas, _middle)
 
 
@@ -35,8 +36,8 @@ def trimmed_mean(deltas: Params, settings: Aggregation) -> Params:
 def multi_krum(deltas: Params, settings: Aggregation) -> Params:
     """Return the mean of the n - f devices that are closest to others (Blanchard et al., 2017).
 
-    Of n devices f = floor(trim * n) may be bad. A device's score is the sum of its squared
-    distances to its n - f - 2 nearest others; the lowest n - f scores are kept.
+    f = floor(trim * n) of n devices may be bad. A device's score is the sum of its squared
+    distances to its n - f - 2 nearest others. The lowest n - f scores are kept.
     """
     bad = bad_devices(deltas, settings)
     kept = krum_scores(deltas, bad).argsort(stable=True)[: _count(deltas) - bad].sort().values
@@ -46,8 +47,7 @@ def multi_krum(deltas: Params, settings: Aggregation) -> Params:
 def combined(
     combine: Combiner, replies: Sequence[Reply], zero: Update, settings: Aggregation
 ) -> Update:
-    """Return what `combine` makes of single updates, as a sum of weight 1; `zero` where there is
-    none.
+    """Return the result of `combine` as a sum of weight 1, or `zero` without any update.
 
     Devices are ordered by id, so that the result does not depend on which nodes host them.
     """
@@ -64,8 +64,9 @@ def combined(
 
 
 def krum_scores(deltas: Params, bad: int) -> Tensor:
-    """Return each device's sum of squared distances to its n - bad - 2 nearest others (at least
-    one).
+    """Return each device's sum of squared distances to its nearest others.
+
+    These are n - bad - 2 devices, and at least one.
     """
     n = _count(deltas)
     gram = torch.zeros((n, n), dtype=torch.float64)
@@ -81,12 +82,12 @@ def krum_scores(deltas: Params, bad: int) -> Tensor:
 
 
 def bad_devices(deltas: Params, settings: Aggregation) -> int:
-    """Return how many of these devices the settings take for bad ones, rounded down."""
+    """Return how many of these devices the settings assume to be bad, rounded down."""
     return int(settings.trim * _count(deltas) + 1e-9)
 
 
 def _of_sorted(deltas: Params, take: Callable[[Tensor], Tensor]) -> Params:
-    """Return what `take` makes of the sorted devices [devices, columns], in float64."""
+    """Return the result of `take` on the sorted devices [devices, columns], in float64."""
     found = {}
     for name, d in deltas.items():
         columns = torch.split(d.reshape(len(d), -1), COLUMNS, dim=1)

@@ -1,7 +1,7 @@
-"""Who trains in a round: a table of rules, each with what privacy may claim of it.
+"""Who trains in a round: a table of rules, each with the properties that privacy relies on.
 
-A rule is a function `(view, settings, rng) -> Cohort` in a file of its own and one entry here. A
-device without training examples (public activity 0) or out of reach is never selected.
+A rule is a function `(view, settings, rng) -> Cohort` with one entry here. A device without
+training examples (public activity 0) or out of reach is never selected.
 """
 
 from collections.abc import Callable
@@ -42,17 +42,18 @@ Selector = Callable[[View, Selection, np.random.Generator], Cohort]
 
 @dataclass(frozen=True)
 class Rule:
-    """A selection rule. What is not said of it is not claimed."""
+    """A selection rule; by default nothing is claimed about it."""
 
     select: Selector
     independent: bool = False
-    """With Poisson sampling each device has a coin of its own; its probability is a public function
-    of the roster and the round.
+    """With Poisson sampling each device has its own coin.
+
+    Its probability is a public function of the roster and the round.
     """
     own_score: bool = False
-    """Once `selection.total_score` is set, a device's probability depends on nobody else."""
+    """Once `selection.total_score` is set, a device's probability depends on no other device."""
     reads_losses: bool = False
-    """It looks at what devices tell of their data (others never see it), which no guarantee covers."""
+    """The rule sees the losses that devices report, which no guarantee covers; others do not."""
     changing: bool = False
     """Probabilities change from round to round by plan, so the ledger rounds them up to a grid."""
 
@@ -84,7 +85,7 @@ def _own(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
 
 
 OWN = Rule(_own)
-"""Somebody's own code: nothing is claimed of it."""
+"""Custom code: nothing is claimed about it."""
 
 
 def rule_of(settings: Selection) -> Rule:

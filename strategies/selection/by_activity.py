@@ -1,4 +1,4 @@
-"""Rules that look at how active a device is, or that treat all alike."""
+"""Rules that use a device's activity, or treat all devices the same."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,36 +10,37 @@ from strategies.selection.sampling import draw, eligible, inclusion_probabilitie
 
 
 def uniform(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
-    """Every device alike."""
+    """Draw every device with the same chance."""
     return draw(view, np.ones(len(view.devices)), settings, rng)
 
 
 def activity(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
-    """Inclusion in proportion to activity ** power, at most 1."""
+    """Draw in proportion to activity ** power, with a chance of at most 1."""
     return draw(view, powered(view, settings), settings, rng)
 
 
 def threshold(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
-    """Uniform over the devices whose activity is at least the `quantile` of the eligible ones."""
+    """Draw uniformly from devices whose activity is at least the eligible ones' `quantile`."""
     least = _quantile(view.activity[eligible(view)], settings.quantile)
     return draw(view, (view.activity >= least).astype(np.float64), settings, rng)
 
 
 def mixture(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
-    """`mixture` of the cohort uniformly, the rest by activity, so that nobody starves."""
+    """Draw the share `mixture` uniformly and the rest by activity, so every device has a chance."""
     return _mix(view, settings.mixture, settings, rng)
 
 
 def schedule(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
-    """By activity in the first round, uniformly in the last, linearly mixed between them."""
+    """Draw by activity in the first round, uniformly in the last, linearly mixed between them."""
     return _mix(view, (view.round - 1) / max(view.rounds - 1, 1), settings, rng)
 
 
 def privacy_aware(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
-    """By activity, but nobody above the chance at which its planned epsilon meets
-    `dp.target_epsilon`.
+    """Draw by activity, with a cap on each device's chance.
 
-    What the cap cuts off goes to nobody, so the others' chances do not depend on who is capped.
+    At the cap a device's planned epsilon meets `dp.target_epsilon`. No other device gets the chance
+    that the cap cuts off, so chances do not depend on who is capped. Raises WrongInput without a
+    cap.
     """
     if view.privacy_cap is None:
         raise WrongInput(
@@ -64,7 +65,7 @@ def _mix(view: View, uniformly: float, settings: Selection, rng: np.random.Gener
 
 
 def _quantile(values: NDArray[np.int64], share: float) -> float:
-    """Return what np.quantile does, in linear time; 0 of nothing."""
+    """Return the same as np.quantile, in linear time; 0 where there are no values."""
     if not len(values):
         return 0.0
     place = share * (len(values) - 1)

@@ -1,4 +1,4 @@
-"""Who stays long in reach is likelier."""
+"""A rule that prefers devices that are in reach for long."""
 
 import numpy as np
 
@@ -9,8 +9,9 @@ from strategies.selection.sampling import draw
 
 
 def availability(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
-    """Inclusion in proportion to (share of the day in reach) ** power: who stays long is safe to
-    ask.
+    """Draw in proportion to (share of the day in reach) ** power.
+
+    A device that is in reach for long is likely to answer.
     """
     if view.availability is None:
         raise WrongInput(

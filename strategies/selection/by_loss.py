@@ -1,4 +1,4 @@
-"""Power of choice: the devices on which the model is worst."""
+"""Power of choice: a rule that prefers devices on which the model is worst."""
 
 import numpy as np
 
@@ -9,11 +9,10 @@ from strategies.selection.sampling import eligible, inclusion_probabilities, poi
 
 
 def loss(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
-    """Of `candidates` drawn by activity those whose training loss was last the highest (Cho et al.,
-    2020).
+    """Draw `candidates` by activity and keep those with the highest last loss (Cho et al., 2020).
 
-    Power-of-choice with remembered losses; devices that never told one come first. What devices
-    tell decides who trains, so no chance is stated, and nothing that rests on one may be claimed.
+    This is power-of-choice with remembered losses; devices without one come first. The devices'
+    reports decide who trains. So no chance is stated, and no claim that needs one may be made.
     """
     if view.losses is None:
         raise WrongInput(

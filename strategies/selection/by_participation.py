@@ -9,17 +9,18 @@ from strategies.selection.sampling import eligible
 
 
 def round_robin(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
-    """Those selected least so far, in the order of their ids; no chance is involved, so none is
-    stated.
+    """Select the devices that were selected least so far, in the order of their ids.
+
+    The rule is deterministic, so it states no probabilities.
     """
     sure, tied, missing = _least_used(view, settings)
     return Cohort(view.round, view.devices[np.sort(np.concatenate([sure, tied[:missing]]))], None)
 
 
 def least_used(view: View, settings: Selection, rng: np.random.Generator) -> Cohort:
-    """Those selected least so far; where they are too many, a part of them by chance.
+    """Select the devices that were selected least so far; a draw decides among ties.
 
-    The inclusion probabilities are those given the participation so far.
+    The inclusion probabilities are conditional on the participation so far.
     """
     sure, tied, missing = _least_used(view, settings)
     p = np.zeros(len(view.devices))
@@ -33,7 +34,7 @@ def least_used(view: View, settings: Selection, rng: np.random.Generator) -> Coh
 def _least_used(
     view: View, settings: Selection
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Return who is in for sure, who has been selected equally often, and how many of these fit."""
+    """Return the certain devices, the tied ones, and how many of the tied ones fit."""
     found = np.flatnonzero(eligible(view))
     used = view.participation[found]
     size = min(settings.cohort, len(found))

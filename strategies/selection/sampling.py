@@ -1,4 +1,4 @@
-"""Draws that have exactly the inclusion probabilities that they state."""
+"""Draws whose inclusion probabilities are exactly those that they state."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ def draw(view: View, scores: Scores, settings: Selection, rng: np.random.Generat
     Raises WrongInput where a cap below 1 contradicts a fixed size.
     """
     scores = np.where(eligible(view), scores, 0.0)
-    if settings.total_score:  # public: a device's inclusion is the same whoever else there is
+    if settings.total_score:  # a public total: other devices do not change a device's inclusion
         p = np.minimum(1.0, settings.cohort * (scores / settings.total_score))
     else:
         p = inclusion_probabilities(scores, settings.cohort)
@@ -26,7 +26,10 @@ def draw(view: View, scores: Scores, settings: Selection, rng: np.random.Generat
 def sample(
     view: View, p: Scores, settings: Selection, rng: np.random.Generator, whole: bool = True
 ) -> Cohort:
-    """Draw by `p`; `whole` says that its sum is the cohort's size, as fixed sizes need."""
+    """Draw by `p`; `whole` says that its sum is the cohort's size, as fixed sizes need.
+
+    Raises WrongInput where a fixed size is asked for and the sum is less.
+    """
     if settings.sampling == "fixed" and (settings.cap < 1.0 or not whole):
         what = f"selection.cap = {settings.cap}" if whole else f"selection.rule = {settings.rule!r}"
         raise WrongInput(
@@ -51,7 +54,7 @@ def powered(view: View, settings: Selection) -> Scores:
 def inclusion_probabilities(scores: Scores, expected: float) -> Scores:
     """Return p proportional to `scores`, capped at 1, whose sum is `expected` (or all, if fewer).
 
-    Capped devices train every round; the rest share what is left, until nobody is over the cap.
+    Capped devices train every round. The others share the rest, until none is over the cap.
     """
     p = np.zeros(len(scores))
     certain = np.zeros(len(scores), dtype=bool)
@@ -72,15 +75,15 @@ def inclusion_probabilities(scores: Scores, expected: float) -> Scores:
 
 
 def poisson(p: Scores, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Include each device by a coin of its own; the size of the cohort varies."""
+    """Include each device by its own coin; the size of the cohort varies."""
     return np.flatnonzero(rng.random(len(p)) < p)
 
 
 def systematic(p: Scores, rng: np.random.Generator) -> NDArray[np.int64]:
     """Draw round(sum p) devices with inclusion exactly `p`: systematic sampling in random order.
 
-    Madow (1949). One uniform start and unit steps along the cumulative sum; joint inclusion depends
-    on the order, so no amplification can be claimed.
+    Madow (1949): one uniform start, then unit steps along the cumulative sum. Joint inclusion
+    depends on the order, so no amplification can be claimed.
     """
     order = np.argsort(
         rng.integers(0, 2**16, len(p), dtype=np.uint16), kind="stable"

@@ -1,1 +1,1 @@
-"""What our engine is measured against, each in a process of its own, all on the same made-up data."""
+"""What our engine is measured against: each in its own process, all on the same made-up data."""
