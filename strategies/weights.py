@@ -13,7 +13,7 @@ from fedsim.types import Cohort, Update, View
 
 Weights = NDArray[np.float64]
 LEAST = 1e-12
-"""Stands for the chance of a device that is never chosen."""
+"""Replaces the chance 0 of a device that is never chosen."""
 
 
 def equal(cohort: Cohort, view: View, config: Config) -> Weights:

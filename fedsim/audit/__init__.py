@@ -1,1 +1,1 @@
-"""Attacks and audits: scores first, statistics apart from them; all pure functions of arrays."""
+"""Attacks and audits, as pure functions of arrays; scores are separate from statistics."""

@@ -1,7 +1,6 @@
-"""The attack ladder: from one model's predictions, and those of references, to a score for each
-record.
+"""The attack ladder: a score for each record from predictions of one model and of references.
 
-Every attack is a pure function of a Target; larger means "rather a member".
+Every attack is a pure function of a Target. A larger score means that membership is more likely.
 """
 
 from collections.abc import Callable
@@ -18,16 +17,17 @@ Attack = Callable[[Target], Floats]
 RATIO_FROM = 1
 POOLED_FROM = 8
 PER_EXAMPLE_FROM = 64
-"""From how many references the automatic choice takes the ratio, LiRA with one sigma for all, and
-LiRA with a sigma an example. LiRA runs from 4 on; on Snips its AUC there was the ratio's, its
-rate at 0.1 % lower.
+"""Fewest references for the ratio, LiRA with one sigma, and LiRA with a sigma for each example.
+
+The automatic choice uses them. LiRA runs from 4 references on. On Snips its AUC at 4 equalled the
+ratio's, and its rate at 0.1 % was lower.
 """
 
 
 def loss(target: Target) -> Floats:
     """Return log p_y (Yeom et al., 2018).
 
-    A model that gives the label of one record 3/4 and that of the other 1/4:
+    A model gives the first record's label 3/4 and the second record's label 1/4:
 
     >>> import numpy as np
     >>> import torch
@@ -43,17 +43,17 @@ def loss(target: Target) -> Floats:
 
 
 def gap(target: Target) -> Floats:
-    """1 where the prediction is right, else 0 (Yeom et al., 2018; the "gap attack")."""
+    """Return 1 where the prediction is right, else 0 (Yeom et al., 2018; the "gap attack")."""
     return target.own.correct.astype(np.float64)
 
 
 def modified_entropy(target: Target) -> Floats:
-    """Minus the modified entropy (Song and Mittal, 2021)."""
+    """Return minus the modified entropy (Song and Mittal, 2021)."""
     return -target.own.entropy
 
 
 def calibrated_loss(target: Target) -> Floats:
-    """Phi - mean phi of the models that did not see the record (Watson et al., 2022)."""
+    """Return phi - mean phi of models that did not see the record (Watson et al., 2022)."""
     out = _only(target, members=False, at_least=1, attack="calibrated loss")
     return target.own.phi - _mean(target.others.phi, out)
 
@@ -63,8 +63,8 @@ def ratio(target: Target) -> Floats:
 
     BASE: Lassila et al., 2025; RMIA: Zarifzadeh et al., 2024.
 
-    The model gives both labels 3/4. The reference finds the second as easy, so that only the first
-    tells:
+    The model gives both labels 3/4. The reference also gives the second label 3/4, so only the
+    first record looks like a member:
 
     >>> import numpy as np
     >>> import torch
@@ -82,7 +82,10 @@ def ratio(target: Target) -> Floats:
 
 
 def ratio_offline(target: Target, a: float = 0.0) -> Floats:
-    """Return log p - log p(x), p(x) = ((1 + a) mean_out p + 1 - a) / 2 (Zarifzadeh et al., 2024)."""
+    """Return log p - log p(x) with p(x) = ((1 + a) mean_out p + 1 - a) / 2.
+
+    After Zarifzadeh et al. (2024).
+    """
     out = _only(target, members=False, at_least=1, attack="ratio_offline")
     mean_out = np.exp(_log_mean(target.others.logp, out))
     return target.own.logp - np.log(((1 + a) * mean_out + 1 - a) / 2)
@@ -91,12 +94,12 @@ def ratio_offline(target: Target, a: float = 0.0) -> Floats:
 def lira(target: Target, sigma: str = "pooled") -> Floats:
     """Return log N(phi; in) - log N(phi; out) (Carlini et al., 2022).
 
-    sigma: "pooled" takes one standard deviation for all records a side, from the residuals about
-    each record's mean; "example" takes each record's own. Raises WrongInput where no deviation can
-    be known.
+    sigma: "pooled" takes one standard deviation a side for all records, from the residuals about
+    each record's mean. "example" takes each record's own. Raises WrongInput where no deviation can
+    be estimated.
 
-    phi is 3 and 5 with the record, -1 and 1 without it, and 4 in the target: two normals of
-    variance 2 about 4 and 0, whose log densities at 4 differ by 16 / 4:
+    phi is 3 and 5 with the record, -1 and 1 without it, and 4 in the target. This gives two normals
+    of variance 2 about 4 and 0, whose log densities at 4 differ by 16 / 4:
 
     >>> import numpy as np
     >>> import torch
@@ -116,15 +119,15 @@ def lira(target: Target, sigma: str = "pooled") -> Floats:
 
 
 def lira_per_example(target: Target) -> Floats:
-    """LiRA online with each record's own deviations."""
+    """Return the score of LiRA online with each record's own deviations."""
     return lira(target, "example")
 
 
 def lira_offline(target: Target, sigma: str = "pooled") -> Floats:
-    """Return log P(Z <= phi), Z ~ N(out), from models without the record (Carlini et al., 2022,
-    one-sided).
+    """Return log P(Z <= phi), Z ~ N(out), from models without the record.
 
-    With one sigma for all records it orders them as `calibrated_loss` does.
+    This is the one-sided LiRA of Carlini et al. (2022). With one sigma for all records it orders
+    them as `calibrated_loss` does.
     """
     return norm.logcdf(target.own.phi, *_fitted(target, False, sigma, "lira_offline"))
 
@@ -143,8 +146,9 @@ ATTACKS: dict[str, Attack] = {
 
 
 def choose(references: int, online: bool = True) -> str:
-    """Return the attack that this many references carry; not `online`: none of them saw the
-    records.
+    """Return the attack that suits this many references.
+
+    Without `online` none of the references saw the records.
     """
     if references < RATIO_FROM:
         return "loss"
@@ -156,7 +160,7 @@ def choose(references: int, online: bool = True) -> str:
 
 
 def relative(own: Floats, population: Floats, gamma: float = 1.0) -> Floats:
-    """RMIA's score: the share of population records z with ratio(x) >= gamma * ratio(z).
+    """Return RMIA's score: the share of population records z with ratio(x) >= gamma * ratio(z).
 
     `own` [N] and `population` [Z] are log ratios of one target. The share rises with the ratio, so
     the population only lowers the resolution (Zarifzadeh et al., 2024).

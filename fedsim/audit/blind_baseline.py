@@ -10,13 +10,13 @@ from fedsim.audit.scores import Bools, Floats
 
 
 def blind_auc(features: Floats, member: Bools, rng: np.random.Generator) -> float:
-    """Return the AUC of a logistic regression on what is known of the records anyway.
+    """Return the AUC of a logistic regression on facts about records that need no model.
 
-    features: [N, F], as label, device and length. Each half of the records is judged by a fit on
-    the other; both halves nearly say the same twice, so the standard error is that of one half.
+    features: [N, F], for example label, device and length. A fit on one half of the records judges
+    the other half. The two halves say nearly the same, so the standard error is that of one half.
     Above .5, members and non-members differ by themselves, and attacks on the model find that too.
 
-    Members that were collected later than non-members are told apart by their date alone:
+    Members here were collected later than non-members, so the date alone tells them apart:
 
     >>> import numpy as np
     >>> from fedsim import blind_auc
@@ -35,10 +35,10 @@ def blind_auc(features: Floats, member: Bools, rng: np.random.Generator) -> floa
 
 
 def histogram_scores(items: Floats, known: Bools) -> Floats:
-    """Return how much more often a device has what a record is about than all have, log ratios [N].
+    """Return how much more common a record's items are on a device than overall, log ratios [N].
 
-    items: counts [N, V] of each record's labels or words. `known` [N] are the device's records that
-    the attacker knows of; where the record itself is one of them, it is taken out first.
+    items: counts [N, V] of each record's labels or words. `known` [N] marks the device's records
+    that the attacker knows. Where the record itself is one of them, it is taken out first.
     """
     everyone = items.sum(0) + 1
     own = items[known].sum(0) - np.where(known[:, None], items, 0.0) + 1

@@ -22,18 +22,19 @@ class Bound:
     method: str
     epsilon_low: float
     ceiling: float
-    """The bound that a perfect attack would have got from as many runs or canaries."""
+    """The bound of a perfect attack on the same number of runs or canaries."""
     confidence: float
     delta: float
     assumptions: str
     estimate: bool = False
-    """True where the method's confidence rests on an approximation: no certificate."""
+    """True where the confidence rests on an approximation, so that nothing is certified."""
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Upper bounds on both error rates of one test, which hold together with the bound's
-    confidence.
+    """Upper bounds on both error rates of one test.
+
+    Both hold at once, with the confidence of the bound on epsilon.
     """
 
     false_positive: float
@@ -47,15 +48,14 @@ def two_worlds(
     rng: np.random.Generator,
     confidence: float = 0.95,
 ) -> Bound:
-    """Return the bound max(0, ln((1 - delta - FNR)/FPR), ln((1 - delta - FPR)/FNR)) (Jagielski et
-    al., 2020).
+    """Return the bound max(0, ln((1 - delta - FNR)/FPR), ln((1 - delta - FPR)/FNR)).
 
-    without, within: an attack's score of independently seeded runs without and with the canary,
-    larger for "within". The threshold comes from one half of the runs, the error rates' upper
-    bounds (Clopper-Pearson at alpha/2 each) from the other, so the confidence holds for any
-    mechanism.
+    After Jagielski et al. (2020). without, within: an attack's scores of independently seeded runs
+    without and with the canary, larger for "within". The threshold comes from one half of the runs.
+    The error rates' upper bounds (Clopper-Pearson at alpha/2 each) come from the other half. So the
+    confidence holds for any mechanism.
 
-    A perfect attack on 100 runs a world certifies 2.57 and no more, whatever the mechanism leaks:
+    A perfect attack on 100 runs a world certifies only 2.57, whatever the mechanism leaks:
 
     >>> import numpy as np
     >>> from fedsim import two_worlds
@@ -73,7 +73,8 @@ def two_worlds(
         ceiling=float(_epsilon(perfect, perfect, delta)),
         confidence=confidence,
         delta=delta,
-        assumptions=f"independently seeded runs; threshold from as many other runs; {judged} judged a world",
+        assumptions="independently seeded runs; threshold from as many other runs; "
+        f"{judged} judged a world",
     )
 
 
@@ -84,11 +85,10 @@ def gaussian_worlds(
     rng: np.random.Generator,
     confidence: float = 0.95,
 ) -> Bound:
-    """Return the bound by mu = Phi^-1(1 - FPR) - Phi^-1(FNR) of a Gaussian mechanism (Nasr et al.,
-    2023).
+    """Return the bound by mu = Phi^-1(1 - FPR) - Phi^-1(FNR) of a Gaussian mechanism.
 
-    As `two_worlds`, but tighter, and a bound ONLY where the trade-off curve is that of one Gaussian
-    mechanism; for a subsampled or composed one use `profile_worlds`.
+    After Nasr et al. (2023). It is tighter than `two_worlds`, but a bound ONLY where the trade-off
+    curve is that of one Gaussian mechanism. For a subsampled or composed one use `profile_worlds`.
     """
     alpha = 1 - confidence
     errors, judged = _held_out(without, within, rng, alpha, _mu)
@@ -115,11 +115,11 @@ def profile_worlds(
     between: tuple[float, float],
     confidence: float = 0.95,
 ) -> Bound:
-    """Return the bound from the least leaky member of a family that allows what was seen (Nasr et
-    al., 2023).
+    """Return the bound from the least leaky mechanism of a family that allows the observation.
 
-    profile: strength (as 1 / noise multiplier) -> the accountant's trade-off curve, rising with it;
-    epsilon: strength -> epsilon at `delta`; between: the strengths to search.
+    After Nasr et al. (2023). profile: strength (as 1 / noise multiplier) -> the accountant's
+    trade-off curve, which rises with the strength. epsilon: strength -> epsilon at `delta`.
+    between: the strengths to search.
     """
     alpha = 1 - confidence
     errors, judged = _held_out(without, within, rng, alpha, _mu)
@@ -132,7 +132,8 @@ def profile_worlds(
         ceiling=ceiling,
         confidence=confidence,
         delta=delta,
-        assumptions=f"the mechanism is of the accounted family; independent runs; {judged} judged a world",
+        assumptions="the mechanism is of the accounted family; independent runs; "
+        f"{judged} judged a world",
     )
 
 
@@ -143,8 +144,9 @@ def _held_out(
     alpha: float,
     worth: Callable[[Floats, Floats], Floats],
 ) -> tuple[Errors, int]:
-    """Return the error rates' bounds on one half of the runs, and its size, at the other half's
-    threshold.
+    """Return the bounds on the error rates from one half of the runs, and the size of that half.
+
+    The threshold comes from the other half.
     """
     if len(without) != len(within) or len(without) < FEWEST_RUNS:
         raise WrongInput(

@@ -13,7 +13,7 @@ from fedsim.audit.scores import Bools, Floats
 
 EPSILON = 1.0
 DELTA = 1e-5
-"""What every build claims."""
+"""The delta that every build claims."""
 CLIP = 1.0
 STDDEV = CLIP / gaussian_mu(EPSILON, DELTA)
 OTHERS = 4
@@ -34,14 +34,15 @@ def without_noise(within: bool, runs: int, rng: np.random.Generator) -> Floats:
 
 
 def clipped_sum(within: bool, runs: int, rng: np.random.Generator) -> Floats:
-    """The sum is clipped and not each gradient: others of -10 and a canary of 20 move it by 2 CLIP."""
+    """The sum is clipped, not each gradient: others of -10 and a canary of 20 move it by 2 CLIP."""
     total = -10.0 + 20.0 * within
     return np.clip(total, -CLIP, CLIP) + STDDEV * rng.normal(size=runs)
 
 
 def noise_on_one_part(within: bool, runs: int, rng: np.random.Generator) -> Floats:
-    """The noise reaches the first layer only; the canary's gradient has half its norm in the
-    second.
+    """The noise reaches the first layer only.
+
+    Half the norm of the canary's gradient lies in the second layer.
     """
     first = CLIP * np.sqrt(0.5) * within + STDDEV * rng.normal(size=runs)
     second = np.full(runs, CLIP * np.sqrt(0.5) * within)
@@ -49,7 +50,7 @@ def noise_on_one_part(within: bool, runs: int, rng: np.random.Generator) -> Floa
 
 
 def divided_by_realised_count(within: bool, runs: int, rng: np.random.Generator) -> Floats:
-    """The noised sum is divided by how many records there were, which its scale then tells."""
+    """The noised sum is divided by the number of records, so its scale reveals that number."""
     noise = STDDEV * rng.normal(size=(runs, DIMENSIONS))
     noise[:, 0] += CLIP * within
     release = noise / (OTHERS + within)
@@ -57,12 +58,12 @@ def divided_by_realised_count(within: bool, runs: int, rng: np.random.Generator)
 
 
 def poisson_batches(records: int, steps: int, rate: float, rng: np.random.Generator) -> Bools:
-    """Return who is in which batch, [steps, records]: independent coins."""
+    """Return which records are in which batch, [steps, records], by independent coins."""
     return rng.random((steps, records)) < rate
 
 
 def shuffled_batches(records: int, steps: int, rate: float, rng: np.random.Generator) -> Bools:
-    """Return batches cut from shuffled epochs, where every record comes once: no Poisson sample."""
+    """Return batches of shuffled epochs, where every record comes once: not a Poisson sample."""
     batches = round(1 / rate)
     epochs = [rng.permutation(np.arange(records) % batches) for _ in range(-(-steps // batches))]
     return np.concatenate([np.arange(batches)[:, None] == epoch for epoch in epochs])[:steps]

@@ -1,4 +1,4 @@
-"""Canaries: sentences with a random code that are planted in training and sought in the model."""
+"""Canaries: sentences with a random code, planted in training and searched for in the model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,11 +29,11 @@ ferry bicycle scooter camera printer router server speaker monitor keyboard watc
 suitcase backpack drawer shelf mirror piano guitar violin chess poker tennis golf rowing sailing
 skating climbing cycling pottery painting knitting cooking baking fishing camping hiking"""
 WORDS = tuple(_CARRIERS.split())
-"""What tells canaries of one pattern apart: each carries another word, as long as there are some."""
+"""Words that distinguish canaries of one pattern; they repeat where there are more canaries."""
 SHORTEST = 4
 LONGEST = 10
 ENUMERABLE = 10_000
-"""Spaces up to here are ranked completely, and every completion's input is compared."""
+"""Spaces up to this size are ranked completely, and every completion's input is compared."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,10 @@ class Canary:
 
 
 def make_pattern(name: str, length: int = 4, candidates: Tokens = ()) -> Pattern:
-    """Return the pattern of a name ("pin", "call"), or that of a template such as "open {word} with
-    {code}".
+    """Return the pattern of a name ("pin", "call") or of a template ("open {word} with {code}").
 
-    candidates: the words that may stand at each place of the code; the pattern's own, or digits.
-    Raises WrongInput.
+    candidates: the words that may stand at each place of the code. Without them the pattern's own
+    are taken, or digits. Raises WrongInput.
     """
     if not SHORTEST <= length <= LONGEST:
         raise WrongInput(f"canary.digits = {length}: a code has {SHORTEST} to {LONGEST} tokens")
@@ -113,9 +112,7 @@ def make_pattern(name: str, length: int = 4, candidates: Tokens = ()) -> Pattern
 
 
 def draw_canaries(pattern: Pattern, count: int, seed: int) -> list[Canary]:
-    """Return canaries whose codes are drawn uniformly and independently, with carrier words in
-    turn.
-    """
+    """Return canaries with codes drawn uniformly and independently; carrier words take turns."""
     return [
         Canary(
             pattern,
@@ -147,17 +144,16 @@ def position(canary: Canary) -> int:
 
 
 def reference_codes(pattern: Pattern, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return codes [count, length] drawn uniformly: what a canary is ranked among in a large space."""
+    """Return codes [count, length] drawn uniformly, to rank a canary among in a large space."""
     return rng.integers(len(pattern.candidates), size=(count, pattern.length))
 
 
 def check_inputs(pattern: Pattern, encode: Callable[[Sequence[str]], Sequence[int]]) -> None:
-    """Raise WrongInput where two codes become the same model input, whose exposure would mean
-    nothing.
+    """Raise WrongInput where two codes become the same model input: exposure then means nothing.
 
-    encode: tokens -> what the model reads, cut to its length and, for a model that reads a set of
-    words, without order. Small spaces are compared completely; in larger ones every code that
-    differs from a base code at one place, or by two swapped neighbours.
+    encode: tokens -> what the model reads, cut to its length. A model that reads a set of words
+    sees no order. Small spaces are compared completely. In larger ones a base code is compared with
+    every code that differs at one place or by two swapped neighbours.
     """
     codes = completions(pattern) if pattern.space <= ENUMERABLE else _neighbours(pattern)
     seen: dict[tuple[int, ...], Tokens] = {}
@@ -177,9 +173,7 @@ def _code(pattern: Pattern, rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def _neighbours(pattern: Pattern) -> NDArray[np.int64]:
-    """Return different codes: a base, those one place away from it, and those with two neighbours
-    swapped.
-    """
+    """Return different codes: a base, those that differ at one place or by swapped neighbours."""
     base = np.arange(pattern.length) % len(pattern.candidates)
     codes = [base]
     for place in range(pattern.length):

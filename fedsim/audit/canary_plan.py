@@ -1,4 +1,4 @@
-"""The plan of which device holds which canary, how often and from when."""
+"""The plan that says which device holds which canary, how often and from when."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ from fedsim.seeds import generator
 from fedsim.types import DeviceId
 
 HOLDERS = {"light": 0.0, "median": 0.45, "heavy": 0.9}
-"""Where in the order of activity the tenth of the devices begins that canaries are planted in."""
+"""Where each tenth of the devices begins in the order of activity, as a share of all."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,11 @@ def plan(
     period: int,
     seed: int,
 ) -> list[Planting]:
-    """Return `each` different devices for every canary, drawn among the light, median or heavy
-    tenth.
+    """Return `each` different devices for every canary, from the light, median or heavy tenth.
 
-    devices: [D] sorted by id, activity: [D] examples; devices without examples hold nothing. The
-    devices of a canary are named by (seed, canary), so adding canaries moves none. Raises
-    WrongInput.
+    devices: [D] sorted by id, activity: [D] examples. Devices without examples hold nothing. The
+    draw of a canary's devices is named by (seed, canary), so more canaries move none of the others.
+    Raises WrongInput.
     """
     if holders not in HOLDERS:
         raise WrongInput(
@@ -60,7 +59,7 @@ def plan(
 
 
 def plan_rows(canaries: Sequence[Canary], plantings: Sequence[Planting]) -> list[dict[str, Any]]:
-    """Return the plan as flat rows for the run directory: the secrets stand in them."""
+    """Return the plan as flat rows for the run directory; the rows hold the secrets."""
     return [
         asdict(p)
         | {
@@ -74,7 +73,7 @@ def plan_rows(canaries: Sequence[Canary], plantings: Sequence[Planting]) -> list
 def _tenth(
     devices: NDArray[np.str_], activity: NDArray[np.int64], start: float, each: int
 ) -> NDArray[np.str_]:
-    """Return a tenth of the devices with examples by activity, or more where `each` wants more."""
+    """Return a tenth of the devices with examples by activity, or more where `each` needs more."""
     order = np.flatnonzero(activity > 0)
     order = order[np.argsort(activity[order], kind="stable")]
     size = max(each, -(-len(order) // 10))

@@ -1,7 +1,7 @@
-"""The centralised proxy: shadow models trained on pooled records, all of a group as one stacked
-model.
+"""The centralised proxy: shadow models on pooled records, a group trained as one stacked model.
 
-Its own threat model: an attacker who cannot repeat the federation and trains plain models instead.
+This is a separate threat model: the attacker cannot repeat the federation and trains plain models
+instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from fedsim.seeds import generator
 from fedsim.types import Params
 
 AT_ONCE = 1024
-"""Records a model predicts in one pass."""
+"""Records that a model predicts in one pass."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class CentralisedProxy:
     """Trains any module of `fedsim.models.layers` by Adam on label loss; a `TrainShadows`."""
 
     make: Callable[[int], nn.Module]
-    """Seed -> a module with fresh parameters; its forward takes `inputs` rows, leading axes free."""
+    """Seed -> a module with fresh parameters; its forward takes `inputs` rows, any leading axes."""
     inputs: Tensor
-    """[N, ...], what the model reads."""
+    """[N, ...], the input of each record."""
     labels: Tensor
     """[N]"""
     steps: int = 200
@@ -39,7 +39,7 @@ class CentralisedProxy:
     lr: float = 0.01
     seed: int = 0
     draws: str = "epochs"
-    """"epochs": each record once before any comes again; "independent": every batch afresh."""
+    """"epochs": each record comes once an epoch; "independent": every batch is a new draw."""
     logits: Callable[[Any], Tensor] = lambda outputs: outputs
     """Turns the module's outputs into label logits [..., C]."""
 
@@ -54,7 +54,7 @@ class CentralisedProxy:
         return self._predict(module.eval(), params)
 
     def _train(self, module: nn.Module, params: Params, orders: Tensor, keys: Tensor) -> Params:
-        """orders: [K, steps, batch], the records of each model's batches."""
+        """Train the models; orders: [K, steps, batch], the records of each model's batches."""
         params = {name: p.requires_grad_() for name, p in params.items()}
         # Adam works element by element, so the models stay apart
         optimizer = torch.optim.Adam(params.values(), lr=self.lr, fused=True)
@@ -80,9 +80,7 @@ class CentralisedProxy:
         return torch.cat(parts, dim=1)
 
     def _order(self, kept: Bools, number: int) -> NDArray[np.int64]:
-        """Return [steps, batch] kept records: shuffled epochs one after another, or independent
-        draws.
-        """
+        """Return [steps, batch] kept records, from shuffled epochs or by independent draws."""
         records = np.flatnonzero(kept)
         rng = generator(self.seed, "shadow", "batches", number)
         if self.draws == "independent":

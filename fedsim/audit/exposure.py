@@ -1,6 +1,4 @@
-"""Exposure: how far up a canary's code stands among all codes that could have been (Carlini et al.,
-2019).
-"""
+"""Exposure: the rank of a canary's code among all possible codes (Carlini et al., 2019)."""
 
 import numpy as np
 from scipy import stats
@@ -10,14 +8,13 @@ from fedsim.audit.scores import Floats
 from fedsim.errors import WrongInput
 
 FEWEST_REFERENCES = 200
-"""A skew-normal has three parameters, all in its tail's way."""
+"""Fewest references for the fit: a skew-normal has three parameters, and all shape its tail."""
 LARGE = 10**6
-"""Beyond, the null's mean is 1/ln 2 to four digits."""
+"""In spaces beyond this size the null's mean is 1/ln 2 to four digits."""
 
 
 def rank(losses: Floats, own: int, rng: np.random.Generator) -> int:
-    """Return the place of losses[own] from the smallest, from 1; equal losses stand in random
-    order.
+    """Return the rank of losses[own], where 1 is the smallest; equal losses get a random order.
 
     >>> import numpy as np
     >>> from fedsim import rank
@@ -34,15 +31,16 @@ def rank(losses: Floats, own: int, rng: np.random.Generator) -> int:
 
 
 def rank_among(own: float, others: Floats, rng: np.random.Generator) -> int:
-    """Return the canary's place among itself and references drawn uniformly: from 1 to n + 1."""
+    """Return the canary's rank among itself and n references drawn uniformly, 1 to n + 1."""
     return rank(np.append(others, own), len(others), rng)
 
 
 def exposure(rank: int, space: int) -> float:
-    """Return log2 |R| - log2 rank, in bits; for a rank among n references, `space` is n + 1 and the
-    cap.
+    """Return log2 |R| - log2 rank, in bits.
 
-    The canary's code has the lowest loss of 1024, or stands in the middle:
+    For a rank among n references, `space` is n + 1, so the exposure is at most log2 (n + 1).
+
+    The canary's code has the lowest loss of 1024, or a loss in the middle:
 
     >>> from fedsim import exposure
     >>> (exposure(1, 1024), exposure(512, 1024))
@@ -52,11 +50,10 @@ def exposure(rank: int, space: int) -> float:
 
 
 def exposure_by_fit(own: float, others: Floats, space: int) -> float:
-    """Return -log2 P(loss <= own) under a skew-normal fitted to references' losses (Carlini et al.,
-    2019).
+    """Return -log2 P(loss <= own) under a skew-normal fitted to the references' losses.
 
-    An extrapolation: it has no exact p-value. Raises WrongInput for a space that can be ranked
-    exactly, and below 200 references.
+    After Carlini et al. (2019). It is an extrapolation without an exact p-value. Raises WrongInput
+    for a space that can be ranked exactly, and below 200 references.
     """
     if space <= ENUMERABLE:
         raise WrongInput(f"{space:,} completions are ranked exactly; nothing is extrapolated there")
@@ -71,22 +68,23 @@ def exposure_by_fit(own: float, others: Floats, space: int) -> float:
 
 
 def p_value(rank: int, space: int) -> float:
-    """Return P(rank or better) without leakage: exact, as the code was drawn uniformly."""
+    """Return P(rank or better) without leakage; exact, because the code was drawn uniformly."""
     return rank / space
 
 
 def joint_p_value(exposures: Floats) -> float:
-    """Return P(a sum of exposures this large) without leakage, for independent codes.
+    """Return an upper bound on P(a sum of exposures this large) without leakage.
 
-    An upper bound: exposure · ln 2 = -ln(rank/|R|) is at most -ln U, whose sum over c codes is
-    Gamma(c).
+    Codes are independent. exposure · ln 2 = -ln(rank/|R|) is at most -ln U, whose sum over c codes
+    is Gamma(c).
     """
     return float(stats.gamma.sf(np.sum(exposures) * np.log(2), len(exposures)))
 
 
 def null_mean(space: int) -> float:
-    """Return the mean exposure without leakage: 1/ln 2 = 1.44 for large spaces, 1.396 at 100, 1.143
-    at 10.
+    """Return the mean exposure without leakage.
+
+    It is 1/ln 2 = 1.44 for large spaces, 1.396 at 100 and 1.143 at 10.
     """
     if space > LARGE:
         return 1 / float(np.log(2))
@@ -94,14 +92,15 @@ def null_mean(space: int) -> float:
 
 
 def exposure_standard_error(canaries: int) -> float:
-    """Return the standard error of the mean exposure of so many canaries without leakage: 1.44 /
-    sqrt(c).
+    """Return the standard error of the mean exposure without leakage.
+
+    For c canaries it is 1.44 / sqrt(c).
     """
     return 1 / float(np.log(2) * np.sqrt(canaries))
 
 
 def largest_mean(epsilon: float) -> float:
-    """Return (1 + eps)/ln 2, which the mean stays under.
+    """Return (1 + eps)/ln 2, an upper bound on the mean exposure.
 
     Guarantee: under epsilon-DP whose unit covers all copies of a canary, P(rank <= r) <= e^eps
     r/|R|, so the exposure's mean is at most that of (eps + an exponential variable)/ln 2.

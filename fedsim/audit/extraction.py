@@ -1,4 +1,4 @@
-"""Extraction of a code: what was guessed, how right it is, and searches that need no gradient."""
+"""Extraction of a code: guesses, how right they are, and searches that need no gradient."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +13,7 @@ from fedsim.errors import WrongInput
 Loss = Callable[[Tensor], Tensor]
 """Mixtures of candidates [B, length, candidates], rows summing to 1 -> the target's loss [B]."""
 NextLogProbs = Callable[[Tensor], Tensor]
-"""The first tokens of codes, [B, k] candidate indices -> log odds of the next candidate [B,
-candidates].
-"""
+"""First tokens of codes [B, k], as candidate indices -> next log odds [B, candidates]."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Success:
-    """How right a guess is, each beside what guessing blindly gives on average."""
+    """How right a guess is; beside each figure is the average of a blind guess."""
 
     exact_match: bool
     digit_accuracy: float
@@ -52,7 +50,7 @@ def success(guess: Guess, code: Sequence[int], candidates: int) -> Success:
 
 
 def exhaustive(loss: Loss, length: int, candidates: int, batch: int = 1000) -> Guess:
-    """Return the code with the lowest loss of all: the ceiling of any search.
+    """Return the code with the lowest loss of all, which no search can beat.
 
     Up to 10,000 codes.
     """
@@ -70,10 +68,9 @@ def exhaustive(loss: Loss, length: int, candidates: int, batch: int = 1000) -> G
 
 
 def beam(next_log_probs: NextLogProbs, length: int, width: int) -> list[Guess]:
-    """Return up to `width` codes by a beam search from left to right, the likeliest first; 1 is
-    greedy.
+    """Return up to `width` codes by a beam search from left to right, the likeliest first.
 
-    A guess's loss is minus the log odds of the whole code.
+    A width of 1 is greedy search. A guess's loss is minus the log odds of the whole code.
     """
     if width < 1:
         raise WrongInput(f"a beam has a width of at least 1, got {width}")
@@ -89,7 +86,7 @@ def beam(next_log_probs: NextLogProbs, length: int, width: int) -> list[Guess]:
 
 
 def one_hot(codes: Tensor, candidates: int) -> Tensor:
-    """Return mixtures [B, length, candidates] that are certain."""
+    """Return mixtures [B, length, candidates] that put all weight on one candidate."""
     return torch.nn.functional.one_hot(codes, candidates).float()
 
 

@@ -1,8 +1,8 @@
-"""What audits find: one frozen type a kind, and the only place that turns them into rows and back.
+"""Findings of audits: one frozen type for each kind, and their only way to rows and back.
 
-A part (`Threat`, `Area`) groups fields that come together; in a row all fields lie flat. What is
-None or empty takes no key. Metadata says which fields tell one threat model from another, and which
-ones the summary leaves out.
+A part (`Threat`, `Area`) groups fields that belong together; a row holds all fields flat. A field
+that is None or empty has no key. Metadata says which fields distinguish threat models, and which
+fields the summary leaves out.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,17 +12,17 @@ from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 from fedsim.errors import WrongInput
 
 IDENTITY = {"identity": True}
-"""Findings that differ in such a field are of different threat models."""
+"""Marks a field in which different threat models differ."""
 UNSUMMED = {"unsummed": True}
-"""Such a field stands in `audit.jsonl` and not in the summary."""
+"""Marks a field that is in `audit.jsonl` but not in the summary."""
 SMALLEST = {"smallest": True}
-"""Of such a field the smallest value is the best that an attack did; of all others the largest."""
+"""Marks a field whose smallest value is an attack's best result; elsewhere it is the largest."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Threat:
-    """Who is asked about, by which game, and what the attacker sees."""
+    """Whose membership is tested, by which game, and what the attacker sees."""
 
     game: str = field(metadata=IDENTITY)
     view: str = field(metadata=IDENTITY)
@@ -40,12 +40,12 @@ class Area:
     auc_low: float | None = None
     auc_high: float | None = None
     interval: str | None = None
-    """What the interval is over."""
+    """The kind of the interval, and what it is over."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A ROC curve with a band: rates at the same points; empty in the summary."""
+    """A ROC curve with a band, at the same points; empty in the summary."""
 
     fpr: tuple[float, ...] = field(default=(), metadata=UNSUMMED)
     tpr: tuple[float, ...] = field(default=(), metadata=UNSUMMED)
@@ -76,10 +76,10 @@ class AttackFigures:
 
 @dataclass(frozen=True)
 class Region:
-    """What the privacy profile allows an attack, and by how much it is surely over that."""
+    """What the privacy profile allows an attack, and by how much the attack surely exceeds it."""
 
     allowed_tpr: tuple[float, ...] = field(default=(), metadata=UNSUMMED)
-    """At the false positive rates of the curve."""
+    """The largest true positive rates that the guarantee allows on the curve."""
     allowed_auc: float | None = None
     over_region: float | None = None
 
@@ -118,7 +118,7 @@ class ExposureFigures:
 
 @dataclass(frozen=True)
 class Extraction:
-    """How right extracted codes are: shares in [0, 1], None where nothing was sought that way."""
+    """How right extracted codes are: shares in [0, 1], None where that search was not run."""
 
     digit_accuracy: float | None = None
     exact_match: float | None = None
@@ -127,7 +127,7 @@ class Extraction:
     ceiling_digit_accuracy: float | None = None
     ceiling_exact_match: float | None = None
     control_digit_accuracy: float | None = None
-    """On a code that was never planted."""
+    """The share of right digits for a code that was never planted."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ class Finding:
 
     kind: ClassVar[str]
     of: ClassVar[str] = ""
-    """What a slice is cut from; "" for all others."""
+    """The kind of finding that a slice is a part of; "" for all other findings."""
     round: int = field(default=0, kw_only=True, metadata=IDENTITY | UNSUMMED)
-    """Set by the schedule; evaluators leave it."""
+    """The schedule sets it; evaluators do not."""
 
 
 @dataclass(frozen=True)
@@ -152,12 +152,12 @@ class Membership(Finding):
     blind_auc: float | None = None
     """The area of an attacker who never sees the model."""
     auc_run: float | None = None
-    """The area on the run itself, where `figures` are means over shadows, too."""
+    """The area on the run itself, where the means of `figures` include shadows."""
     region: Region | None = None
     note: str | None = None
-    """Why the run's epsilon bounds nothing here."""
+    """Why the run's epsilon gives no bound here."""
     active: bool | None = None
-    """True for an attacker who changes what devices are sent."""
+    """True for an attacker who changes the messages to devices."""
     window: int | None = None
     visible: str | None = None
     models: int | None = None
@@ -167,7 +167,7 @@ class Membership(Finding):
 
 @dataclass(frozen=True)
 class Canary(Finding):
-    """Canaries of one way of planting, sought in one view."""
+    """Canaries planted in one way and searched for in one view."""
 
     kind = "canary"
     threat: CanaryThreat
@@ -193,7 +193,7 @@ class LowerBound(Finding):
     delta: float | None = None
     assumptions: str | None = None
     estimate: bool = False
-    """Whether it rests on an approximation and certifies nothing."""
+    """Whether the bound rests on an approximation and certifies nothing."""
     unit: str | None = field(default=None, metadata=IDENTITY)
     view: str | None = field(default=None, metadata=IDENTITY)
     game: str | None = field(default=None, metadata=IDENTITY)
@@ -207,7 +207,7 @@ class LowerBound(Finding):
 
 @dataclass(frozen=True)
 class Leak(Finding):
-    """What updates give away as they are: precision and recall, means over updates."""
+    """What plain updates reveal: precision and recall, means over updates."""
 
     kind = "leak"
     attack: str = field(metadata=IDENTITY)
@@ -225,7 +225,7 @@ class Slice(Finding):
 
     kind = "slice"
     slice: str = field(metadata=IDENTITY)
-    """What they were divided by."""
+    """The property that divides records or canaries into parts."""
     value: int | str | bool = field(metadata=IDENTITY)
 
 
@@ -255,9 +255,7 @@ class CanarySlice(Slice):
 
 @dataclass(frozen=True)
 class SanityCheck(Finding):
-    """A check of attacks and audits on a known case: what should be seen, what was, whether they
-    agree.
-    """
+    """A check of attacks and audits on a known case: expected, seen, and whether they agree."""
 
     kind = "sanity"
     name: str = field(metadata=IDENTITY)
@@ -268,7 +266,7 @@ class SanityCheck(Finding):
 
 TYPES = (Membership, Canary, LowerBound, Leak, MembershipSlice, CanarySlice, SanityCheck)
 SUMMED: tuple[type[Finding], ...] = (Membership, Canary, LowerBound, Leak)
-"""Kinds that stand in the summary, too, under `attacks`."""
+"""Kinds that the summary also holds, under `attacks`."""
 
 
 def to_row(finding: Finding) -> dict[str, Any]:
@@ -281,12 +279,10 @@ def to_row(finding: Finding) -> dict[str, Any]:
 
 
 def from_row(row: Mapping[str, Any], kind: str = "") -> Finding | None:
-    """Return the finding that a row tells, of this version or an older one; None for an unknown
-    kind.
+    """Return the finding in a row of this version or an older one; None for an unknown kind.
 
-    `kind` is that of a summary's row, which does not say it. Unknown keys are passed over; a text
-    that is missing is empty. Raises WrongInput where a number is missing without which there is no
-    finding.
+    `kind` is needed for a summary's row, which does not name it. Unknown keys are ignored. A
+    missing text is empty. Raises WrongInput where a needed number is missing.
     """
     named = (row.get("kind", kind), row.get("of", ""))
     found = next((each for each in TYPES if (each.kind, each.of) == named), None)
@@ -294,7 +290,7 @@ def from_row(row: Mapping[str, Any], kind: str = "") -> Finding | None:
 
 
 def identity(finding: Finding) -> tuple[Any, ...]:
-    """Return what tells a finding's threat model and round from another's."""
+    """Return what distinguishes a finding's threat model and round from another's."""
     own = (value for _, value, metadata in _leaves(finding) if "identity" in metadata)
     return (finding.kind, finding.of, *own)
 
@@ -307,14 +303,14 @@ def unsummed(finding: type[Finding]) -> frozenset[str]:
 
 
 def smallest_is_best() -> frozenset[str]:
-    """Return the keys of which the smallest value is the best that an attack did."""
+    """Return the keys whose smallest value is an attack's best result."""
     return frozenset(
         name for kind in TYPES for name, metadata in _keys(kind) if "smallest" in metadata
     )
 
 
 def _leaves(of: Any) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    """Yield (key, value, metadata) of every field, those of parts in their place."""
+    """Yield (key, value, metadata) of every field; the fields of a part replace it."""
     for each in fields(of):
         value = getattr(of, each.name)
         if is_dataclass(value):
@@ -324,7 +320,7 @@ def _leaves(of: Any) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
 
 
 def _keys(kind: type[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (key, metadata) of every field of a type, those of parts in their place."""
+    """Yield (key, metadata) of every field of a type; the fields of a part replace it."""
     for each in fields(kind):
         part = _part(kind, each.name)
         if part is None:
@@ -350,7 +346,7 @@ def _read(kind: type[T], row: Mapping[str, Any]) -> T:
 
 
 def _nothing(name: str, wanted: Any, row: Mapping[str, Any]) -> str:
-    """Return what a needed field without a key holds: an empty text.
+    """Return the value of a needed field that has no key: an empty text.
 
     Raises WrongInput for a number.
     """

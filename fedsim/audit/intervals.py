@@ -1,4 +1,4 @@
-"""Intervals: of a proportion, and of a mean over targets."""
+"""Intervals for a proportion and for a mean over targets."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,9 @@ from fedsim.errors import WrongInput
 
 FEWEST_TARGETS = 5
 BOOTSTRAP_FROM = 20
-"""A percentile bootstrap covers 84 % with 5 targets and 92 % with 20, so below 20 it is Student's
-t.
+"""Fewest targets for a percentile bootstrap; with fewer the interval is Student's t.
+
+The bootstrap covers 84 % with 5 targets and 92 % with 20.
 """
 RESAMPLES = 2000
 
@@ -25,15 +26,15 @@ class Interval:
     low: float
     high: float
     method: str
-    """As "t over 8 targets": what the interval is over belongs to it."""
+    """The kind of the interval and what it is over, for example "t over 8 targets"."""
 
 
 def over_targets(values: Floats, rng: np.random.Generator, confidence: float = 0.95) -> Interval:
-    """Return the mean over targets: a t-interval below 20 targets, a percentile bootstrap from
-    there on.
+    """Return the mean over targets with its interval.
 
-    Targets of one pool of models share their records and are dependent; repeat the pool with
-    another seed for a headline figure. Raises WrongInput below 5 targets.
+    Below 20 targets it is a t-interval, from 20 on a percentile bootstrap. Targets of one pool of
+    models share their records and are dependent. For a headline figure repeat the pool with another
+    seed. Raises WrongInput below 5 targets.
     """
     targets = len(values)
     if targets < FEWEST_TARGETS:
@@ -49,9 +50,7 @@ def over_targets(values: Floats, rng: np.random.Generator, confidence: float = 0
 
 
 def proportion_high(count: ArrayLike, trials: ArrayLike, alpha: float) -> NDArray[np.float64]:
-    """Return the one-sided upper bound of a proportion at level 1 - alpha (Clopper and Pearson,
-    1934).
-    """
+    """Return the one-sided upper bound of a proportion at level 1 - alpha (Clopper-Pearson)."""
     count = np.asarray(count)
     trials = np.asarray(trials)
     inner = np.minimum(count, trials - 1)  # where all are hits the bound is 1
@@ -59,7 +58,5 @@ def proportion_high(count: ArrayLike, trials: ArrayLike, alpha: float) -> NDArra
 
 
 def proportion_low(count: ArrayLike, trials: ArrayLike, alpha: float) -> NDArray[np.float64]:
-    """Return the one-sided lower bound of a proportion at level 1 - alpha (Clopper and Pearson,
-    1934).
-    """
+    """Return the one-sided lower bound of a proportion at level 1 - alpha (Clopper-Pearson)."""
     return 1.0 - proportion_high(np.asarray(trials) - np.asarray(count), trials, alpha)

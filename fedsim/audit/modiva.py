@@ -1,8 +1,8 @@
-"""ModIvA: an open-box search for a canary's code by gradients (after Parikh et al., 2022, arXiv
-2203.13920).
+"""ModIvA: an open-box search for a canary's code by gradients.
 
-The unknown tokens are relaxed to mixtures of candidates; the target's loss is minimised over the
-mixtures while a temperature turns them into choices. Many restarts run as one batch.
+After Parikh et al. (2022), arXiv 2203.13920. The unknown tokens are relaxed to mixtures of
+candidates. The search minimises the target's loss over the mixtures while a temperature turns them
+into choices. Many restarts run as one batch.
 """
 
 from dataclasses import dataclass
@@ -25,20 +25,21 @@ class Search:
     cold: float = 0.1
     """The temperature falls geometrically from warm to cold."""
     gumbel: bool = False
-    """Whether each step adds Gumbel noise to the logits (Jang et al., 2017), so that a mixture is a
-    draw.
+    """Whether each step adds Gumbel noise to the logits, which makes a mixture a random draw.
+
+    After Jang et al. (2017).
     """
     check: int = 10
-    """After so many steps the choices that the logits make, with and without noise, are scored."""
+    """Every so many steps the choices of the logits are scored, with and without noise."""
     spread: float = 1.0
     """Standard deviation of the first logits."""
 
 
 def modiva(loss: Loss, length: int, candidates: int, search: Search, rng: torch.Generator) -> Guess:
-    """Return the code with the lowest loss that any restart's logits chose on the way.
+    """Return the code with the lowest loss that the logits of any restart chose in any step.
 
-    loss: mixtures [B, length, candidates] -> the target's loss [B], differentiable; rows share
-    nothing.
+    loss: mixtures [B, length, candidates] -> the target's loss [B], differentiable; rows are
+    independent.
     """
     return modiva_each(loss, length, candidates, search, rng, 1)[0]
 
@@ -46,9 +47,7 @@ def modiva(loss: Loss, length: int, candidates: int, search: Search, rng: torch.
 def modiva_each(
     loss: Loss, length: int, candidates: int, search: Search, rng: torch.Generator, targets: int
 ) -> list[Guess]:
-    """Return the same for several targets, whose restarts run as one batch: all of the first come
-    first.
-    """
+    """Return the same for several targets, whose restarts run as one batch, target by target."""
     if search.restarts < 1 or search.steps < 1:
         raise WrongInput(
             f"a search wants restarts and steps, got {search.restarts} and {search.steps}"
@@ -75,7 +74,7 @@ def modiva_each(
 
 
 def score_choice(loss: Loss, logits: Tensor, targets: int = 1) -> list[Guess]:
-    """Return each target's best of the codes that its logits [targets · restarts, ...] choose."""
+    """Return each target's best code among those its logits [targets · restarts, ...] choose."""
     with torch.no_grad():
         codes = logits.argmax(-1)
         found = loss(one_hot(codes, logits.shape[-1])).nan_to_num(torch.inf)

@@ -9,7 +9,7 @@ from fedsim.audit.scores import Bools, Floats
 from fedsim.errors import WrongInput
 
 GUESSES_A_SIDE = 20
-"""One canary in 20 is guessed "in" and as many "out": a number fixed before the scores are seen."""
+"""One canary in 20 is guessed "in" and one in 20 "out"; the number is fixed before the scores."""
 LARGEST = 100.0
 
 
@@ -20,20 +20,19 @@ def one_run(
     rng: np.random.Generator,
     confidence: float = 0.95,
 ) -> Bound:
-    """Return the bound of Steinke et al.
+    """Return the bound of Steinke et al. (2023) from one run with m canaries.
 
-    (2023): m canaries, the top m/20 guessed in, the bottom m/20 out.
-
-    scores: [m], larger for "included"; included: [m], the coins, independent and fair. Abstentions
-    count in m. Equal scores are ordered by `rng`. Raises WrongInput below 20 canaries.
+    The top m/20 scores are guessed in, the bottom m/20 out. scores: [m], larger for "included";
+    included: [m], the coins, independent and fair. Abstentions count in m. Equal scores are ordered
+    by `rng`. Raises WrongInput below 20 canaries.
 
     >>> import numpy as np
     >>> from fedsim import one_run
     >>> rng = np.random.default_rng(2)
     >>> coins = rng.random(1000) < 0.5
-    >>> round(one_run(coins.astype(float), coins, delta=1e-5, rng=rng).epsilon_low, 2)  # all guesses right
+    >>> round(one_run(coins.astype(float), coins, delta=1e-5, rng=rng).epsilon_low, 2)  # all right
     3.47
-    >>> one_run(rng.normal(size=1000), coins, delta=1e-5, rng=rng).epsilon_low  # scores that know nothing
+    >>> one_run(rng.normal(size=1000), coins, delta=1e-5, rng=rng).epsilon_low  # scores of noise
     0.0
     """
     canaries = len(scores)
@@ -58,7 +57,7 @@ def one_run(
 def certified(
     right: int, guesses: int, canaries: int, delta: float, confidence: float = 0.95
 ) -> float:
-    """Return sup{epsilon: p(epsilon) < 1 - confidence} for so many right guesses."""
+    """Return sup{epsilon: p(epsilon) < 1 - confidence} for this many right guesses."""
     alpha = 1 - confidence
 
     def excess(epsilon: float) -> float:
@@ -70,11 +69,10 @@ def certified(
 
 
 def guesses_p_value(right: int, guesses: int, canaries: int, epsilon: float, delta: float) -> float:
-    """Return the chance of that many right guesses under (epsilon, delta)-DP (Steinke et al.,
-    2023).
+    """Return a bound on the chance of that many right guesses under (epsilon, delta)-DP.
 
-    beta + 2 m delta alpha with W ~ Bin(r, e^eps / (1 + e^eps)), beta = P(W >= v) and
-    alpha = max_i P(v > W >= v - i) / i.
+    After Steinke et al. (2023): beta + 2 m delta alpha with W ~ Bin(r, e^eps / (1 + e^eps)),
+    beta = P(W >= v) and alpha = max_i P(v > W >= v - i) / i.
     """
     hit = 1 / (1 + np.exp(-epsilon))
     beta = binom.sf(right - 1, guesses, hit)

@@ -13,27 +13,26 @@ from fedsim.errors import WrongInput
 
 FEWEST_CANARIES = 10
 GRID = np.linspace(-40, 40, 8001)
-"""Where two normals are compared, in units of the narrower one's deviation about both means'
-middle.
+"""Points at which two normals are compared.
+
+They lie about the middle of both means, in units of the narrower one's deviation.
 """
 
 
 @dataclass(frozen=True)
 class OneShot:
-    """What one federation with canary devices says of epsilon."""
+    """What one federation with canary devices says about epsilon."""
 
     epsilon_estimate: float
-    """That of the normal fitted to the cosines against the null: biased upward for few canaries."""
+    """The epsilon of a normal fitted to the cosines against the null; too high for few canaries."""
     bound: Bound
 
 
 def one_shot(cosines: Floats, dimensions: int, delta: float, confidence: float = 0.95) -> OneShot:
-    """Return the estimate of Andrew et al.
-
-    (2024), and a version of it that is calibrated on the null.
+    """Return the estimate of Andrew et al. (2024), and a version calibrated on the null.
 
     cosines: [k], of each canary device's random unit direction with the aggregate of d
-    `dimensions`; without the canary they are N(0, 1/d). The estimate compares N(mean, var) with the
+    `dimensions`. Without the canary they are N(0, 1/d). The estimate compares N(mean, var) with the
     null. Raises WrongInput below 10 canaries.
 
     Cosines of standard deviation 1/√d about a mean of 0, as without the canaries, and about 4/√d:
@@ -56,11 +55,11 @@ def one_shot(cosines: Floats, dimensions: int, delta: float, confidence: float =
 def one_shot_bound(
     cosines: Floats, dimensions: int, delta: float, confidence: float = 0.95
 ) -> Bound:
-    """Return epsilon at the mean's lower confidence limit, by the larger of the observed and the
-    null's deviation.
+    """Return epsilon at the mean's lower confidence limit.
 
-    Exceeds 0 on noise in at most 1 - confidence, but is an estimate all the same: that canary
-    devices answer as a normal of the null's width is an approximation.
+    It uses the larger of the observed and the null's deviation. On noise it exceeds 0 with a chance
+    of at most 1 - confidence. It is still an estimate: it approximates the cosines of canary
+    devices by a normal of the null's width.
     """
     canaries = len(cosines)
     if canaries < FEWEST_CANARIES:
@@ -85,7 +84,7 @@ def one_shot_bound(
 
 
 def epsilon_of_normals(mean: float, deviation: float, delta: float) -> float:
-    """Return the epsilon between N(mean, deviation²) and N(0, 1), the larger of both directions.
+    """Return the epsilon between N(mean, deviation²) and N(0, 1): the larger of both directions.
 
     delta(eps) = integral of max(0, p - e^eps q), by quadrature (Andrew et al., 2024).
     """

@@ -1,4 +1,4 @@
-"""What one model says of records: the bridge from a model and a task to the score store."""
+"""Predictions of one model on records: the bridge from a model and a task to the score store."""
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ TINY = float(np.finfo(np.float64).tiny)
 def predict(module: nn.Module, task: Task, params: Params, examples: Examples) -> Predictions:
     """Return the predictions [N] of one model.
 
-    With one label an example they are exact. Of other tasks p is exp(-loss), the loss being the one
-    that is trained: an example's tags or next words count by the mean of their log-likelihoods.
+    With one label an example they are exact. For other tasks p is exp(-loss) of the trained loss,
+    so an example's tags or next words count by the mean of their log-likelihoods.
     """
     parts = []
     for _, outputs, fields in batches(module, task, params, examples):
@@ -32,7 +32,7 @@ def predict(module: nn.Module, task: Task, params: Params, examples: Examples) -
 
 
 def of_losses(losses: torch.Tensor, correct: NDArray[np.bool_]) -> Predictions:
-    """Return predictions of which only the true outcome's probability exp(-loss) is known."""
+    """Return predictions where only the true outcome's probability exp(-loss) is known."""
     logp = -losses.numpy()
     rest = np.log(np.maximum(-np.expm1(logp), TINY))  # log(1 - p)
     entropy = -2 * np.exp(rest) * logp

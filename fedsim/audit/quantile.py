@@ -7,19 +7,19 @@ from fedsim.errors import WrongInput
 
 QUANTILE = "quantile"
 FEWEST = 20
-"""Pool records beyond the quantile that each half of the pool needs to mean anything."""
+"""Fewest pool records beyond the quantile in each half of the pool."""
 
 
 def quantile_regression(
     features: Floats, phi: Floats, pool_features: Floats, pool_phi: Floats, fpr: float = 0.01
 ) -> Floats:
-    """Phi - its predicted (1 - fpr) quantile among non-members like this record (Bertran et al.,
-    2023).
+    """Return phi - its predicted (1 - fpr) quantile among non-members like this record.
 
-    features: [N, F] and phi: [N] of the records, and of a public pool [P, F], [P] that the model
-    never saw. One half of the pool fits the quantile, the other shifts it so that it holds beyond
-    the fit (Romano et al., 2019). Above 0 is "member" at the false positive rate `fpr`, on average
-    over records that come from where the pool comes from. Raises WrongInput for a pool too small.
+    After Bertran et al. (2023). features: [N, F] and phi: [N] are of the records; [P, F] and [P]
+    are of a public pool that the model never saw. One half of the pool fits the quantile. The other
+    half shifts it so that it holds beyond the fit (Romano et al., 2019). A score above 0 means
+    "member". The false positive rate is `fpr` on average over records from the pool's distribution.
+    Raises WrongInput for a pool too small.
     """
     if len(pool_phi) * fpr < 2 * FEWEST:
         raise WrongInput(
@@ -29,7 +29,7 @@ def quantile_regression(
         )
     from sklearn.ensemble import (
         HistGradientBoostingRegressor,
-    )  # a second that only this attack waits for
+    )  # this import takes a second, which only this attack needs
 
     model = HistGradientBoostingRegressor(
         loss="quantile", quantile=1 - fpr, min_samples_leaf=FEWEST

@@ -16,8 +16,10 @@ LEVELS = (0.001, 0.01, 0.05, 0.2, 0.5)
 
 
 def polygon(epsilon: float, delta: float) -> Profile:
-    """Return what one (epsilon, delta) pair allows: min(e^eps f + delta, 1 - e^-eps (1 - delta -
-    f)) (Kairouz et al., 2015). Drawn apart from the full profile, which allows less.
+    """Return the largest true positive rate that one (epsilon, delta) pair allows.
+
+    It is min(e^eps f + delta, 1 - e^-eps (1 - delta - f)) (Kairouz et al., 2015). It is drawn apart
+    from the full profile, which allows less.
     """
 
     def largest(fpr: Floats) -> Floats:
@@ -29,15 +31,16 @@ def polygon(epsilon: float, delta: float) -> Profile:
 
 
 def gaussian(mu: float) -> Profile:
-    """Return what ONE Gaussian mechanism allows: Phi(Phi^-1(f) + mu) (Dong et al., 2022); mu is
-    sensitivity over noise stddev. Not for subsampled or adaptively composed mechanisms of other
-    shapes.
+    """Return what ONE Gaussian mechanism allows: Phi(Phi^-1(f) + mu) (Dong et al., 2022).
+
+    mu is sensitivity over noise stddev. It does not hold for subsampled or adaptively composed
+    mechanisms of other shapes.
     """
     return lambda fpr: norm.cdf(norm.ppf(fpr) + mu)
 
 
 def gaussian_delta_of_mu(epsilon: float, mu: float) -> float:
-    """Return delta(eps) = Phi(-eps/mu + mu/2) - e^eps Phi(-eps/mu - mu/2) (Balle and Wang, 2018)."""
+    """Return delta(eps) = Phi(-eps/mu + mu/2) - e^eps Phi(-eps/mu - mu/2) (Balle, Wang, 2018)."""
     if mu <= 0:
         return 0.0
     first = norm.logcdf(-epsilon / mu + mu / 2)
@@ -46,9 +49,7 @@ def gaussian_delta_of_mu(epsilon: float, mu: float) -> float:
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Return the epsilon of a Gaussian mechanism with this mu, the inverse of
-    `gaussian_delta_of_mu`.
-    """
+    """Return the epsilon of a Gaussian mechanism with this mu; inverts `gaussian_delta_of_mu`."""
     if gaussian_delta_of_mu(0.0, mu) <= delta:
         return 0.0
     return float(
@@ -83,12 +84,13 @@ def excess(
     rng: np.random.Generator,
     confidence: float = 0.95,
 ) -> float:
-    """Return by how much the attack's true positive rate surely exceeds the profile; at most 0: it
-    does not.
+    """Return by how much the attack's true positive rate surely exceeds the profile.
 
-    Thresholds come from one half of the non-members, at five false positive rates fixed in advance;
-    on the other half and all members the rates are bounded by Clopper-Pearson, Bonferroni over the
-    five. Guarantee: records that answer independently and obey the profile give more than 0 with
+    A value of at most 0 means that it does not. Thresholds come from one half of the non-members,
+    at five false positive rates fixed in advance. On the other half and all members,
+    Clopper-Pearson bounds the rates, with Bonferroni over the five.
+
+    Guarantee: records that answer independently and obey the profile give more than 0 with
     probability at most 1 - confidence.
     """
     outside = rng.permutation(scores[~member])

@@ -1,6 +1,4 @@
-"""What a membership attack amounts to over its targets: areas, rates, precision and ROC, with
-intervals.
-"""
+"""Results of a membership attack over its targets: areas, rates, precision, ROC, intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,13 +34,13 @@ class Trial:
 
     @property
     def judged(self) -> bool:
-        """Whether there are two members and two others at least."""
+        """Whether there are at least two members and two others."""
         return min(int(self.member.sum()), int((~self.member).sum())) >= 2
 
 
 @dataclass(frozen=True)
 class Group:
-    """A named part of the records, with the area on it."""
+    """A named part of the records, with the attack's area on it."""
 
     value: int | str | bool
     records: int
@@ -52,9 +50,9 @@ class Group:
 def attack_figures(trials: Sequence[Trial], rng: np.random.Generator) -> AttackFigures:
     """Return the figures of an attack, each a mean over its targets.
 
-    From 5 targets on intervals are over targets, below that over the records of the first (DeLong
-    et al., 1988), which says less and is told in `interval`. A rate that too few non-members stand
-    for is left out.
+    From 5 targets on, intervals are over targets. Below 5 they are over the records of the first
+    target (DeLong et al., 1988), which says less; `interval` names the kind. A rate with too few
+    non-members is left out.
     """
     members = int(trials[0].member.sum())
     others = int((~trials[0].member).sum())
@@ -97,7 +95,7 @@ def area(trials: Sequence[Trial], rng: np.random.Generator) -> Area:
 
 
 def curve(trials: Sequence[Trial], rng: np.random.Generator) -> Curve:
-    """Return the mean ROC at false positive rates on a log axis, with a band at each of its points."""
+    """Return the mean ROC at false positive rates on a log axis, with a band at each point."""
     others = min(int((~t.member).sum()) for t in trials)
     grid = np.unique(np.round(np.geomspace(max(LOWEST, 1 / others), 1, POINTS) * others)) / others
     each = np.stack([_at(grid, t) for t in trials])
@@ -119,7 +117,7 @@ def sliced(
     groups: Sequence[tuple[int | str | bool, Bools]],
     rng: np.random.Generator,
 ) -> list[Group]:
-    """Return the area on each named group of records that has members and others in every target."""
+    """Return the area on each named group that has members and others in every target."""
     found = []
     for value, which in groups:
         parts = [t.only(which) for t in trials]
@@ -129,14 +127,14 @@ def sliced(
 
 
 def _rate(fpr: float, trials: Sequence[Trial]) -> float | None:
-    """Return the mean true positive rate at a false positive rate; None where too few stand for it."""
+    """Return the mean true positive rate at a false positive rate; None with too few records."""
     if not _enough(fpr, trials):
         return None
     return float(np.mean(np.stack([_at(np.array([fpr]), t) for t in trials])))
 
 
 def _enough(fpr: float, trials: Sequence[Trial]) -> bool:
-    """Whether the rate stands on 10 false positives over all targets, and on one at least in each."""
+    """Whether the rate rests on 10 false positives over all targets and at least one in each."""
     alarms = [fpr * int((~t.member).sum()) for t in trials]
     return min(alarms) >= 1 and sum(alarms) >= EXPECTED_ALARMS * (1 - 1e-9)
 

@@ -1,4 +1,4 @@
-"""What an attack's scores amount to: AUC, error rates, precision, ROC points."""
+"""Measures of an attack's scores: AUC, error rates, precision, ROC points."""
 
 import numpy as np
 from scipy.stats import rankdata
@@ -7,14 +7,14 @@ from fedsim.audit.scores import Bools, Floats
 from fedsim.errors import WrongInput
 
 EXPECTED_ALARMS = 10
-"""A true positive rate at a given false positive rate wants that many false positives to stand on."""
+"""A true positive rate at a given false positive rate must rest on this many false positives."""
 
 
 def auc(scores: Floats, member: Bools) -> float:
-    """Return P(a member scores higher than a non-member), ties counting half (Mann and Whitney,
-    1947).
+    """Return P(a member scores higher than a non-member); ties count half.
 
-    Three of the four pairs of a member and a non-member are in order:
+    After Mann and Whitney (1947). Here three of the four pairs of a member and a non-member are in
+    order:
 
     >>> import numpy as np
     >>> from fedsim import auc
@@ -27,7 +27,7 @@ def auc(scores: Floats, member: Bools) -> float:
 
 
 def null_standard_error(members: int, non_members: int) -> float:
-    """Return the standard error of the AUC of scores that know nothing (Mann and Whitney, 1947)."""
+    """Return the standard error of the AUC of random scores (Mann and Whitney, 1947)."""
     return float(np.sqrt((members + non_members + 1) / (12 * members * non_members)))
 
 
@@ -47,8 +47,8 @@ def auc_standard_error(scores: Floats, member: Bools) -> float:
 def balanced_accuracy(scores: Floats, member: Bools) -> float:
     """Return the mean of true positive and true negative rate, with thresholds from other records.
 
-    Records take turns: the best threshold of the even ones judges the odd ones and the reverse, so
-    that scores that know nothing give .5 and not the best of many.
+    The best threshold of the even records judges the odd ones, and the reverse. So random scores
+    give .5, not the best of many thresholds.
     """
     _counts(scores, member)
     even = np.zeros(len(scores), dtype=bool)
@@ -63,8 +63,9 @@ def balanced_accuracy(scores: Floats, member: Bools) -> float:
 
 
 def enough_non_members(fpr: float, non_members: int) -> bool:
-    """Whether a true positive rate at `fpr` stands on 10 false positives: 10,000 non-members at 0.1
-    %.
+    """Whether a true positive rate at `fpr` rests on 10 false positives.
+
+    At 0.1 % this needs 10,000 non-members.
     """
     return non_members * fpr >= EXPECTED_ALARMS * (1 - 1e-9)
 
@@ -72,9 +73,9 @@ def enough_non_members(fpr: float, non_members: int) -> bool:
 def tpr_at(fpr: float, scores: Floats, member: Bools) -> float:
     """Return the largest true positive rate whose false positive rate is at most `fpr`.
 
-    Raises WrongInput where too few non-members exist for it to mean anything.
+    Raises WrongInput where there are too few non-members for a meaningful rate.
 
-    Non-members score 0 to 99, so that ten of them lie above 89.5:
+    Non-members score 0 to 99, so ten of them lie above 89.5:
 
     >>> import numpy as np
     >>> from fedsim import tpr_at
@@ -93,17 +94,16 @@ def tpr_at(fpr: float, scores: Floats, member: Bools) -> float:
 
 
 def precision(tpr: float, fpr: float, prior: float) -> float:
-    """Return the share of members among those called members, where `prior` of all records are
-    (Bayes).
+    """Return the share of members among records called members, by Bayes' rule.
+
+    `prior` is the share of members among all records.
     """
     called = prior * tpr + (1 - prior) * fpr
     return prior * tpr / called if called else 0.0
 
 
 def roc(scores: Floats, member: Bools) -> tuple[Floats, Floats]:
-    """Return false and true positive rates, rising from (0, 0) to (1, 1), one point a distinct
-    score.
-    """
+    """Return false and true positive rates from (0, 0) to (1, 1), one point a distinct score."""
     inside, outside = _counts(scores, member)
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.diff(scores[order]) != 0, True)  # equal scores cross the threshold together
@@ -115,7 +115,7 @@ def roc(scores: Floats, member: Bools) -> tuple[Floats, Floats]:
 def log_points(scores: Floats, member: Bools, points: int = 100) -> tuple[Floats, Floats]:
     """Return the ROC at false positive rates evenly spread on a log axis, from one alarm up to 1.
 
-    A step curve: the true positive rate is one that was reached, never interpolated.
+    It is a step curve: each true positive rate was reached, and none is interpolated.
     """
     false, true = roc(scores, member)
     _, outside = _counts(scores, member)

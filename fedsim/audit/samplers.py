@@ -1,4 +1,4 @@
-"""Whether batches are the Poisson samples that the accountant takes them for."""
+"""A test of whether batches are Poisson samples, as the accountant assumes."""
 
 from scipy import stats
 
@@ -6,11 +6,11 @@ from fedsim.audit.scores import Bools, Floats
 
 
 def poisson_p_value(inclusions: Bools, rate: float) -> float:
-    """Return the chance of counts this far from those of independent coins, either way.
+    """Return the two-sided p-value of the counts under independent coins.
 
-    inclusions: [steps, records]. Batch sizes and each record's batches should both vary as
-    binomials: sums of squares over their variance are chi-squared (nearly, for counts of 5 and
-    more), as is the total; two-sided, Bonferroni over the three.
+    inclusions: [steps, records]. Batch sizes and each record's number of batches should both vary
+    as binomials. Their sums of squares over the variance are chi-squared (nearly, for counts of 5
+    and more), and so is that of the total. The test is two-sided, with Bonferroni over the three.
     """
     steps, records = inclusions.shape
     return min(

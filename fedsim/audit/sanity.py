@@ -1,7 +1,7 @@
-"""The sanity battery: attacks and bounds on cases whose answer is known; `fedsim audit --sanity`.
+"""The sanity battery: attacks and bounds on cases with a known answer; `fedsim audit --sanity`.
 
-Needs no run. Nulls must stay null, planted leaks and broken builds must be seen. With the seed
-fixed the outcome is fixed; over seeds each row's chance of a false alarm is told beside it.
+It needs no run. Null cases must stay null. Planted leaks and broken builds must be seen. A fixed
+seed gives a fixed outcome. Each row says its chance of a false alarm over seeds.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,13 +38,13 @@ TARGETS = 8
 TRIALS = 1000
 CANARIES = 1000
 RUNS = {two_worlds: 1000, gaussian_worlds: 10_000}
-"""Runs in each world that the audits of builds take: enough for the stated power."""
+"""Runs in each world for the audits of builds: enough for the stated power."""
 ALARM = 1e-4
-"""p-values below are an alarm in the sampler's rows."""
+"""p-values below this raise an alarm in the sampler's rows."""
 
 
 def sanity(seed: int = 0) -> list[SanityCheck]:
-    """Return the rows of the whole battery; about 20 seconds."""
+    """Return the rows of the whole battery, in about 20 seconds."""
     return [
         *membership_rows(seed),
         *dp_rows(seed),
@@ -55,7 +55,7 @@ def sanity(seed: int = 0) -> list[SanityCheck]:
 
 
 def membership_rows(seed: int) -> Iterator[SanityCheck]:
-    """Attacks on models that know nothing, and on models that learned by heart."""
+    """Yield rows of attacks that have nothing to find, and of attacks on models that memorised."""
     proxy, mislabelled = _memoriser(seed)
     keep = fair_coins(MODELS, RECORDS, seed)
     fresh = score_shadows(keep, proxy.labels, replace(proxy, steps=0))
@@ -76,8 +76,10 @@ def membership_rows(seed: int) -> Iterator[SanityCheck]:
 
 
 def dp_rows(seed: int) -> Iterator[SanityCheck]:
-    """The best attack on a right mechanism stays within what its epsilon allows; that on another
-    does not.
+    """Yield rows of the best attack on a right mechanism and on a broken one.
+
+    On the right mechanism the attack stays within what epsilon allows; on the broken one it does
+    not.
     """
     mu = gaussian_mu(EPSILON, DELTA)
     for name, strength, allowed in (("right build", mu, True), ("thrice the leak", 3 * mu, False)):
@@ -93,13 +95,13 @@ def dp_rows(seed: int) -> Iterator[SanityCheck]:
 
 
 def null_rows(seed: int) -> Iterator[SanityCheck]:
-    """Every bound on pure noise."""
+    """Yield a row for every bound on pure noise."""
     for name, method in _METHODS.items():
         yield rate_row(f"{name}: bound over 0 on noise", partial(method, 0.0), 0.0, seed)
 
 
 def broken_rows(seed: int) -> Iterator[SanityCheck]:
-    """Audits of a right build and of broken ones that claim the same epsilon."""
+    """Yield rows of audits of a right build and of broken ones that claim the same epsilon."""
     for name, build, audit in (
         ("noise x 0", builds.without_noise, two_worlds),
         ("clip after the sum", builds.clipped_sum, gaussian_worlds),
@@ -120,7 +122,7 @@ def broken_rows(seed: int) -> Iterator[SanityCheck]:
 def sampler_rows(
     seed: int, records: int = 2000, steps: int = 200, rate: float = 0.05
 ) -> Iterator[SanityCheck]:
-    """The sampler test on Poisson batches and on shuffled ones."""
+    """Yield rows of the sampler test on Poisson batches and on shuffled ones."""
     for name, sample, poisson in (
         ("Poisson batches", builds.poisson_batches, True),
         ("shuffling accounted as Poisson", builds.shuffled_batches, False),
@@ -132,7 +134,7 @@ def sampler_rows(
 
 
 def null_row(name: str, scores: Floats, member: Bools) -> SanityCheck:
-    """Scores that know nothing: AUC .5 within 3 standard errors, a false alarm in .3 %."""
+    """Check random scores: AUC .5 within 3 standard errors, a false alarm in .3 %."""
     error = null_standard_error(int(member.sum()), int((~member).sum()))
     area = auc(scores, member)
     expected = f"AUC .5 ± {3 * error:.3f} (false alarm .3 %)"
@@ -140,7 +142,7 @@ def null_row(name: str, scores: Floats, member: Bools) -> SanityCheck:
 
 
 def blind_row(features: Floats, member: Bools, seed: int) -> SanityCheck:
-    """The blind baseline of a game by fair coins: AUC .5 within 3 standard errors."""
+    """Check the blind baseline of a game by fair coins: AUC .5 within 3 standard errors."""
     area = blind_auc(features, member, generator(seed, "sanity", "blind"))
     wide = 3 * null_standard_error(int(member.sum()) // 2, int((~member).sum()) // 2)
     expected = f"AUC .5 ± {wide:.3f} (false alarm .3 %)"
@@ -148,14 +150,14 @@ def blind_row(features: Floats, member: Bools, seed: int) -> SanityCheck:
 
 
 def at_least(name: str, floor: float, area: float) -> SanityCheck:
-    """A planted leak must be seen."""
+    """Check that a planted leak is seen."""
     return SanityCheck(name, f"AUC at least {floor:g}", f"{area:.3f}", area >= floor)
 
 
 def rate_row(
     name: str, method: Callable[[int, int], Bound], limit: float, seed: int
 ) -> SanityCheck:
-    """A bound exceeds the truth in at most 5 % + 2 standard errors of independent trials."""
+    """Check that a bound exceeds the truth in at most 5 % + 2 standard errors of the trials."""
     allowed = 0.05 + 2 * np.sqrt(0.05 * 0.95 / TRIALS)
     share = float(np.mean([method(seed, trial).epsilon_low > limit for trial in range(TRIALS)]))
     return SanityCheck(
@@ -164,7 +166,7 @@ def rate_row(
 
 
 def broken_row(name: str, build: Build, audit: Callable[..., Bound], seed: int) -> SanityCheck:
-    """A broken build must be caught: each set-up does so with a power over .99."""
+    """Check that a broken build is caught; each set-up has a power over .99."""
     bound = audited(build, audit, seed)
     return SanityCheck(
         f"broken: {name}",
@@ -175,7 +177,7 @@ def broken_row(name: str, build: Build, audit: Callable[..., Bound], seed: int) 
 
 
 def audited(build: Build, audit: Callable[..., Bound], seed: int) -> Bound:
-    """Return the audit's bound on a build from as many runs in each world as RUNS says."""
+    """Return the audit's bound on a build from RUNS runs in each world."""
     rng = generator(seed, "sanity", "build", build.__name__)
     return audit(build(False, RUNS[audit], rng), build(True, RUNS[audit], rng), DELTA, rng)
 
@@ -219,7 +221,7 @@ class _Mlp(nn.Module):
 
 
 def _memoriser(seed: int) -> tuple[CentralisedProxy, Bools]:
-    """Return a trainer that overfits noisy records, and which of these have a random label."""
+    """Return a trainer that overfits noisy records, and the records with a random label."""
     rng = generator(seed, "sanity", "records")
     x = rng.normal(size=(RECORDS, FEATURES))
     labels = (x @ rng.normal(size=(FEATURES, LABELS))).argmax(1)

@@ -19,7 +19,7 @@ NAMES = ("logp", "phi", "entropy", "correct")
 
 @dataclass(frozen=True)
 class Predictions:
-    """What models say of the true labels of N records; all arrays are [..., N]."""
+    """Predictions of models on the true labels of N records; all arrays are [..., N]."""
 
     logp: Floats
     """log p_y."""
@@ -90,11 +90,10 @@ class Scores:
             )
 
     def target(self, model: int, references: int | None = None) -> Target:
-        """Return `model` as the target; its references are the pairs that follow its own,
-        cyclically.
+        """Return `model` as the target; the pairs after its own, cyclically, are its references.
 
-        The pair's other half is excluded: it is the complement of the answer. Raises WrongInput for
-        an odd number of references, or more than there are.
+        The other model of its pair is excluded, because it reveals the answer. Raises WrongInput
+        for an odd number of references, or more than there are.
         """
         models = len(self.keep)
         wanted = models - 2 if references is None else references
@@ -109,7 +108,7 @@ class Scores:
         )
 
     def save(self, path: Path) -> None:
-        """Write the store as npz, whole or not at all."""
+        """Write the store as npz; a failed write leaves an older file as it was."""
         p = self.predictions
         aside = path.with_suffix(".part.npz")
         np.savez_compressed(
@@ -125,10 +124,10 @@ def load_scores(path: Path) -> Scores:
 
 
 def fair_coins(models: int, records: int, seed: int) -> Bools:
-    """Return keep [models, records]: a fair coin for each record and pair, the pair's second half
-    flipped.
+    """Return keep [models, records]: a fair coin for each record and pair of models.
 
-    Raises WrongInput for an odd number of models.
+    The second model of a pair has the opposite coins. Raises WrongInput for an odd number of
+    models.
     """
     if models < 2 or models % 2:
         raise WrongInput(
@@ -139,7 +138,7 @@ def fair_coins(models: int, records: int, seed: int) -> Bools:
 
 
 def predictions(logits: Tensor, labels: Tensor) -> Predictions:
-    """Return what logits [..., N, C] say of the labels [N].
+    """Return the predictions of logits [..., N, C] on the labels [N].
 
     phi is z_y - log sum_{y' != y} exp z_{y'} (Carlini et al., 2022, stable form); modified entropy
     is -(1 - p_y) log p_y - sum_{y' != y} p_{y'} log(1 - p_{y'}) (Song and Mittal, 2021).

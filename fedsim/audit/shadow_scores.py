@@ -1,4 +1,4 @@
-"""Shadow models: trained in groups side by side by whoever knows how, scored once, kept by name."""
+"""Shadow models: a given trainer trains them in groups; they are scored once and kept by name."""
 
 import hashlib
 import json
@@ -11,10 +11,10 @@ from fedsim.audit.scores import Bools, Scores, load_scores, predictions, stack
 from fedsim.errors import WrongInput
 
 TrainShadows = Callable[[Bools, Sequence[int]], Tensor]
-"""(keep [m, N], the models' numbers) -> logits [m, N, C] on ALL records of m models, each trained
-on its own.
+"""(keep [m, N], the models' numbers) -> logits [m, N, C] of m separately trained models.
 
-A model's randomness is named by its number, so groups of another size give the same models.
+The logits cover ALL records. A model's number names its randomness, so groups of another size give
+the same models.
 """
 
 
@@ -36,7 +36,7 @@ def score_shadows(keep: Bools, labels: Tensor, train: TrainShadows, at_once: int
 
 
 def cached(folder: Path, identity: Mapping[str, object], make: Callable[[], Scores]) -> Scores:
-    """Return the scores kept in `folder` under this identity, or make and keep them.
+    """Return the scores that `folder` keeps under this identity; make and keep missing ones.
 
     identity: everything that changes the scores: config hash, seed, data fingerprint, models, game.
     """

@@ -1,8 +1,8 @@
-"""Attacks on updates: what the change of a device, or of a sum of them, tells of single records.
+"""Attacks on updates: what the change of one device or of several reveals about single records.
 
-Scores are arrays [K, N] of K updates and N records; larger means "rather a member". An update is
-delta = local - global, so that training on a record moves along its descent direction, minus its
-gradient.
+Scores are arrays [K, N] of K updates and N records. A larger score means that membership is more
+likely. An update is delta = local - global. Training on a record moves it along the record's
+descent direction, which is minus its gradient.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,12 +22,12 @@ from fedsim.types import PAD, Examples, Params
 Losses = Callable[[Params], Floats]
 """Parameters -> the loss of each of N records."""
 STEP = 1e-5
-"""Length of the step of a central difference: its error is about STEP² + 1e-16 / STEP, in float64."""
+"""Step length of a central difference: in float64 its error is about STEP² + 1e-16 / STEP."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What K updates of one round say of N records; all are [K, N] but `before`."""
+    """What K updates of one round say about N records; all arrays but `before` are [K, N]."""
 
     product: Floats
     """Update times descent direction."""
@@ -59,12 +59,12 @@ def device_loss(seen: Observed) -> Floats:
 
 
 def fedmia_loss(seen: Observed) -> Floats:
-    """FedMIA-I: where the device's loss stands among the other devices' (Zhu et al., 2025)."""
+    """Return FedMIA-I: the device's loss relative to other devices' (Zhu et al., 2025)."""
     return standing(-seen.loss, "fedmia_loss")
 
 
 def fedmia_cosine(seen: Observed) -> Floats:
-    """FedMIA-II: where the device's cosine stands among the other devices' (Zhu et al., 2025)."""
+    """Return FedMIA-II: the device's cosine relative to other devices' (Zhu et al., 2025)."""
     return standing(seen.cosine, "fedmia_cosine")
 
 
@@ -77,15 +77,16 @@ UPDATE_ATTACKS: dict[str, Callable[[Observed], Floats]] = {
     "fedmia_cosine": fedmia_cosine,
 }
 SUM_ATTACKS = {name: UPDATE_ATTACKS[name] for name in ("cosine", "loss_drop")}
-"""What a secure sum leaves: nothing that compares devices."""
+"""The attacks that a secure sum allows: those that do not compare devices."""
 FEWEST_DEVICES = 3
-"""FedMIA's deviation is over the other devices, of which it wants two."""
+"""Fewest devices for FedMIA, whose deviation needs two other devices."""
 
 
 def observe(losses: Losses, norms: Floats, params: Params, changes: Iterable[Params]) -> Observed:
-    """Return what updates say of N records whose gradients at `params` have these norms [N].
+    """Return what updates say about N records whose gradients at `params` have these norms [N].
 
-    Three forward passes an update, and one for all; no gradient of any record is held.
+    It takes three forward passes for each update, and one for all. No gradient of a record is
+    stored.
     """
     start = {name: p.double() for name, p in params.items()}
     before = losses(start)
@@ -100,8 +101,9 @@ def observe(losses: Losses, norms: Floats, params: Params, changes: Iterable[Par
 
 
 def directional(losses: Losses, params: Params, change: Params) -> Floats:
-    """Return the product of each record's gradient with a change [N], by a central difference in
-    float64.
+    """Return the product of each record's gradient with a change, [N].
+
+    It is a central difference in float64.
     """
     length = norm_of(change)
     if length == 0.0:
@@ -125,7 +127,7 @@ def norm_of(change: Params) -> float:
 def standing(scores: Floats, attack: str = "FedMIA") -> Floats:
     """Return Phi((score - mean of the other updates) / their standard deviation), [K, N] -> [K, N].
 
-    0.5 where the others all agree with the score. Raises WrongInput below 3 updates.
+    It is 0.5 where all others agree with the score. Raises WrongInput below 3 updates.
     """
     count = len(scores)
     if count < FEWEST_DEVICES:
@@ -145,9 +147,7 @@ def standing(scores: Floats, attack: str = "FedMIA") -> Floats:
 
 
 def record_losses(module: nn.Module, task: Task, examples: Examples) -> Losses:
-    """Return the function that gives each record's loss for a model's parameters, in their
-    precision.
-    """
+    """Return the function from a model's parameters to each record's loss, in their precision."""
 
     def of(params: Params) -> Floats:
         precision = next(iter(params.values())).dtype
@@ -164,26 +164,26 @@ def record_losses(module: nn.Module, task: Task, examples: Examples) -> Losses:
 
 
 def leaked_tokens(table: Tensor) -> Bools:
-    """Return which token ids a plain update gives away: the rows of its embedding table that moved,
-    [V].
-    """
+    """Return which token ids a plain update reveals, [V]: the embedding rows that moved."""
     found: Bools = (table != 0).any(-1).cpu().numpy()
     found[PAD] = False
     return found
 
 
 def leaked_labels(bias: Tensor) -> Bools:
-    """Return the labels whose bias rose: exact for one plain step in which no label is predicted
-    well.
+    """Return the labels whose bias rose.
 
-    A label's bias moves by lr · (its share of the batch - its mean probability) (after Zhao et al.,
-    2020).
+    This is exact for one plain step in which no label is predicted well. A label's bias moves by
+    lr · (its share of the batch - its mean probability) (after Zhao et al., 2020).
     """
     found: Bools = (bias > 0).cpu().numpy()
     return found
 
 
 def hits(said: Bools, truth: Bools) -> tuple[float, float]:
-    """Return precision and recall of a set; 1 where nothing is said, or nothing is to be found."""
+    """Return precision and recall of a set.
+
+    Precision is 1 for an empty answer, recall is 1 where there is nothing to find.
+    """
     right = float((said & truth).sum())
     return right / said.sum() if said.any() else 1.0, right / truth.sum() if truth.any() else 1.0

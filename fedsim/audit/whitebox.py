@@ -1,4 +1,4 @@
-"""A text model with a gap in one sentence, as the callables that searches for a code work on."""
+"""A text model with a gap in one sentence, as functions for the searches for a code."""
 
 from collections.abc import Callable, Mapping
 
@@ -21,14 +21,15 @@ def relaxed_loss(
     gap: int,
     candidates: Tensor,
 ) -> Loss:
-    """Return mixtures [B, length, candidates] -> losses [B] of the sentence with mixed embeddings
-    in its gap.
+    """Return the function from mixtures [B, length, candidates] to the sentence's losses [B].
 
-    tokens: [T] ids, anything in the gap, which begins at `gap`, or [S, T] of several sentences, to
-    which the mixtures then belong in S equal parts, one after another; candidates: [V'] ids. The
-    sentences get a table of their own, one row a token, so any model that reads its ids through one
-    embedding table works unchanged. losses: (outputs, ids [B, T]) -> [B]; of the ids only PAD means
-    anything.
+    The gap of the sentence holds the mixed embeddings. tokens: [T] ids; the gap begins at `gap`,
+    and its ids do not matter. With [S, T] ids of several sentences, the mixtures belong to them in
+    S equal parts, one after another. candidates: [V'] ids. losses: (outputs, ids [B, T]) -> [B];
+    only PAD has a meaning among these ids.
+
+    The sentences get their own table, with one row a token. So any model that reads its ids through
+    one embedding table works unchanged.
     """
     name = _table(module)
     table = params[name]
@@ -54,9 +55,9 @@ def relaxed_loss(
 def next_log_probs(
     module: nn.Module, params: Params, prefix: Tensor, candidates: Tensor
 ) -> NextLogProbs:
-    """Return the log odds of each candidate behind prefix [T] and the first tokens of a code.
+    """Return the log odds of each candidate after prefix [T] and the first tokens of a code.
 
-    For a language model, whose outputs have `next` [B, T, vocabulary].
+    It needs a language model, whose outputs have `next` [B, T, vocabulary].
     """
 
     def of(codes: Tensor) -> Tensor:

@@ -39,9 +39,9 @@ class Rule:
 
     make: Callable[[Aggregation], Aggregator]
     of_sum: bool = False
-    """It looks at nothing but the sum, so a device's influence on it is bounded by a clip."""
+    """The rule needs only the sum, so a clip bounds a device's influence on it."""
     combine: Combiner | None = None
-    """What it makes of single updates, which devices must then show; `make` steps on that."""
+    """Combines single updates, which devices must then send; `make` steps on the result."""
 
 
 def step_of(settings: Aggregation) -> Aggregator:
@@ -71,7 +71,7 @@ def _own(settings: Aggregation) -> Aggregator:
 
 
 OWN = Rule(_own)
-"""Somebody's own code: nothing is claimed of it."""
+"""Custom code: nothing is claimed about it."""
 
 
 def rule_of(settings: Aggregation) -> Rule:
