@@ -298,14 +298,14 @@ def identity(finding: Finding) -> tuple[Any, ...]:
 def unsummed(finding: type[Finding]) -> frozenset[str]:
     """Return the keys of a finding's row that the summary leaves out."""
     return frozenset(
-        {"kind"} | {name for name, metadata in _keys(finding) if "unsummed" in metadata}
+        {"kind"} | {name for name, metadata in keys_of(finding) if "unsummed" in metadata}
     )
 
 
 def smallest_is_best() -> frozenset[str]:
     """Return the keys whose smallest value is an attack's best result."""
     return frozenset(
-        name for kind in TYPES for name, metadata in _keys(kind) if "smallest" in metadata
+        name for kind in TYPES for name, metadata in keys_of(kind) if "smallest" in metadata
     )
 
 
@@ -319,14 +319,14 @@ def _leaves(of: Any) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
             yield each.name, value, each.metadata
 
 
-def _keys(kind: type[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def keys_of(kind: type[Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield (key, metadata) of every field of a type; the fields of a part replace it."""
     for each in fields(kind):
         part = _part(kind, each.name)
         if part is None:
             yield each.name, each.metadata
         else:
-            yield from _keys(part)
+            yield from keys_of(part)
 
 
 def _read(kind: type[T], row: Mapping[str, Any]) -> T:
@@ -335,7 +335,7 @@ def _read(kind: type[T], row: Mapping[str, Any]) -> T:
         part = _part(kind, each.name)
         needed = each.default is MISSING
         if part is not None:
-            if needed or any(name in row for name, _ in _keys(part)):
+            if needed or any(name in row for name, _ in keys_of(part)):
                 values[each.name] = _read(part, row)
         elif row.get(each.name) is not None:
             value = row[each.name]
