@@ -231,6 +231,24 @@ def test_no_file_has_a_name_that_says_nothing() -> None:
     assert [p for p in sources() if p.name in FORBIDDEN_NAMES] == []
 
 
+def long_functions() -> list[str]:
+    """Functions whose body, docstring aside, has more than 40 lines."""
+    found = []
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef) or "experiments" in path.parts:
+                continue
+            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+            if int(node.end_lineno or 0) - first.lineno + 1 > 40:
+                found.append(f"{module_name(path)}.{node.name}")
+    return found
+
+
+def test_no_function_is_longer_than_forty_lines() -> None:
+    """Complexity is held by ruff: C901 in pyproject.toml."""
+    assert long_functions() == []
+
+
 def test_the_defaults_stand_in_pyproject_too() -> None:
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
     assert config == Config().model_dump(by_alias=True)

@@ -51,19 +51,13 @@ class RecordTable:
             clean["train"] = self._divide(data, partition, clean["train"], data_dir, notes)
         if data.test_share:
             clean |= hold_out(data, clean)
-        owners = _owners(clean["train"])
-        order = np.argsort(owners, kind="stable")
-        owners = owners[order]
-        self._start = np.searchsorted(owners, self.devices, side="left")
-        self.activity = np.searchsorted(owners, self.devices, side="right") - self._start
         encode = _Encoding(data, clean)
         self.spec = encode.spec
-        clean["train"] = clean["train"].rows(order)
+        clean["train"] = self._by_device(clean["train"])
         parts = {name: encode.examples(records) for name, records in clean.items() if records.size}
         self._train, self.dev, self.test = (parts.get(name) for name in ("train", "dev", "test"))
-        self._times = {name: r.only("time") for name, r in clean.items() if "time" in r.columns}
-        train = clean["train"]
-        self._deleted = train.only("deleted") if "deleted" in train.columns else None
+        self._times = _only("time", clean)
+        self._deleted = _only("deleted", clean).get("train")
         self.notes = tuple(notes + encode.notes)
 
     def train(self, device: DeviceId) -> Examples:
@@ -91,6 +85,15 @@ class RecordTable:
         """
         return None if self._deleted is None else seconds_or_never(self._deleted, "deleted")
 
+    def _by_device(self, train: Records) -> Records:
+        """Return the training records device by device; note where each device's begin."""
+        owners = _owners(train)
+        order = np.argsort(owners, kind="stable")
+        owners = owners[order]
+        self._start = np.searchsorted(owners, self.devices, side="left")
+        self.activity = np.searchsorted(owners, self.devices, side="right") - self._start
+        return train.rows(order)
+
     def _divide(
         self,
         data: Data,
@@ -115,6 +118,11 @@ class RecordTable:
 def _natural(splits: Mapping[str, Records]) -> NDArray[np.str_]:
     """Return all devices that any split names, sorted."""
     return np.unique(np.concatenate([_owners(records) for records in splits.values()]))
+
+
+def _only(role: str, splits: Mapping[str, Records]) -> dict[str, Records]:
+    """Return one column of each split that has it."""
+    return {name: found.only(role) for name, found in splits.items() if role in found.columns}
 
 
 def _owners(records: Records) -> NDArray[np.str_]:

@@ -2,12 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedsim.app.cli.options import DataDir, Out, Settings, out
 from fedsim.errors import RunFailed
+
+if TYPE_CHECKING:  # pandas is imported only by the commands that need it
+    from fedsim.app.sweeps.sweep_dir import SweepDir
 
 
 def sweep(
@@ -30,13 +33,7 @@ def sweep(
     """Do every run of a grid or a search; repeated, go on without repeating finished runs."""
     from fedsim.app.server.calibration import reaching
     from fedsim.app.sweeps.check import check_runs
-    from fedsim.app.sweeps.execute import (
-        do_runs,
-        print_plan,
-        print_search,
-        shared_threads,
-        write_results,
-    )
+    from fedsim.app.sweeps.execute import do_runs, print_plan, print_search, shared_threads
     from fedsim.app.sweeps.grid import load_sweep, members
     from fedsim.app.sweeps.search import check_search, do_search, open_search
     from fedsim.app.sweeps.sweep_dir import SweepDir
@@ -58,7 +55,7 @@ def sweep(
             return
         with folder.locked():
             runs = do_search(open_search(given, folder, named_place, calibrate), jobs, out)
-            lines = write_results(folder, within)
+            _tell(folder, len(runs), within)
     else:
         runs = members(given, named_place, calibrate)
         if dry_run:
@@ -68,11 +65,17 @@ def sweep(
         with folder.locked():
             folder.write_plan(given.metric, [axis.name for axis in given.axes], runs)
             do_runs(folder, runs, jobs, out)
-            lines = write_results(folder, within)
-    out.print(*lines, sep="\n", soft_wrap=True)
+            _tell(folder, len(runs), within)
+
+
+def _tell(folder: "SweepDir", runs: int, within: float) -> None:
+    """Write and print the results. Raises RunFailed where a run failed."""
+    from fedsim.app.sweeps.execute import write_results
+
+    out.print(*write_results(folder, within), sep="\n", soft_wrap=True)
     out.print(f"Look at them: fedsim report '{folder.path}'", soft_wrap=True)
     failed = len(folder.failed())
     if failed:
         raise RunFailed(
-            f"{failed} of {len(runs)} runs failed; their sentences stand above and in the table"
+            f"{failed} of {runs} runs failed; their sentences stand above and in the table"
         )

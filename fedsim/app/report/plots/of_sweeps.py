@@ -1,12 +1,14 @@
 """Figures over many runs: utility against privacy, leakage, and curves side by side."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from fedsim.app.report.plots.style import INK, SERIES, draw_figure
 
@@ -22,6 +24,7 @@ def pareto(table: pd.DataFrame, metric: str) -> Figure:
     """
     place = places(table["epsilon"])
     auc = table["attack_auc"]
+    most = max(auc.max(), 0.6)
 
     def draw(axes: Axes) -> None:
         front = table[table["frontier"]].sort_values("epsilon")
@@ -29,39 +32,42 @@ def pareto(table: pd.DataFrame, metric: str) -> Figure:
             place[front.index], front["utility"], "-", color=CURVES, linewidth=1.5, label="frontier"
         )
         for (name, group), marker, colour in zip(_series(table), MARKERS, _cycled(), strict=False):
-            low = group["utility"] - group["utility_low"]
-            high = group["utility_high"] - group["utility"]
-            error = np.nan_to_num(np.array([low, high]))
             at = place[group.index]
             axes.errorbar(
-                at, group["utility"], error, fmt="none", ecolor=colour, capsize=3, linewidth=1
-            )
-            shades = {
-                "c": auc[group.index],
-                "vmin": 0.5,
-                "vmax": max(auc.max(), 0.6),
-                "cmap": COLOURS,
-            }
-            filled = {"color": colour} if auc.isna().any() else shades
-            axes.scatter(
                 at,
                 group["utility"],
-                marker=marker,
-                s=70,
-                edgecolors=colour,
-                label=name,
-                zorder=3,
-                **filled,
+                _error(group),
+                fmt="none",
+                ecolor=colour,
+                capsize=3,
+                linewidth=1,
             )
+            shades = {"c": auc[group.index], "vmin": 0.5, "vmax": most, "cmap": COLOURS}
+            filled = {"color": colour} if auc.isna().any() else shades
+            shape: dict[str, Any] = {
+                "marker": marker,
+                "s": 70,
+                "edgecolors": colour,
+                "label": name,
+                "zorder": 3,
+            }
+            axes.scatter(at, group["utility"], **shape, **filled)
         _epsilon_axis(axes, table["epsilon"])
         axes.set_ylabel(metric.replace("_", " "))
         if not auc.isna().any():
             assert axes.figure is not None
-            shown = mpl.cm.ScalarMappable(mpl.colors.Normalize(0.5, max(auc.max(), 0.6)), COLOURS)
+            shown = mpl.cm.ScalarMappable(mpl.colors.Normalize(0.5, most), COLOURS)
             axes.figure.colorbar(shown, ax=axes, label="attack AUC")
         axes.legend(loc="best")
 
     return draw_figure(draw)
+
+
+def _error(group: pd.DataFrame) -> NDArray[np.float64]:
+    """Return how far the interval reaches below and above the utility [2, points]."""
+    low = group["utility"] - group["utility_low"]
+    high = group["utility_high"] - group["utility"]
+    return np.nan_to_num(np.array([low, high]))
 
 
 def leakage(table: pd.DataFrame) -> Figure:
