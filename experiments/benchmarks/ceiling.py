@@ -26,7 +26,7 @@ from experiments.benchmarks.peers.figures import RESULTS, Row, short, table, wri
 from experiments.benchmarks.peers.settings import SETTINGS, Setting, smaller
 from experiments.benchmarks.peers.steps import Engine, lstm_by_autograd
 from fedsim.app.allocator import keep_freed_memory
-from fedsim.models import layers, products
+from fedsim.models import products, recurrent
 from fedsim.privacy.noise import Seeded
 
 CORES = os.cpu_count() or 1
@@ -130,7 +130,10 @@ def copying(repeats: int) -> float:
 def row(setting: Setting, limits: dict[str, float], results: list[Path]) -> Row:
     steps = -(-setting.examples // setting.batch)
     one = Engine(smaller(setting), 1)
-    plain = patch.object(layers, "lstm", lstm_by_autograd), patch.object(products, "ONEDNN", False)
+    plain = (
+        patch.object(recurrent, "lstm", lstm_by_autograd),
+        patch.object(products, "ONEDNN", False),
+    )
     with plain[0], plain[1], FlopCounterMode(display=False) as counter:
         one.step()  # by products that are counted
     flops = steps * counter.get_total_flops()

@@ -39,10 +39,7 @@ class RecordTable:
     ) -> None:
         notes: list[str] = []
         owned = partition.name in ("natural", "grouped_natural")
-        clean = {
-            name: clean_records(data, records, notes, owned and name == "train")
-            for name, records in splits.records.items()
-        }
+        clean = _cleaned(data, splits, notes, owned)
         self.fingerprint = splits.fingerprint
         self.devices: NDArray[np.str_]
         if partition.name == "natural":
@@ -120,6 +117,27 @@ def _natural(splits: Mapping[str, Records]) -> NDArray[np.str_]:
     return np.unique(np.concatenate([_owners(records) for records in splits.values()]))
 
 
+def _cleaned(data: Data, splits: Splits, notes: list[str], owned: bool) -> dict[str, Records]:
+    """Return the records that a task can learn from; `owned` ones must name their device."""
+    return {
+        name: clean_records(data, records, notes, owned and name == "train")
+        for name, records in splits.records.items()
+    }
+
+
+def _image_shape(train: Records, others: Sequence[Records]) -> torch.Size:
+    """Return the shape of every image. Raises WrongInput where a split has images of another."""
+    shape = _image_tensor(train).shape[1:]
+    for other in others:
+        if other.size and _image_tensor(other).shape[1:] != shape:
+            raise WrongInput(
+                f"{other.origin} has images of the shape "
+                f"{list(_image_tensor(other).shape[1:])}, {train.origin} of "
+                f"{list(shape)}; they must be alike"
+            )
+    return shape
+
+
 def _only(role: str, splits: Mapping[str, Records]) -> dict[str, Records]:
     """Return one column of each split that has it."""
     return {name: found.only(role) for name, found in splits.items() if role in found.columns}
@@ -153,14 +171,7 @@ class _Encoding:
         vocabulary = Vocabulary({}, 0)
         shape = torch.Size((0, 0, 0))
         if data.task == "image":
-            shape = _image_tensor(train).shape[1:]
-            for other in others:
-                if other.size and _image_tensor(other).shape[1:] != shape:
-                    raise WrongInput(
-                        f"{other.origin} has images of the shape "
-                        f"{list(_image_tensor(other).shape[1:])}, {train.origin} of "
-                        f"{list(shape)}; they must be alike"
-                    )
+            shape = _image_shape(train, others)
         else:
             vocabulary = make_vocabulary(data, train.columns["tokens"])
             cut = sum(

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, max_pool2d
 
 from experiments.benchmarks.peers import engine, plain
 from experiments.benchmarks.peers.settings import Setting, made_up, smaller
-from fedsim.models import image, layers
+from fedsim.models import image, recurrent
 from fedsim.types import Params
 
 
@@ -275,7 +275,7 @@ class Vmap(Engine):
         each = each if self.models == 1 else vmap(each)
         # transforms take no backward that is written out
         with (
-            patch.object(layers, "lstm", lstm_by_autograd),
+            patch.object(recurrent, "lstm", lstm_by_autograd),
             patch.object(image, "pool", pool_by_autograd),
         ):
             grads = each(self.params, self.batch)  # [K, B, ...] or [B, ...]
