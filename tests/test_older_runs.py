@@ -1,7 +1,6 @@
 """A run folder of version 0.1.0, from before the rooms, is read as on the day that it was made.
 
-Seen to fail: `Round.of` without defaults for what rows of that day lack; a page that takes
-`epsilon_spent` for given.
+Seen to fail: `Round.of` that wants every key in a row; a page that reads `epsilon_spent`.
 """
 
 import shutil
