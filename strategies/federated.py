@@ -10,16 +10,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedsim.config import Config
 from fedsim.errors import RunFailed
-from fedsim.privacy.noise import NoiseSource
-from fedsim.types import Cohort, Params, Reply, Update, no_update
+from fedsim.types import Cohort, Reply, Update, no_update
 from fedsim.wire import NOT_FINITE, failure, pack_evaluation, pack_params, pack_task, unpack_scores
 from strategies.aggregation import combine
 from strategies.cohorts import Cohorts, ServerState, part_of
 from strategies.device_metrics import spread
 from strategies.reply_checks import Guard, guarded
-from strategies.roster import Roster
 from strategies.weights import with_divisor
 
 logger = getLogger(__name__)
@@ -28,16 +25,8 @@ logger = getLogger(__name__)
 class Federated(Cohorts, Strategy):
     """Sends each node the model and its part of a cohort, and steps on the sum of the replies."""
 
-    def __init__(
-        self,
-        config: Config,
-        roster: Roster,
-        params: Params,
-        active_hours: NDArray[np.bool_] | None = None,
-        noise: NoiseSource | None = None,
-    ) -> None:
-        super().__init__(config, roster, params, active_hours, noise)
-        self.cohort: Cohort | None = None
+    cohort: Cohort | None = None
+    """The cohort of the round that is under way."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
