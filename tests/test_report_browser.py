@@ -19,6 +19,7 @@ from fedsim.app.report.write import report_on
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.app.sweeps.sweep_dir import SweepDir
 
+pytestmark = pytest.mark.slow  # the run that the pages tell of takes a minute
 LEGIBLE_PX = 9.0
 ARGUMENTS = (
     "--headless=new",
@@ -162,7 +163,6 @@ def test_a_figure_s_ink_is_the_page_s(browser: webdriver.Chrome, pages: dict[str
     assert len(inks) == 2
 
 
-@pytest.mark.slow
 def test_a_sweep_s_page_is_whole_too(
     browser: webdriver.Chrome, fedsim: Cli, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ import typer
 from rich.text import Text
 
 from fedsim import __version__
-from fedsim.app.allocator import keep_freed_memory
+from fedsim.app.allocator import collect_rarely, keep_freed_memory
 from fedsim.app.cli.commands.audit import audit
 from fedsim.app.cli.commands.calibrate import calibrate
 from fedsim.app.cli.commands.config import config
@@ -71,6 +71,7 @@ def main() -> None:
         0, os.getcwd()
     )  # finds own code, "package.module:function", in the current folder
     keep_freed_memory()
+    collect_rarely()
     try:
         cli()
     except WrongInput as error:
