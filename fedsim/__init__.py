@@ -8,6 +8,8 @@ as a test.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fedsim.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from clients.clipping import clipped_gradients as clipped_gradients
     from clients.example_clip import Clip as Clip
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from fedsim.privacy.accounting import power as power
     from fedsim.privacy.ledger import Ledger as Ledger
     from fedsim.privacy.planning import calibrate as calibrate
-
-__version__ = "0.1.0"
 
 OFFERED = {
     # runs

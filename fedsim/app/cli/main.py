@@ -13,7 +13,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import typer
 from rich.text import Text
 
-from fedsim import __version__
 from fedsim.app.allocator import collect_rarely, keep_freed_memory
 from fedsim.app.cli.commands.audit import audit
 from fedsim.app.cli.commands.calibrate import calibrate
@@ -29,6 +28,7 @@ from fedsim.app.cli.commands.show import show
 from fedsim.app.cli.commands.sweep import sweep
 from fedsim.app.cli.options import err
 from fedsim.errors import RunFailed, WrongInput
+from fedsim.version import __version__
 
 COMMANDS = (run, show, calibrate, data, runs, export, audit, sweep, report, config, doctor)
 """Every command, in the order of --help. Each is a function in the file of its name in `commands/`.

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim import __version__
 from fedsim.app.rundir.files import make_folder, read_json, replaced, write_json
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import to_flat
 from fedsim.errors import WrongInput
+from fedsim.version import __version__
 
 
 def export_model(run: RunDir, target: Path) -> Path:

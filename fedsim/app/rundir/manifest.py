@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim import __version__
 from fedsim.app.place import chunk_bytes, lanes, threads, torch_device
 from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import Config, Place
 from fedsim.data.federation import FederatedDataset
 from fedsim.errors import WrongInput
 from fedsim.names import import_object, is_own_code, listed
+from fedsim.version import __version__
 
 PACKAGES = ("torch", "numpy", "flwr", "datasets", "scikit-learn", "scipy")
 
