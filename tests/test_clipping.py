@@ -96,7 +96,7 @@ def clip_task(
     return clipped_gradients(module, losses, inputs, targets, clip, **more)  # type: ignore[arg-type]
 
 
-def agree(one: Clipped, two: Clipped, tolerance: float = 1e-10) -> None:
+def assert_agree(one: Clipped, two: Clipped, tolerance: float = 1e-10) -> None:
     assert one.sums.keys() == two.sums.keys()
     for name, value in two.sums.items():
         torch.testing.assert_close(one.sums[name], value, rtol=tolerance, atol=tolerance)
@@ -135,7 +135,7 @@ def test_one_model_equals_the_same_model_in_a_stack(name: str, task: str, batch_
     stacked = clip_task(
         module, kind, batch, clip, params={n: p.unsqueeze(0) for n, p in module.named_parameters()}
     )
-    agree(
+    assert_agree(
         alone,
         Clipped({n: s[0] for n, s in stacked.sums.items()}, stacked.norms[0], stacked.losses[0]),
     )  # type: ignore[index]
@@ -167,7 +167,7 @@ def test_opacus_gives_the_same_sums(name: str, task: str) -> None:
     losses = lambda out, y: nn.functional.cross_entropy(out, y, reduction="none")  # noqa: E731
     for clip in (Clip(0.4), Clip(0.4, "per_layer"), Clip(0.4, "automatic")):
         ours = clipped_gradients(net.double(), losses, [x], [y], clip)
-        agree(ours, clipped_gradients(net, losses, [x], [y], clip, method="opacus"))
+        assert_agree(ours, clipped_gradients(net, losses, [x], [y], clip, method="opacus"))
 
 
 class Layered(nn.Module):
@@ -211,7 +211,7 @@ def test_every_op_equals_autograd(op: str, models: int) -> None:
     params = several(net, models)
     clip = Clip(0.5)
     fast = clipped_gradients(net, summed, [x], [weight], clip, params)
-    agree(fast, clipped_gradients(net, summed, [x], [weight], clip, params, method="loop"))
+    assert_agree(fast, clipped_gradients(net, summed, [x], [weight], clip, params, method="loop"))
 
 
 def test_long_texts_sort_their_tokens_and_short_ones_compare_them(
@@ -286,7 +286,9 @@ def test_tied_weights_and_layers_used_twice_count_their_cross_terms() -> None:
     kind = make_task(spec_of("language"))
     batch = {n: f[0] for n, f in fields("language", 1, 5).items()}
     clip = Clip(0.05)
-    agree(clip_task(module, kind, batch, clip), clip_task(module, kind, batch, clip, method="loop"))
+    assert_agree(
+        clip_task(module, kind, batch, clip), clip_task(module, kind, batch, clip, method="loop")
+    )
 
 
 class LowRank(nn.Module):
@@ -312,7 +314,7 @@ def test_frozen_parameters_stay_out_of_norms_and_sums() -> None:
     y = torch.rand(4).double()
     fast = clipped_gradients(net, summed, [x], [y], Clip(0.5))
     assert set(fast.sums) == {"down.weight", "up.weight"}
-    agree(fast, clipped_gradients(net, summed, [x], [y], Clip(0.5), method="loop"))
+    assert_agree(fast, clipped_gradients(net, summed, [x], [y], Clip(0.5), method="loop"))
 
 
 class Recurrent(nn.Module):
@@ -345,7 +347,7 @@ def test_an_lstm_run_twice_or_with_frozen_parts_is_clipped_by_what_is_trained(
     assert set(fast.sums) == {
         f"layer.{n}" for n, p in net.layer.named_parameters() if p.requires_grad
     }
-    agree(fast, clipped_gradients(net, summed, [x, mask], [y], Clip(0.1), method="loop"))
+    assert_agree(fast, clipped_gradients(net, summed, [x, mask], [y], Clip(0.1), method="loop"))
 
 
 def test_only_a_bias_may_be_trained() -> None:
@@ -354,7 +356,7 @@ def test_only_a_bias_may_be_trained() -> None:
     x = torch.randn(4, 3, 6).double()
     y = torch.rand(4).double()
     net.weight.requires_grad_(False)
-    agree(
+    assert_agree(
         clipped_gradients(net, summed, [x], [y], Clip(0.5)),
         clipped_gradients(net, summed, [x], [y], Clip(0.5), method="loop"),
     )
@@ -448,7 +450,7 @@ def test_a_layer_without_a_rule_is_named_and_opacus_takes_it() -> None:
     y = torch.ones(4)
     with pytest.raises(WrongInput, match=r"layer '0' \(Conv1d\) has no rule"):
         clipped_gradients(net, summed, [x], [y], Clip(0.5))
-    agree(
+    assert_agree(
         clipped_gradients(net, summed, [x], [y], Clip(0.5), method="opacus"),
         clipped_gradients(net, summed, [x], [y], Clip(0.5), method="loop"),
         1e-5,
