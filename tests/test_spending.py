@@ -16,7 +16,7 @@ from fedsim.app.rundir.run_dir import RunDir
 from fedsim.config import from_flat
 from fedsim.privacy.accounting import Event, epsilon
 from fedsim.privacy.entries import visible_entry
-from fedsim.privacy.ledger import Entry
+from fedsim.privacy.ledger import Entry, Ledger, row_events
 
 TINY = {
     "name": "tiny",
@@ -54,10 +54,38 @@ def test_the_guarantee_counts_rounds_that_were_done_again_with_other_noise(tmp_p
     assert found["epsilon_guarantee"] == pytest.approx(
         epsilon([Event(1.0, 0.2, 25)], found["delta"])
     )
-    assert found["epsilon_guarantee"] >= found["epsilon_max"]
+    assert found["epsilon_guarantee"] >= found["epsilon_max"] == found["epsilon_spent"]
+    assert (run.rounds()[-1].dp_epsilon_spent_rdp or 0.0) >= found["epsilon_spent"]
     statement = (run.path / "privacy.md").read_text()
     assert "5 round(s) that were done again" in statement
     assert "the secret of the coins" in statement
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"selection.rule": "round_robin"},
+        {"dp.unit": "example", "dp.trust": "local", "data.activity_public": "power2"},
+    ],
+    ids=["amplified", "visible", "example"],
+)
+def test_a_round_s_row_never_understates_what_its_ledger_holds(
+    tmp_path: Path, changes: dict[str, str]
+) -> None:
+    """Seen to fail: the last entry alone counted; the median device for the largest."""
+    settings = TINY | {"train.rounds": 5, "place.out": str(tmp_path)} | changes
+    run = run_local(from_flat(settings))
+    assert run.summary is not None
+    delta = run.summary["privacy"]["delta"]
+    ledger = Ledger.open(run.path, 30)
+    for done in run.rounds():
+        events, counts = ledger.counts(lambda entry, last=done.round: entry.round <= last)
+        each = {row_events(events, counts, device) for device in range(30)}
+        largest = max(epsilon(found, delta) for found in each)
+        assert done.dp_epsilon_spent_rdp is not None
+        assert largest <= done.dp_epsilon_spent_rdp
+    assert largest == pytest.approx(run.summary["privacy"]["epsilon_spent"])
 
 
 def spending(tmp_path: Path, activity: list[int], now: list[int]) -> Spending:
